@@ -1,0 +1,56 @@
+"""What a person sees and does while a fit runs: a progress bar, and Ctrl-C."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+
+class ProgressBar:
+    """tqdm's bar with the smoothed ELBO; silent if it is not wanted or tqdm is not installed."""
+
+    def __init__(self, total: int, enabled: bool) -> None:
+        self._bar = None
+        if enabled:
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            self._bar = tqdm(total=total, unit="step")
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def advance(self, num_steps: int, elbo: float) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"ELBO {elbo:.6g}", refresh=False)
+            self._bar.update(num_steps)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second interrupts as usual.
+
+    A block's inputs are donated, so an exception between its call and the assignment of what it returns would lose the
+    fit: the request has to wait for the block's end.
+    """
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield interrupted
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)

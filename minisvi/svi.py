@@ -1,0 +1,251 @@
+"""max over phi of the ELBO: one step, many steps, and a whole fit.
+
+`init`, `update`, `evaluate` and `scan` are pure functions of arrays: jit, vmap and shard them at will. `run` and
+`resume` drive `update` in compiled blocks and do between blocks what is not mathematics: progress, Ctrl-C, failure.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from minisvi import checks, supports
+from minisvi.batches import FullBatch
+from minisvi.elbo import ELBO
+from minisvi.guides import Guide
+from minisvi.model import Model
+from minisvi.progress import ProgressBar, deferred_interrupt
+from minisvi.record import Record
+
+MAX_CONSECUTIVE_FAILURES = 10
+_BLOCK_CAPACITY = 4096  # steps; the trace of a block has this length whatever the number of steps asked for
+_BLOCK_SECONDS = 0.25  # how long the bar may stand still and Ctrl-C may wait
+_FIRST_BLOCK = 16
+
+
+class SVIState(NamedTuple):
+    """What the next step needs.
+
+    `step` counts the steps taken, `num_skipped` those among them whose result was not finite and was dropped, and
+    `num_failed` the latest unbroken run of these.
+    """
+
+    params: Any
+    opt_state: Any
+    key: Array
+    step: Array
+    num_skipped: Array
+    num_failed: Array
+
+
+class StepInfo(NamedTuple):
+    """What a person wants to see of a step: its ELBO estimate (nats; not finite where it was `skipped`)."""
+
+    elbo: Array
+    skipped: Array
+
+
+class SVIResult(NamedTuple):
+    """A fit. `elbo` holds one estimate a step, in nats, of the steps that this call took.
+
+    `reason`: `"finished"`, `"interrupted"` (Ctrl-C) or `"non-finite"` (ten steps in a row; `params` are the last good).
+    """
+
+    params: Any
+    state: SVIState
+    elbo: np.ndarray
+    num_skipped: int
+    reason: Literal["finished", "interrupted", "non-finite"]
+
+
+class NonFiniteError(FloatingPointError):
+    """Ten steps in a row were not finite. `result` holds the fit up to the last good state."""
+
+    def __init__(self, message: str, result: SVIResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+@dataclass(frozen=True, eq=False)
+class SVI(Record):
+    """Stochastic variational inference: ascend the ELBO of `guide` for `model` with any optax optimiser.
+
+    **Arguments**
+
+    - `model`, `guide`: what is inferred, and the family that q is chosen from.
+    - `optimizer`: an optax gradient transformation. It is given the loss -ELBO as `value`, with `grad` and `value_fn`.
+      Optax optimisers compare by identity: build one and keep it, for a rebuilt one compiles again.
+    - `objective`: the estimator of the ELBO and of its gradient.
+
+    Records that are equal share one compilation; data are arguments of it, never constants.
+    """
+
+    model: Model
+    guide: Guide
+    optimizer: optax.GradientTransformation
+    objective: ELBO = ELBO()
+    batches: FullBatch = FullBatch()
+
+    @property
+    def target(self) -> Model:
+        """The model over what the guide draws: u, and theta itself where the guide is constrained."""
+        return self.model.over(self.guide.constrained)
+
+    def init(self, key: Array, *data: Any, params: Any = None) -> SVIState:
+        """The state before the first step, at `params` or at the guide's own start.
+
+        Static mistakes in the model, the guide or the data are raised here, with the leaf, what was expected and got.
+        """
+        key, guide_key = jax.random.split(checks.prng_key(key))
+        fresh = self.guide.init(guide_key)
+        if params is not None:
+            checks.same_tree("params", fresh, params)
+        params = _strongly_typed(fresh if params is None else params)
+        self._check(guide_key, params, data)
+        zero = jnp.zeros((), jnp.int32)
+        return SVIState(params, _strongly_typed(self.optimizer.init(params)), key, zero, zero, zero)
+
+    def update(self, state: SVIState, *data: Any) -> tuple[SVIState, StepInfo]:
+        """One step: phi <- phi + optimiser(grad ELBO). One that is not finite changes neither phi nor the optimiser."""
+        key, step_key = jax.random.split(state.key)
+        batch, scale = self.batches(state.step, data)
+
+        def loss(params: Any) -> Array:
+            return -self.objective(step_key, self.target, self.guide, params, *batch, scale=scale)
+
+        value, grad = jax.value_and_grad(loss)(state.params)
+        optimizer = optax.with_extra_args_support(self.optimizer)
+        updates, opt_state = optimizer.update(
+            grad, state.opt_state, state.params, value=value, grad=grad, value_fn=loss
+        )
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(value) & _all_finite(params)
+        params, opt_state = jax.tree.map(
+            partial(jnp.where, finite), (params, opt_state), (state.params, state.opt_state)
+        )
+        skipped = (~finite).astype(jnp.int32)
+        num_failed = skipped * (state.num_failed + 1)
+        state = SVIState(params, opt_state, key, state.step + 1, state.num_skipped + skipped, num_failed)
+        return state, StepInfo(-value, ~finite)
+
+    def evaluate(self, state: SVIState, *data: Any) -> Array:
+        """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
+        _, step_key = jax.random.split(state.key)
+        return self.objective(step_key, self.target, self.guide, state.params, *data)
+
+    def scan(self, state: SVIState, num_steps: int, *data: Any) -> tuple[SVIState, StepInfo]:
+        """`num_steps` updates as one pure function; the infos are stacked, shape (num_steps,)."""
+        num_steps = checks.positive_integer("num_steps", num_steps)
+        return jax.lax.scan(lambda state, _: self.update(state, *data), state, length=num_steps)
+
+    def run(
+        self,
+        key: Array,
+        num_steps: int,
+        *data: Any,
+        params: Any = None,
+        progress_bar: bool = True,
+        on_failure: Literal["raise", "return"] = "raise",
+    ) -> SVIResult:
+        """A fit from the guide's start, or from `params`; see `resume`."""
+        checks.positive_integer("num_steps", num_steps)
+        state = _init(self, key, data, params)
+        return self.resume(state, num_steps, *data, progress_bar=progress_bar, on_failure=on_failure)
+
+    def resume(
+        self,
+        state: SVIState,
+        num_steps: int,
+        *data: Any,
+        progress_bar: bool = True,
+        on_failure: Literal["raise", "return"] = "raise",
+    ) -> SVIResult:
+        """`num_steps` more from a state, such as `result.state`: 500 and 500 steps equal 1,000, number by number.
+
+        Ctrl-C ends the fit after the block that runs, with what is done. NonFiniteError after ten steps in a row that
+        were not finite, unless `on_failure="return"`: then the result's `reason` says so.
+        """
+        checks.positive_integer("num_steps", num_steps)
+        if on_failure not in ("raise", "return"):
+            raise ValueError(f"`on_failure` must be 'raise' or 'return'; got {on_failure!r}")
+        state, trace, reason = self._drive(_copy(state), num_steps, data, progress_bar)
+        result = SVIResult(state.params, state, trace, int(state.num_skipped), reason)
+        if reason == "non-finite" and on_failure == "raise":
+            raise NonFiniteError(self._explain(state, data), result)
+        return result
+
+    def _drive(self, state: SVIState, num_steps: int, data: tuple[Any, ...], progress_bar: bool) -> Any:
+        traces: list[np.ndarray] = []
+        done, limit = 0, _FIRST_BLOCK
+        with ProgressBar(num_steps, progress_bar) as bar, deferred_interrupt() as interrupted:
+            while done < num_steps and not interrupted.is_set():
+                begin = time.perf_counter()
+                limit = min(limit, num_steps - done)
+                state, buffer, taken, failed = _block(self, state, limit, data)
+                taken = int(taken)
+                traces.append(np.asarray(buffer)[:taken])
+                bar.advance(taken, float(np.nanmean(traces[-1][-100:])))
+                done += taken
+                if failed:
+                    return state, np.concatenate(traces), "non-finite"
+                pace = _BLOCK_SECONDS / (time.perf_counter() - begin)
+                limit = int(np.clip(limit * pace, 1, min(8 * limit, _BLOCK_CAPACITY)))
+        return state, np.concatenate(traces), "finished" if done == num_steps else "interrupted"
+
+    def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
+        self.model.check(*data)
+        draw = jax.eval_shape(lambda p: self.guide.distribution(p, *data).sample_and_log_prob(seed=key)[0], params)
+        checks.same_tree("guide's draw", supports.unconstrained_like(self.target.latents), draw)
+
+    def _explain(self, state: SVIState, data: tuple[Any, ...]) -> str:
+        _, step_key = jax.random.split(state.key)
+        u, _ = self.guide.distribution(state.params, *data).sample_and_log_prob(seed=step_key)
+        when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"
+        return (
+            f"the ELBO or the parameters were not finite on {MAX_CONSECUTIVE_FAILURES} steps in a row, {when}. "
+            f"At the guide's next draw: {self.target.explain(u, *data)}"
+        )
+
+
+@partial(jax.jit, static_argnames="svi")
+def _init(svi: SVI, key: Array, data: tuple[Any, ...], params: Any) -> SVIState:
+    return svi.init(key, *data, params=params)
+
+
+@partial(jax.jit, static_argnames="svi", donate_argnames="state")
+def _block(svi: SVI, state: SVIState, num_steps: Any, data: tuple[Any, ...]) -> Any:
+    # A while loop and not a scan, so that the number of steps is not part of the program: the last, shorter block runs
+    # the same one, the host sets the pace, and a fit that fails ends at once.
+    def go_on(carry: Any) -> Array:
+        state, _, taken = carry
+        return (taken < num_steps) & (state.num_failed < MAX_CONSECUTIVE_FAILURES)
+
+    def step(carry: Any) -> Any:
+        state, trace, taken = carry
+        state, info = svi.update(state, *data)
+        return state, trace.at[taken].set(info.elbo), taken + 1
+
+    buffer = jnp.zeros(_BLOCK_CAPACITY, jax.eval_shape(svi.evaluate, state, *data).dtype)
+    state, buffer, taken = jax.lax.while_loop(go_on, step, (state, buffer, jnp.zeros((), jnp.int32)))
+    return state, buffer, taken, state.num_failed >= MAX_CONSECUTIVE_FAILURES
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    # Blocks overwrite their input: the state that the user holds must stay theirs.
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]))
+
+
+def _strongly_typed(tree: Any) -> Any:
+    # A weakly typed leaf, such as one made from a Python float, would turn strong in the first step and compile again.
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
