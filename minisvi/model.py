@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import checks, supports
+from minisvi import checks, trees
 from minisvi.record import Record
-from minisvi.supports import Support
+from minisvi.supports import Support, real
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Model(Record):
         `scale` = N/B multiplies the likelihood of a minibatch of B of the N rows, which makes it unbiased for that of
         all rows (Hoffman et al. 2013, eq. 20). ValueError if it is given and the model is not factored.
         """
-        theta, log_det = supports.constrain(self.latents, u)
+        theta, log_det = trees.constrain(self.latents, u)
         return self._log_joint(theta, data, scale) + log_det
 
     def _log_joint(self, theta: Any, data: tuple[Any, ...], scale: Any) -> Array:
@@ -73,11 +73,11 @@ class Model(Record):
 
     def constrain(self, u: Any) -> Any:
         """theta = T(u)."""
-        return supports.constrain(self.latents, u)[0]
+        return trees.constrain(self.latents, u)[0]
 
     def unconstrain(self, theta: Any) -> Any:
         """u = T^-1(theta); ValueError names the leaf that is misspelt, misshapen or outside its support."""
-        return supports.unconstrain(self.latents, theta)
+        return trees.unconstrain(self.latents, theta)
 
     def over(self, constrained: Any) -> "Model":
         """The same model with T the identity wherever `constrained`, a prefix tree of bools, is True.
@@ -88,7 +88,7 @@ class Model(Record):
             return self
 
         def identity(flag: bool, latents: Any) -> Any:
-            return jax.tree.map(lambda s: supports.real(s.shape, s.dtype), latents) if flag else latents
+            return jax.tree.map(lambda s: real(s.shape, s.dtype), latents) if flag else latents
 
         return replace(self, latents=jax.tree.map(identity, constrained, self.latents))
 
@@ -123,7 +123,7 @@ class Model(Record):
 
     def explain(self, u: Any, *data: Any) -> str:
         """What is not finite at u, in words: the terms of the log density, its gradient's leaves, the data."""
-        theta, log_det = supports.constrain(self.latents, u)
+        theta, log_det = trees.constrain(self.latents, u)
         groups = {
             "": {"log|det J|": log_det} | self._terms(theta, data),
             "latent ": checks.named_leaves(theta),
@@ -146,7 +146,7 @@ def _eval_shape_without_outer_broadcast(name: str, function: Callable[..., Any],
         warnings.simplefilter("always")
         shape = jax.eval_shape(function, *args)
     for warning in caught:
-        found = re.search(r"rank promotion for (\S+) on shapes (.*\)),? ", str(warning.message))
+        found = re.search(r"rank promotion for (\S+) on shapes (.*?)\. Set", str(warning.message))
         if found is None:
             continue
         sizes = [tuple(map(int, re.findall(r"\d+", text))) for text in re.findall(r"\([^()]*\)", found[2])]

@@ -14,7 +14,6 @@ import numpy as np
 from jax import Array
 from jax.nn import log_sigmoid, softplus
 
-from minisvi import checks
 from minisvi.record import Record
 
 Shape = int | tuple[int, ...]
@@ -106,17 +105,21 @@ class _StickBreaking:
     """theta_k = z_k prod_{j<k} (1 - z_j), z_k = sigmoid(u_k - log(K - k)), k = 1..K-1 (Stan reference manual, 10.7)."""
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
-        x = u - jnp.log(jnp.arange(u.shape[-1], 0, -1, dtype=u.dtype))
+        x = u - _log_num_left(u)
+        rows = [(0, 0)] * (u.ndim - 1)
         # In logs, so that no stick is rounded to exactly zero or one before the product.
-        log_z, log_rest = log_sigmoid(x), jnp.cumsum(log_sigmoid(-x), axis=-1)
-        before = jnp.pad(log_rest, [(0, 0)] * (u.ndim - 1) + [(1, 0)])
-        log_theta = before + jnp.pad(log_z, [(0, 0)] * (u.ndim - 1) + [(0, 1)])
+        log_left = jnp.pad(jnp.cumsum(log_sigmoid(-x), axis=-1), [*rows, (1, 0)])
+        log_theta = log_left + jnp.pad(log_sigmoid(x), [*rows, (0, 1)])
         return jnp.exp(log_theta), log_theta[..., :-1] + log_sigmoid(-x)
 
     def inverse(self, theta: Array) -> Array:
-        rest = jnp.cumsum(theta[..., ::-1], axis=-1)[..., ::-1][..., 1:]
-        centre = jnp.log(jnp.arange(theta.shape[-1] - 1, 0, -1, dtype=theta.dtype))
-        return jnp.log(theta[..., :-1]) - jnp.log(rest) + centre
+        left = jnp.cumsum(theta[..., ::-1], axis=-1)[..., ::-1][..., 1:]
+        return jnp.log(theta[..., :-1]) - jnp.log(left) + _log_num_left(left)
+
+
+def _log_num_left(u: Array) -> Array:
+    # log(K - k) for k = 1..K-1: centred so that u = 0 is the uniform simplex
+    return jnp.log(jnp.cumsum(jnp.ones_like(u), axis=-1)[..., ::-1])
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,6 @@ class _Ordered:
         return jnp.concatenate([theta[..., :1], jnp.log(jnp.diff(theta, axis=-1))], axis=-1)
 
 
-def _strict_lower(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.tril_indices(n, -1)
-
-
 @dataclass(frozen=True)
 class _LowerCholesky:
     """Row by row, the entries below the diagonal come first in u, then the logarithms of the diagonal."""
@@ -142,13 +141,13 @@ class _LowerCholesky:
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         n = round((np.sqrt(1 + 8 * u.shape[-1]) - 1) / 2)
         below, log_diagonal = u[..., : u.shape[-1] - n], u[..., u.shape[-1] - n :]
-        theta = jnp.zeros((*u.shape[:-1], n, n), u.dtype).at[..., *_strict_lower(n)].set(below)
+        theta = jnp.zeros((*u.shape[:-1], n, n), u.dtype).at[..., *np.tril_indices(n, -1)].set(below)
         return theta.at[..., *np.diag_indices(n)].set(jnp.exp(log_diagonal)), log_diagonal
 
     def inverse(self, theta: Array) -> Array:
         n = theta.shape[-1]
         log_diagonal = jnp.log(jnp.diagonal(theta, axis1=-2, axis2=-1))
-        return jnp.concatenate([theta[..., *_strict_lower(n)], log_diagonal], axis=-1)
+        return jnp.concatenate([theta[..., *np.tril_indices(n, -1)], log_diagonal], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class _CorrelationCholesky:
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         n = round((1 + np.sqrt(1 + 8 * u.shape[-1])) / 2)
-        index = (..., *_strict_lower(n))
+        index = (..., *np.tril_indices(n, -1))
         log_sech2 = 2 * (jnp.log(2.0) - u - softplus(-2 * u))  # log(1 - tanh(u)^2), without cancellation
         r = jnp.broadcast_to(jnp.eye(n, dtype=u.dtype), (*u.shape[:-1], n, n)).at[index].set(jnp.tanh(u))
         half = jnp.zeros_like(r).at[index].set(log_sech2 / 2)
@@ -167,7 +166,7 @@ class _CorrelationCholesky:
     def inverse(self, theta: Array) -> Array:
         squares = theta * theta
         rest = 1 - (jnp.cumsum(squares, axis=-1) - squares)
-        return jnp.arctanh((theta / jnp.sqrt(rest))[..., *_strict_lower(theta.shape[-1])])
+        return jnp.arctanh((theta / jnp.sqrt(rest))[..., *np.tril_indices(theta.shape[-1], -1)])
 
 
 def _shape(shape: Shape) -> tuple[int, ...]:
@@ -240,37 +239,3 @@ def _square(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 1:
         raise ValueError(f"{name}: expected a shape (..., n, n) with n >= 1; got {shape}")
     return shape
-
-
-def unconstrained_like(latents: Any) -> Any:
-    """Tree of shapes and dtypes of u."""
-    return jax.tree.map(lambda support: support.unconstrained, latents)
-
-
-def constrain(latents: Any, u: Any) -> tuple[Any, Array]:
-    """theta = T(u) for a tree of supports, and log|det J_T(u)|, summed over the leaves."""
-    pairs = jax.tree.map(lambda support, leaf: support.forward_and_log_det(leaf), latents, u)
-    theta = jax.tree.map(lambda _, pair: pair[0], latents, pairs)
-    log_dets = jax.tree.map(lambda _, pair: pair[1], latents, pairs)
-    return theta, jnp.asarray(sum(jax.tree.leaves(log_dets), 0.0))
-
-
-def unconstrain(latents: Any, theta: Any) -> Any:
-    """u = T^-1(theta) for a tree of supports; ValueError names a leaf of the wrong shape or outside its support."""
-    theta = jax.tree.map(jnp.asarray, theta)
-    checks.same_tree("latent", jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.float_dtype), latents), theta)
-    u = jax.tree.map(lambda support, leaf: support.inverse(leaf.astype(support.float_dtype)), latents, theta)
-    for name, support, leaf, start in zip(
-        checks.named_leaves(latents), jax.tree.leaves(latents), jax.tree.leaves(theta), jax.tree.leaves(u)
-    ):
-        if not isinstance(start, jax.core.Tracer):  # a traced value is not known yet
-            _check_inside(name, support, leaf, start)
-    return u
-
-
-def _check_inside(name: str, support: Support, theta: Array, u: Array) -> None:
-    tolerance = jnp.finfo(support.float_dtype).eps ** 0.5
-    again, _ = support.forward_and_log_det(u)
-    if not (jnp.all(jnp.isfinite(u)) and jnp.allclose(again, theta, rtol=tolerance, atol=tolerance)):
-        kind = type(support.bijector).__name__.lstrip("_")
-        raise ValueError(f"latent `{name}`: expected a value inside the support ({kind}); got {theta}")

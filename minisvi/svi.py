@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from minisvi import checks, supports
+from minisvi import checks, trees
 from minisvi.batches import FullBatch
 from minisvi.elbo import ELBO
 from minisvi.guides import Guide
@@ -201,7 +201,7 @@ class SVI(Record):
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         self.model.check(*data)
         draw = jax.eval_shape(lambda p: self.guide.distribution(p, *data).sample_and_log_prob(seed=key)[0], params)
-        checks.same_tree("guide's draw", supports.unconstrained_like(self.target.latents), draw)
+        checks.same_tree("guide's draw", trees.unconstrained_like(self.target.latents), draw)
 
     def _explain(self, state: SVIState, data: tuple[Any, ...]) -> str:
         _, step_key = jax.random.split(state.key)

@@ -10,8 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import supports
-from minisvi.guides import flat
+from minisvi import trees
 from minisvi.record import Record
 
 
@@ -41,11 +40,11 @@ class Delta(Record):
     constrained = True
 
     def init(self, key: Array, /, loc: Any = None) -> Any:
-        return flat.unravel(self.latents, flat.start(self.latents, key, loc))
+        return trees.unravel(self.latents, trees.start(self.latents, key, loc))
 
     def distribution(self, params: Any, /, *data: Any) -> Point:
         del data
-        return Point(supports.constrain(self.latents, params)[0])
+        return Point(trees.constrain(self.latents, params)[0])
 
 
 def delta(latents: Any) -> Delta:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides import flat
+from minisvi import trees
 from minisvi.record import Record
 
 LOG_2PI = 1.8378770664093453
@@ -62,10 +62,10 @@ class Gaussian:
 
     def sample_and_log_prob(self, *, seed: Array) -> tuple[Any, Array]:
         eps = jax.random.normal(seed, self.loc.shape, self.loc.dtype)
-        return flat.unravel(self.latents, self.loc + self.factor.times(eps)), self._log_prob(eps)
+        return trees.unravel(self.latents, self.loc + self.factor.times(eps)), self._log_prob(eps)
 
     def log_prob(self, u: Any, /) -> Array:
-        return self._log_prob(self.factor.solve(flat.ravel(self.latents, u) - self.loc))
+        return self._log_prob(self.factor.solve(trees.ravel(self.latents, u) - self.loc))
 
     def _log_prob(self, eps: Array) -> Array:
         return -0.5 * (jnp.sum(eps * eps) + eps.size * LOG_2PI) - self.factor.log_det()
@@ -90,7 +90,7 @@ class MeanField(_GaussianFamily):
     """See `mean_field`."""
 
     def init(self, key: Array, /, loc: Any = None) -> dict[str, Array]:
-        vector = flat.start(self.latents, key, loc)
+        vector = trees.start(self.latents, key, loc)
         return {"loc": vector, "log_scale": jnp.full_like(vector, jnp.log(self.scale))}
 
     def distribution(self, params: Any, /, *data: Any) -> Gaussian:
@@ -103,7 +103,7 @@ class FullRank(_GaussianFamily):
     """See `full_rank`."""
 
     def init(self, key: Array, /, loc: Any = None) -> dict[str, Array]:
-        vector = flat.start(self.latents, key, loc)
+        vector = trees.start(self.latents, key, loc)
         return {"loc": vector, "scale_tril": jnp.log(self.scale) * jnp.eye(vector.size, dtype=vector.dtype)}
 
     def distribution(self, params: Any, /, *data: Any) -> Gaussian:

@@ -1,0 +1,83 @@
+"""A tree of latents: T leaf by leaf, and one flat vector for all of them.
+
+The vector is what the built-in guides work on: one random call, one small optimiser state and few kernels, whatever the
+tree.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from minisvi import checks
+from minisvi.supports import Support
+
+
+def unconstrained_like(latents: Any) -> Any:
+    """Tree of shapes and dtypes of u."""
+    return jax.tree.map(lambda support: support.unconstrained, latents)
+
+
+def constrain(latents: Any, u: Any) -> tuple[Any, Array]:
+    """theta = T(u) for a tree of supports, and log|det J_T(u)|, summed over the leaves."""
+    pairs = jax.tree.map(lambda support, leaf: support.forward_and_log_det(leaf), latents, u)
+    theta = jax.tree.map(lambda _, pair: pair[0], latents, pairs)
+    log_dets = jax.tree.map(lambda _, pair: pair[1], latents, pairs)
+    return theta, jnp.asarray(sum(jax.tree.leaves(log_dets), 0.0))
+
+
+def unconstrain(latents: Any, theta: Any) -> Any:
+    """u = T^-1(theta) for a tree of supports; ValueError names a leaf of the wrong shape or outside its support."""
+    theta = jax.tree.map(jnp.asarray, theta)
+    checks.same_tree("latent", jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.float_dtype), latents), theta)
+    u = jax.tree.map(lambda support, leaf: support.inverse(leaf.astype(support.float_dtype)), latents, theta)
+    for name, support, leaf, start in zip(
+        checks.named_leaves(latents), jax.tree.leaves(latents), jax.tree.leaves(theta), jax.tree.leaves(u)
+    ):
+        if not isinstance(start, jax.core.Tracer):  # a traced value is not known yet
+            _check_inside(name, support, leaf, start)
+    return u
+
+
+def _check_inside(name: str, support: Support, theta: Array, u: Array) -> None:
+    tolerance = jnp.finfo(support.float_dtype).eps ** 0.5
+    again, _ = support.forward_and_log_det(u)
+    if not (jnp.all(jnp.isfinite(u)) and jnp.allclose(again, theta, rtol=tolerance, atol=tolerance)):
+        kind = type(support.bijector).__name__.lstrip("_")
+        raise ValueError(f"latent `{name}`: expected a value inside the support ({kind}); got {theta}")
+
+
+def spec(latents: Any) -> jax.ShapeDtypeStruct:
+    """Shape (D,) and dtype of the vector of all unconstrained latents."""
+    leaves = jax.tree.leaves(unconstrained_like(latents))
+    dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+    return jax.ShapeDtypeStruct((sum(math.prod(leaf.shape) for leaf in leaves),), dtype)
+
+
+def ravel(latents: Any, u: Any) -> Array:
+    """The tree u as a vector, shape (D,)."""
+    flat = spec(latents)
+    parts = [jnp.ravel(leaf).astype(flat.dtype) for leaf in jax.tree.leaves(u)]
+    return jnp.concatenate(parts) if parts else jnp.zeros(flat.shape, flat.dtype)
+
+
+def unravel(latents: Any, vector: Array) -> Any:
+    """The inverse of `ravel`."""
+    leaves, treedef = jax.tree.flatten(unconstrained_like(latents))
+    parts, start = [], 0
+    for leaf in leaves:
+        end = start + math.prod(leaf.shape)
+        parts.append(vector[start:end].reshape(leaf.shape).astype(leaf.dtype))
+        start = end
+    return jax.tree.unflatten(treedef, parts)
+
+
+def start(latents: Any, key: Array, loc: Any = None) -> Array:
+    """Initial location, shape (D,): the tree `loc`, or uniform(-2, 2). ValueError names a leaf of another shape."""
+    vector = spec(latents)
+    if loc is None:
+        return jax.random.uniform(key, vector.shape, vector.dtype, -2.0, 2.0)
+    checks.same_tree("loc", unconstrained_like(latents), loc)
+    return ravel(latents, loc)
