@@ -39,7 +39,7 @@ SUPPORTS = {
     "tfp": (minisvi.transformed(tfb.Softplus(), 3), None, jnp.ravel),
     "empty": (minisvi.positive(0), npc.positive, jnp.ravel),
 }
-pytestmark = [pytest.mark.parametrize("name", SUPPORTS)]
+pytestmark = pytest.mark.parametrize("name", SUPPORTS)
 
 
 def point(name, key, scale=1.5):
