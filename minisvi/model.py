@@ -4,6 +4,7 @@ A model is a function. `Model(latents, log_joint)` takes the whole log joint; th
 `log_likelihood(theta, *data)` with one term per row of data, is what minibatches and pointwise scores need.
 """
 
+import itertools
 import re
 import warnings
 from collections.abc import Callable
@@ -147,13 +148,12 @@ def _eval_shape_without_outer_broadcast(name: str, function: Callable[..., Any],
         shape = jax.eval_shape(function, *args)
     for warning in caught:
         found = re.search(r"rank promotion for (\S+) on shapes (.*?)\. Set", str(warning.message))
-        if found is None:
-            continue
-        sizes = [tuple(map(int, re.findall(r"\d+", text))) for text in re.findall(r"\([^()]*\)", found[2])]
-        low, high = min(sizes, key=len), max(sizes, key=len)
-        if len(low) == 1 and low[0] > 1 and high[-2:] == (low[0], 1):
-            raise ValueError(
-                f"`{name}`: {found[1]} met shapes {low} and {high}, which broadcast to {(*high[:-1], low[0])}: "
-                f"expected equal shapes. Reshape one; write x[None, :] if the table is meant"
-            )
+        shapes = re.findall(r"\([^()]*\)", found[2]) if found else []
+        sizes = [tuple(map(int, re.findall(r"\d+", text))) for text in shapes]
+        for low, high in itertools.permutations(sizes, 2):
+            if len(low) == 1 and low[0] > 1 and high[-2:] == (low[0], 1):
+                raise ValueError(
+                    f"`{name}`: {found and found[1]} met shapes {low} and {high}, which broadcast to "
+                    f"{(*high[:-1], *low)}: expected equal shapes. Reshape one; write x[None, :] if the table is meant"
+                )
     return shape

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+import numpy as np
+
 
 class ProgressBar:
     """tqdm's bar with the smoothed ELBO; silent if it is not wanted or tqdm is not installed."""
@@ -22,10 +24,12 @@ class ProgressBar:
     def __enter__(self) -> "ProgressBar":
         return self
 
-    def advance(self, num_steps: int, elbo: float) -> None:
+    def advance(self, elbo: np.ndarray) -> None:
+        """Move by the steps whose estimates these are, and show the mean of the last hundred."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"ELBO {elbo:.6g}", refresh=False)
-            self._bar.update(num_steps)
+            recent = elbo[-100:][np.isfinite(elbo[-100:])]
+            self._bar.set_postfix_str(f"ELBO {recent.mean():.6g}" if recent.size else "ELBO not finite", refresh=False)
+            self._bar.update(len(elbo))
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:

@@ -155,7 +155,7 @@ class SVI(Record):
     ) -> SVIResult:
         """A fit from the guide's start, or from `params`; see `resume`."""
         checks.positive_integer("num_steps", num_steps)
-        state = _init(self, key, data, params)
+        state = _init(self, checks.prng_key(key), data, params)
         return self.resume(state, num_steps, *data, progress_bar=progress_bar, on_failure=on_failure)
 
     def resume(
@@ -187,16 +187,18 @@ class SVI(Record):
             while done < num_steps and not interrupted.is_set():
                 begin = time.perf_counter()
                 limit = min(limit, num_steps - done)
-                state, buffer, taken, failed = _block(self, state, limit, data)
-                taken = int(taken)
-                traces.append(np.asarray(buffer)[:taken])
-                bar.advance(taken, float(np.nanmean(traces[-1][-100:])))
-                done += taken
-                if failed:
-                    return state, np.concatenate(traces), "non-finite"
+                state, buffer, taken = _block(self, state, limit, data)
+                traces.append(np.asarray(buffer)[: int(taken)])
+                bar.advance(traces[-1])
+                done += len(traces[-1])
+                if state.num_failed >= MAX_CONSECUTIVE_FAILURES:
+                    break
                 pace = _BLOCK_SECONDS / (time.perf_counter() - begin)
                 limit = int(np.clip(limit * pace, 1, min(8 * limit, _BLOCK_CAPACITY)))
-        return state, np.concatenate(traces), "finished" if done == num_steps else "interrupted"
+        # Fewer than ten steps may all have failed: then nothing was fitted either.
+        failed = state.num_failed >= MAX_CONSECUTIVE_FAILURES or state.num_skipped == state.step
+        reason = "non-finite" if failed else "finished" if done == num_steps else "interrupted"
+        return state, np.concatenate(traces), reason
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         self.model.check(*data)
@@ -208,7 +210,7 @@ class SVI(Record):
         u, _ = self.guide.distribution(state.params, *data).sample_and_log_prob(seed=step_key)
         when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"
         return (
-            f"the ELBO or the parameters were not finite on {MAX_CONSECUTIVE_FAILURES} steps in a row, {when}. "
+            f"the ELBO or the parameters were not finite on {int(state.num_failed)} steps in a row, {when}. "
             f"At the guide's next draw: {self.target.explain(u, *data)}"
         )
 
@@ -233,7 +235,7 @@ def _block(svi: SVI, state: SVIState, num_steps: Any, data: tuple[Any, ...]) -> 
 
     buffer = jnp.zeros(_BLOCK_CAPACITY, jax.eval_shape(svi.evaluate, state, *data).dtype)
     state, buffer, taken = jax.lax.while_loop(go_on, step, (state, buffer, jnp.zeros((), jnp.int32)))
-    return state, buffer, taken, state.num_failed >= MAX_CONSECUTIVE_FAILURES
+    return state, buffer, taken
 
 
 @jax.jit
