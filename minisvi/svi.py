@@ -4,7 +4,6 @@
 `resume` drive `update` in compiled blocks and do between blocks what is not mathematics: progress, Ctrl-C, failure.
 """
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -15,18 +14,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from minisvi import checks, trees
+from minisvi import checks, loop, trees
 from minisvi.batches import FullBatch
 from minisvi.elbo import ELBO
 from minisvi.guides import Guide
 from minisvi.model import Model
-from minisvi.progress import ProgressBar, deferred_interrupt
 from minisvi.record import Record
-
-MAX_CONSECUTIVE_FAILURES = 10
-_BLOCK_CAPACITY = 4096  # steps; the trace of a block has this length whatever the number of steps asked for
-_BLOCK_SECONDS = 0.25  # how long the bar may stand still and Ctrl-C may wait
-_FIRST_BLOCK = 16
 
 
 class SVIState(NamedTuple):
@@ -174,31 +167,11 @@ class SVI(Record):
         checks.positive_integer("num_steps", num_steps)
         if on_failure not in ("raise", "return"):
             raise ValueError(f"`on_failure` must be 'raise' or 'return'; got {on_failure!r}")
-        state, trace, reason = self._drive(_copy(state), num_steps, data, progress_bar)
+        state, trace, reason = loop.run(self, state, num_steps, data, progress_bar)
         result = SVIResult(state.params, state, trace, int(state.num_skipped), reason)
         if reason == "non-finite" and on_failure == "raise":
             raise NonFiniteError(self._explain(state, data), result)
         return result
-
-    def _drive(self, state: SVIState, num_steps: int, data: tuple[Any, ...], progress_bar: bool) -> Any:
-        traces: list[np.ndarray] = []
-        done, limit = 0, _FIRST_BLOCK
-        with ProgressBar(num_steps, progress_bar) as bar, deferred_interrupt() as interrupted:
-            while done < num_steps and not interrupted.is_set():
-                begin = time.perf_counter()
-                limit = min(limit, num_steps - done)
-                state, buffer, taken = _block(self, state, limit, data)
-                traces.append(np.asarray(buffer)[: int(taken)])
-                bar.advance(traces[-1])
-                done += len(traces[-1])
-                if state.num_failed >= MAX_CONSECUTIVE_FAILURES:
-                    break
-                pace = _BLOCK_SECONDS / (time.perf_counter() - begin)
-                limit = int(np.clip(limit * pace, 1, min(8 * limit, _BLOCK_CAPACITY)))
-        # Fewer than ten steps may all have failed: then nothing was fitted either.
-        failed = state.num_failed >= MAX_CONSECUTIVE_FAILURES or state.num_skipped == state.step
-        reason = "non-finite" if failed else "finished" if done == num_steps else "interrupted"
-        return state, np.concatenate(traces), reason
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         self.model.check(*data)
@@ -218,30 +191,6 @@ class SVI(Record):
 @partial(jax.jit, static_argnames="svi")
 def _init(svi: SVI, key: Array, data: tuple[Any, ...], params: Any) -> SVIState:
     return svi.init(key, *data, params=params)
-
-
-@partial(jax.jit, static_argnames="svi", donate_argnames="state")
-def _block(svi: SVI, state: SVIState, num_steps: Any, data: tuple[Any, ...]) -> Any:
-    # A while loop and not a scan, so that the number of steps is not part of the program: the last, shorter block runs
-    # the same one, the host sets the pace, and a fit that fails ends at once.
-    def go_on(carry: Any) -> Array:
-        state, _, taken = carry
-        return (taken < num_steps) & (state.num_failed < MAX_CONSECUTIVE_FAILURES)
-
-    def step(carry: Any) -> Any:
-        state, trace, taken = carry
-        state, info = svi.update(state, *data)
-        return state, trace.at[taken].set(info.elbo), taken + 1
-
-    buffer = jnp.zeros(_BLOCK_CAPACITY, jax.eval_shape(svi.evaluate, state, *data).dtype)
-    state, buffer, taken = jax.lax.while_loop(go_on, step, (state, buffer, jnp.zeros((), jnp.int32)))
-    return state, buffer, taken
-
-
-@jax.jit
-def _copy(tree: Any) -> Any:
-    # Blocks overwrite their input: the state that the user holds must stay theirs.
-    return jax.tree.map(jnp.copy, tree)
 
 
 def _all_finite(tree: Any) -> Array:

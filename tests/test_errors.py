@@ -57,7 +57,7 @@ STATIC = {
     "(N,) meets (N, 1) in a likelihood": (
         lambda: fit(rows(lambda theta, x, y: norm.logpdf(y, theta["a"] * x)), X[:, None], X),
         ValueError,
-        r"`log_likelihood`: norm.logpdf met shapes \(5,\) and \(5, 1\), which broadcast to \(5, 5\): expected equal shapes",
+        r"`log_likelihood`: norm.logpdf met shapes \(5,\) and \(5, 1\), which broadcast to \(5, 5\): expected equal",
     ),
     "(N,) meets (N, 1) in a log joint": (
         lambda: fit(joint(lambda theta, x, y: -jnp.sum((y - theta["a"] * x) ** 2)), X[:, None], X),

@@ -20,7 +20,7 @@ from problems import conjugate_data, conjugate_model, conjugate_posterior
 
 import minisvi
 from minisvi import ELBO, SVI, Model, Posterior, mean_field, positive, real
-from minisvi.svi import _BLOCK_CAPACITY
+from minisvi.loop import BLOCK_CAPACITY
 
 
 def small_svi(optimizer=None, model=None, objective=ELBO(2)):  # noqa: B008
@@ -29,7 +29,7 @@ def small_svi(optimizer=None, model=None, objective=ELBO(2)):  # noqa: B008
 
 
 def test_blocks_equal_one_scan_bit_for_bit(key):
-    svi, x, n = small_svi(), conjugate_data(), _BLOCK_CAPACITY + 903
+    svi, x, n = small_svi(), conjugate_data(), BLOCK_CAPACITY + 903
     result = svi.run(key, n, x, progress_bar=False)
     state, info = jax.jit(lambda s, x: svi.scan(s, n, x))(jax.jit(svi.init)(key, x), x)
     chex.assert_trees_all_equal(result.params, state.params)
@@ -85,7 +85,7 @@ def test_second_run_does_not_trace_again(key):
     fit(50, jnp.arange(5.0))
     count = len(traces)
     assert count > 0
-    for num_steps in (50, 7, 1, 333, _BLOCK_CAPACITY + 1):
+    for num_steps in (50, 7, 1, 333, BLOCK_CAPACITY + 1):
         fit(num_steps, jnp.arange(5.0) + num_steps)
     assert len(traces) == count
     fit(50, jnp.arange(6.0))
