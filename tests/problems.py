@@ -50,7 +50,7 @@ def reference_keys():
 
 
 def gamma_data():
-    return jax.random.gamma(reference_keys()[1], 2.0, (1000,), jnp.float32)
+    return jnp.asarray(jax.random.gamma(reference_keys()[1], 2.0, (1000,), jnp.float32), float)
 
 
 def gamma_log_joint(theta, z):
@@ -83,7 +83,7 @@ class SoftLaplace:
         return jnp.log(2 / jnp.pi) - jnp.log(self.scale) - jnp.logaddexp(t, -t)
 
     def sample_and_log_prob(self, *, seed):
-        u = jax.random.uniform(seed, jnp.shape(self.loc), minval=float(np.finfo(np.float32).tiny))
+        u = jax.random.uniform(seed, jnp.shape(self.loc), minval=jnp.finfo(float).tiny)
         x = self.loc + self.scale * jnp.log(jnp.tan(0.5 * jnp.pi * u))
         return x, self.log_prob(x)
 
@@ -131,7 +131,7 @@ def moons():
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.3, random_state=42)
     x, x_val, y, y_val = train_test_split(x, y, test_size=0.3, random_state=42)
     pairs = (x, y), (x_val, y_val), (x_test, y_test)
-    return [tuple(jnp.asarray(a, jnp.float32) for a in pair) for pair in pairs]
+    return [tuple(jnp.asarray(a, float) for a in pair) for pair in pairs]
 
 
 def moons_logits(w, x):
@@ -151,7 +151,7 @@ def moons_log_likelihood(w, x, y):
 
 
 def moons_model():
-    latents = {name: real(shape, jnp.float32) for name, shape in MOONS_SHAPES.items()}
+    latents = {name: real(shape) for name, shape in MOONS_SHAPES.items()}
     return Model(latents, log_prior=moons_log_prior, log_likelihood=moons_log_likelihood)
 
 

@@ -117,7 +117,7 @@ STATIC = {
     "integer draws": (
         lambda: fit(good(), X, guide=custom(lambda p, *_: {"a": distrax.Categorical(jnp.zeros(3) + p)})),
         TypeError,
-        r"guide's draw `a`: expected a floating dtype; got int32",
+        r"guide's draw `a`: expected a floating dtype; got int\d\d",
     ),
     "integer support": (lambda: real((), jnp.int32), TypeError, r"a support's dtype must be floating; got .*int32"),
     "params of another tree": (

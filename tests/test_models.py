@@ -27,8 +27,8 @@ def numpyro_gamma(z):
 
 TFP_GAMMA = tfd.JointDistributionNamed(
     {
-        "concentration": tfd.HalfNormal(1.0),
-        "z": lambda concentration: tfd.Sample(tfd.Gamma(concentration, 1.0), 1000),
+        "concentration": tfd.HalfNormal(jnp.ones(())),
+        "z": lambda concentration: tfd.Sample(tfd.Gamma(concentration, jnp.ones(())), 1000),
     }
 )
 

@@ -140,6 +140,7 @@ def test_elbo_and_gradient_with_the_same_draws(name, key):
 # --- Whole trajectories with the same keys. ---
 
 
+@pytest.mark.skipif(jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others")
 def test_gamma_trajectory_is_the_published_one():
     z, key = gamma_data(), reference_keys()[2]
     assert np.allclose(
@@ -168,6 +169,7 @@ def test_moons_trajectory_equals_numpyros():
     np.testing.assert_allclose(-result.elbo, expected, rtol=1e-4)
 
 
+@pytest.mark.skipif(jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others")
 def test_moons_deck_ends_where_it_was_published():
     train, validation, _ = moons()
     svi = moons_deck()
