@@ -167,6 +167,7 @@ class SVI(Record):
         checks.positive_integer("num_steps", num_steps)
         if on_failure not in ("raise", "return"):
             raise ValueError(f"`on_failure` must be 'raise' or 'return'; got {on_failure!r}")
+        state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again
         state, trace, reason = loop.run(self, state, num_steps, data, progress_bar)
         result = SVIResult(state.params, state, trace, int(state.num_skipped), reason)
         if reason == "non-finite" and on_failure == "raise":

@@ -300,6 +300,8 @@ def test_ten_failures_in_a_row_end_the_fit_with_the_last_good_state(key):
     assert result.num_skipped == 10
     assert len(result.elbo) == 27
     assert np.isclose(result.params["a"], 5.1)  # 17 steps of 0.3
+    again = svi.resume(result.state, 5000, progress_bar=False, on_failure="return")
+    assert len(again.elbo) == 10  # it tried again
     returned = svi.run(key, 5000, params=start, progress_bar=False, on_failure="return")
     chex.assert_trees_all_equal(returned.params, result.params)
     assert returned.reason == "non-finite"
