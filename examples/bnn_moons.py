@@ -147,7 +147,7 @@ plotting.moons_auc(auc)
 
 
 # %% What the published rule measures.
-# It compares -ELBO / rows of validation and train data. Both hold the same KL, divided by 420 and by 980: that is why it
+# It compares -ELBO / rows in validation and training. Both hold the same KL, divided by 420 and by 980: that is why it
 # fires, while the held-out rows themselves are predicted as well as the others or better.
 def nll_per_row(posterior, x, y):
     def fn(key, w, x, y):
