@@ -9,7 +9,9 @@ The engines are in `engines/`: the same model, guide, optimiser (optax), number 
 
 The figures:
 
-- import: `import jax, optax`, `import minisvi` and `import numpyro, numpyro.infer`, each in a fresh process.
+- import: `import jax, optax`, `import minisvi` and `import numpyro, numpyro.infer`, each in a fresh process; and the
+  same with Python's garbage collector off, because whether a full collection (a tenth of these times) falls into an
+  import is decided by where the allocation counter happens to stand.
 - first fit: a fresh process, from before the first import of an engine to the result on the host, reading the data from
   a file included; each engine's `run` with its default progress bar.
 - peak memory: the largest resident size of that process up to the end of its first fit.
@@ -28,6 +30,7 @@ its memory. Everything runs on JAX's default backend, which the JSON names.
 
 import argparse
 import datetime
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -75,8 +78,8 @@ Samples = dict[tuple[str, str, str], list[float]]
 # In the parent: who is measured, in what order.
 
 
-def measure(repeats: int, rounds: int, steps: dict[str, int]) -> tuple[Samples, dict[str, Any]]:
-    """All samples, and what the children say of their machine and versions."""
+def measure(repeats: int, rounds: int, steps: dict[str, int], cached: list[str]) -> tuple[Samples, dict[str, Any]]:
+    """All samples (with a compilation cache, for the engines `cached`), and the children's backend and versions."""
     samples: Samples = {}
 
     def add(measure: str, example: str, contender: str, values: float | Iterable[float]) -> None:
@@ -86,19 +89,20 @@ def measure(repeats: int, rounds: int, steps: dict[str, int]) -> tuple[Samples, 
         facts = child("prepare", folder, repeats)
         for round in progress("import", repeats):
             for name in turn(IMPORTS, round):
-                add("import (s)", "-", name, child("import", name))
+                add("import (s)", "-", name, child("import", name, "gc"))
+                add("import, gc off (s)", "-", name, child("import", name, "no gc"))
         for example, num_steps in steps.items():
             for round in progress(f"fits, {example}", repeats):
                 for engine in turn(["minisvi", "numpyro"], round):
                     for name, value in child("fit", engine, example, num_steps, folder, round).items():
                         add(name, example, engine, value)
         for round in progress("compilation cache, bnn", repeats):
-            for engine in turn(["minisvi", "numpyro"], round):
+            for engine in turn(cached, round):
                 with tempfile.TemporaryDirectory() as cache:
                     env = CACHE_ALL | {"JAX_COMPILATION_CACHE_DIR": cache}
                     for state in ("empty", "warm"):
-                        first = child("fit", engine, "bnn", steps["bnn"], folder, round, **env)["first fit (s)"]
-                        add(f"first fit, {state} cache (s)", "bnn", engine, first)
+                        figures = child("first", engine, "bnn", steps["bnn"], folder, **env)
+                        add(f"first fit, {state} cache (s)", "bnn", engine, figures["first fit (s)"])
         for example, num_steps in steps.items():
             for _ in progress(f"steady step, {example}", 1):
                 for name, values in child("steady", example, num_steps, folder, rounds).items():
@@ -120,7 +124,7 @@ def progress(what: str, count: int) -> Iterable[int]:
 
 def child(kind: str, *args: Any, **env: str) -> Any:
     """What one of the `CHILDREN`, in a fresh process, returns."""
-    environment = {name: value for name, value in os.environ.items() if "_CACHE" not in name} | env
+    environment = {name: value for name, value in os.environ.items() if not ("JAX" in name and "CACHE" in name)} | env
     command = [sys.executable, __file__, "--child", kind, *map(str, args)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -153,23 +157,31 @@ def child_prepare(folder: str, repeats: str) -> dict[str, Any]:
     return {"backend": jax.default_backend(), "versions": versions}
 
 
-def child_import(name: str) -> float:
+def child_import(name: str, collector: str) -> float:
+    if collector == "no gc":
+        gc.disable()
     begin = time.perf_counter()
     for module in IMPORTS[name]:
         importlib.import_module(module)
     return time.perf_counter() - begin
 
 
-def child_fit(engine: str, example: str, num_steps: str, folder: str, round: str) -> dict[str, float]:
+def child_first(engine: str, example: str, num_steps: str, folder: str) -> dict[str, float]:
     begin = time.perf_counter()
     module = importlib.import_module(ENGINES[engine])
     host(module.fit(example, int(num_steps), load(folder, example, 0)))
     first = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"first fit (s)": first, "peak memory (MiB)": peak}
+
+
+def child_fit(engine: str, example: str, num_steps: str, folder: str, round: str) -> dict[str, float]:
+    figures = child_first(engine, example, num_steps, folder)
+    module = importlib.import_module(ENGINES[engine])
     data = load(folder, example, int(round) + 1)
     begin = time.perf_counter()
     host(module.fit(example, int(num_steps), data))
-    return {"first fit (s)": first, "second fit (s)": time.perf_counter() - begin, "peak memory (MiB)": peak}
+    return figures | {"second fit (s)": time.perf_counter() - begin}
 
 
 def child_steady(example: str, num_steps: str, folder: str, rounds: str) -> dict[str, list[float]]:
@@ -189,15 +201,16 @@ def child_steady(example: str, num_steps: str, folder: str, rounds: str) -> dict
 
 
 def same_mathematics(losses: dict[str, Any]) -> None:
-    """Stop if the contenders do not minimise the same function, with the same draws where their keys are the same."""
+    """Stop unless minisvi starts with the very losses of the loop by hand, and NumPyro ends about where that ends."""
     import numpy as np
 
     for name in ("minisvi scan", "minisvi run"):
         np.testing.assert_allclose(losses[name][:50], losses["by hand"][:50], rtol=1e-3, err_msg=name)
     tails = {name: loss[-len(loss) // 10 :] for name, loss in losses.items()}
-    spread = 5 * np.std(tails["by hand"]) + 0.05 * abs(np.mean(tails["by hand"]))
+    expected = np.mean(tails["by hand"])
+    tolerance = 10 * np.std(tails["by hand"]) + 0.01 * expected  # chaos: the ends of long fits differ by their optimum
     for name, tail in tails.items():
-        assert abs(np.mean(tail) - np.mean(tails["by hand"])) < spread, f"{name}: {np.mean(tail)}"
+        np.testing.assert_allclose(np.mean(tail), expected, rtol=0, atol=tolerance, err_msg=name)
 
 
 def load(folder: str, example: str, number: int) -> tuple[Any, ...]:
@@ -215,7 +228,13 @@ def host(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
-CHILDREN = {"prepare": child_prepare, "import": child_import, "fit": child_fit, "steady": child_steady}
+CHILDREN = {
+    "prepare": child_prepare,
+    "import": child_import,
+    "first": child_first,
+    "fit": child_fit,
+    "steady": child_steady,
+}
 
 
 # What is reported.
@@ -264,7 +283,7 @@ def machine() -> dict[str, Any]:
         "cpu": models[0].split(":", 1)[1].strip() if models else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
@@ -281,12 +300,14 @@ def main() -> None:
         kind, *args = options.child
         print(json.dumps(CHILDREN[kind](*args)))
         return
-    repeats, rounds, steps = options.repeats, options.rounds, STEPS
+    repeats, rounds, steps, cached = options.repeats, options.rounds, STEPS, ["minisvi", "numpyro"]
     if options.smoke:
-        repeats, rounds, steps = 1, 1, dict.fromkeys(STEPS, 200)
-    samples, facts = measure(repeats, rounds, steps)
+        repeats, rounds, steps, cached = 1, 1, dict.fromkeys(STEPS, 200), ["minisvi"]
+    samples, facts = measure(repeats, rounds, steps, cached)
     goals = judge(samples)
     print(table(samples, goals))
+    if options.smoke:
+        print("\nA smoke run: it shows that everything runs; its fits are too short for its figures to mean anything.")
     output = options.output or (None if options.smoke else RESULTS)
     if output:
         settings = {"steps": steps, "repeats": repeats, "rounds": rounds}
