@@ -32,7 +32,7 @@ def run(svi: Any, state: Any, num_steps: int, data: tuple[Any, ...], progress_ba
             if state.num_failed >= MAX_CONSECUTIVE_FAILURES:
                 break
             pace = _BLOCK_SECONDS / (time.perf_counter() - begin)
-            limit = int(np.clip(limit * pace, 1, min(8 * limit, BLOCK_CAPACITY)))
+            limit = int(np.clip(limit * pace, 1, min(64 * limit, BLOCK_CAPACITY)))
     # Fewer than ten steps may all have failed: then nothing was fitted either.
     failed = state.num_failed >= MAX_CONSECUTIVE_FAILURES or state.num_skipped == state.step
     reason: Reason = "non-finite" if failed else "finished" if done == num_steps else "interrupted"
