@@ -5,6 +5,7 @@ import io
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
@@ -13,6 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n?```text\n(.*?)```)?", README.re
 
 
 @pytest.mark.foreign
+@pytest.mark.skipif(jnp.result_type(float) == jnp.float64, reason="printed in float32, whose draws are others")
 def test_code_blocks_run_and_print_what_is_shown():
     namespace = {"__name__": "readme"}
     assert len(BLOCKS) >= 3
