@@ -105,10 +105,10 @@ class Model(Record):
             return
         self._check_term("log_prior", (), theta)
         leaves = jax.tree.leaves(data)
-        rows = jnp.shape(leaves[0])[:1] if leaves else ()
+        rows = jnp.shape(leaves[0])[:1] if leaves else None
         self._check_term("log_likelihood", rows, theta, *data)
 
-    def _check_term(self, name: str, shape: tuple[int, ...], *args: Any) -> None:
+    def _check_term(self, name: str, shape: tuple[int, ...] | None, *args: Any) -> None:
         try:
             term = _eval_shape_without_outer_broadcast(name, getattr(self, name), *args)
         except (KeyError, AttributeError) as error:
@@ -117,6 +117,7 @@ class Model(Record):
         what = "one term per row" if name == "log_likelihood" else "a scalar"
         if not isinstance(term, jax.ShapeDtypeStruct):
             raise TypeError(f"`{name}` must return {what}: expected an array; got {type(term).__name__}")
+        shape = term.shape[:1] if shape is None else shape  # without data no one knows how many rows there are
         if term.shape != shape or not jnp.issubdtype(term.dtype, jnp.floating):
             raise ValueError(
                 f"`{name}` must return {what}: expected float{list(shape)}; got {term.dtype}{list(term.shape)}"

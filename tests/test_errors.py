@@ -207,6 +207,7 @@ def test_legitimate_tables_pass():
 
     joint(log_joint).check(X)
     good().check(X[:1])
+    rows(lambda theta: norm.logpdf(X, theta["a"])).check()  # data closed over
     rows(lambda theta, x, y: norm.logpdf(y, theta["a"] * x[:, 0])).check(X[:, None], X)
     conjugate_model().check(conjugate_data())
 
