@@ -57,6 +57,15 @@ def from_nnx(module: nnx.Module, prior: Prior) -> Network:
     `prior(path, shape)` gives each parameter array its prior, by its dotted path, such as `hidden.kernel`, and its
     shape: any object with `log_prob(x)` and `sample(seed=, sample_shape=)`, of scalars or of the whole array.
     """
+    initial, apply = pure(module)
+    return _network(initial, prior, apply)
+
+
+def pure(module: nnx.Module) -> tuple[Any, Callable[..., Any]]:
+    """`initial, apply`: a module's `nnx.Param`s as a nested dict, and its output as `apply(weights, *inputs)`.
+
+    For networks that are not latents: the encoder of an `amortised` guide, the conditioner of a flow, a decoder.
+    """
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
     def apply(weights: Any, *inputs: Any, **options: Any) -> Any:
@@ -64,7 +73,7 @@ def from_nnx(module: nnx.Module, prior: Prior) -> Network:
         nnx.replace_by_pure_dict(state, weights)
         return nnx.merge(graph, state, rest)(*inputs, **options)
 
-    return _network(nnx.to_pure_dict(params), prior, apply)
+    return nnx.to_pure_dict(params), apply
 
 
 def from_linen(module: Any, variables: Mapping[str, Any], prior: Prior) -> Network:

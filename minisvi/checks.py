@@ -1,10 +1,16 @@
 """Static mistakes, found before anything is compiled: each error names the thing, what was expected and what came."""
 
+import itertools
 import operator
+import re
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+_A = {jnp.floating: "a floating", jnp.integer: "an integer"}
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -42,9 +48,9 @@ def prng_key(key: Any) -> jax.Array:
 
 
 def same_tree(name: str, expected: Any, got: Any) -> None:
-    """Raise unless `got` has the leaves of `expected`, with their shapes and with floating dtypes.
+    """Raise unless `got` has the leaves of `expected`, with their shapes, and floats where it has floats.
 
-    ValueError names the leaves that are missing, unexpected or of another shape; TypeError those that are not floats.
+    ValueError names the leaves that are missing, unexpected or of another shape; TypeError those of another kind.
     """
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(got):
@@ -53,5 +59,54 @@ def same_tree(name: str, expected: Any, got: Any) -> None:
     for (leaf, spec), value in zip(named_leaves(expected).items(), jax.tree.leaves(got), strict=True):
         if jnp.shape(value) != jnp.shape(spec):
             raise ValueError(f"{name} `{leaf}`: expected shape {jnp.shape(spec)}; got {jnp.shape(value)}")
-        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise TypeError(f"{name} `{leaf}`: expected a floating dtype; got {jnp.result_type(value)}")
+        kind = jnp.floating if jnp.issubdtype(spec.dtype, jnp.floating) else jnp.integer
+        if not jnp.issubdtype(jnp.result_type(value), kind):
+            raise TypeError(f"{name} `{leaf}`: expected {_A[kind]} dtype; got {jnp.result_type(value)}")
+
+
+def density_term(
+    name: str, function: Callable[..., Any], shape: tuple[int, ...] | None, known: Any, *args: Any
+) -> None:
+    """Raise unless `function(*args)` is a float array of `shape`; by shapes alone, nothing is computed.
+
+    ValueError or TypeError if it is not, if it asks for a latent that is not in the tree `known`, or if a (N,) array
+    meets a (N, 1) one, which would silently become (N, N).
+    """
+    try:
+        term = _eval_shape_without_outer_broadcast(name, function, *args)
+    except (KeyError, AttributeError) as error:
+        latents = list(named_leaves(known))
+        raise ValueError(f"`{name}` failed with {error!r}; the model's latents are {latents}") from error
+    what = "one term per row" if name == "log_likelihood" else "a scalar"
+    if not isinstance(term, jax.ShapeDtypeStruct):
+        raise TypeError(f"`{name}` must return {what}: expected an array; got {type(term).__name__}")
+    shape = term.shape[:1] if shape is None else shape  # without data no one knows how many rows there are
+    if term.shape != shape or not jnp.issubdtype(term.dtype, jnp.floating):
+        raise ValueError(
+            f"`{name}` must return {what}: expected float{list(shape)}; got {term.dtype}{list(term.shape)}"
+        )
+
+
+def _eval_shape_without_outer_broadcast(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    # JAX warns of every rank promotion when asked to; of these only (N,) against (..., N, 1) is surely a mistake.
+    with jax.numpy_rank_promotion("warn"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        shape = jax.eval_shape(function, *args)
+    for warning in caught:
+        found = re.search(r"rank promotion for (\S+) on shapes (.*?)\. Set", str(warning.message))
+        shapes = re.findall(r"\([^()]*\)", found[2]) if found else []
+        sizes = [tuple(map(int, re.findall(r"\d+", text))) for text in shapes]
+        for low, high in itertools.permutations(sizes, 2):
+            if len(low) == 1 and low[0] > 1 and high[-2:] == (low[0], 1):
+                raise ValueError(
+                    f"`{name}`: {found and found[1]} met shapes {low} and {high}, which broadcast to "
+                    f"{(*high[:-1], *low)}: expected equal shapes. Reshape one; write x[None, :] if the table is meant"
+                )
+    return shape
+
+
+def non_finite(name: str, leaf: Any) -> str:
+    """How many values of an array are not finite, in words; nothing if all are."""
+    bad = int(jnp.sum(~jnp.isfinite(leaf)))
+    values = "" if jnp.ndim(leaf) else f" ({leaf})"
+    return f"{name}: {bad} of {jnp.size(leaf)} values not finite{values}" if bad else ""

@@ -15,8 +15,8 @@ import optax
 from jax import Array
 
 from minisvi import checks, loop, trees
-from minisvi.batches import FullBatch
-from minisvi.elbo import ELBO
+from minisvi.batches import FullBatch, Minibatches
+from minisvi.elbo import ELBO, Estimator
 from minisvi.guides import Guide
 from minisvi.model import Model
 from minisvi.record import Record
@@ -74,7 +74,8 @@ class SVI(Record):
     - `model`, `guide`: what is inferred, and the family that q is chosen from.
     - `optimizer`: an optax gradient transformation. It is given the loss -ELBO as `value`, with `grad` and `value_fn`.
       Optax optimisers compare by identity: build one and keep it, for a rebuilt one compiles again.
-    - `objective`: the estimator of the ELBO and of its gradient.
+    - `objective`: the estimator of the ELBO, or of another bound, and of its gradient.
+    - `batches`: the rows that a step sees.
 
     Records that are equal share one compilation; data are arguments of it, never constants.
     """
@@ -82,8 +83,8 @@ class SVI(Record):
     model: Model
     guide: Guide
     optimizer: optax.GradientTransformation
-    objective: ELBO = ELBO()
-    batches: FullBatch = FullBatch()
+    objective: Estimator = ELBO()
+    batches: FullBatch | Minibatches = FullBatch()
 
     @property
     def target(self) -> Model:
@@ -110,7 +111,7 @@ class SVI(Record):
         batch, scale = self.batches(state.step, data)
 
         def loss(params: Any) -> Array:
-            return -self.objective(step_key, self.target, self.guide, params, *batch, scale=scale)
+            return -self.objective(step_key, self.target, self.guide, params, *batch, scale=scale, step=state.step)
 
         value, grad = jax.value_and_grad(loss)(state.params)
         optimizer = optax.with_extra_args_support(self.optimizer)
@@ -131,7 +132,7 @@ class SVI(Record):
     def evaluate(self, state: SVIState, *data: Any) -> Array:
         """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
         _, step_key = jax.random.split(state.key)
-        return self.objective(step_key, self.target, self.guide, state.params, *data)
+        return self.objective(step_key, self.target, self.guide, state.params, *data, step=state.step)
 
     def scan(self, state: SVIState, num_steps: int, *data: Any) -> tuple[SVIState, StepInfo]:
         """`num_steps` updates as one pure function; the infos are stacked, shape (num_steps,)."""
@@ -177,8 +178,10 @@ class SVI(Record):
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         self.model.check(*data)
-        draw = jax.eval_shape(lambda p: self.guide.distribution(p, *data).sample_and_log_prob(seed=key)[0], params)
-        checks.same_tree("guide's draw", trees.unconstrained_like(self.target.latents), draw)
+        batch, _ = self.batches(jnp.zeros((), jnp.int32), data)
+        draw = jax.eval_shape(lambda p: self.guide.distribution(p, *batch).sample_and_log_prob(seed=key)[0], params)
+        expected = trees.unconstrained_like(trees.with_rows(self.target.latents, batch))
+        checks.same_tree("guide's draw", expected, draw)
 
     def _explain(self, state: SVIState, data: tuple[Any, ...]) -> str:
         _, step_key = jax.random.split(state.key)

@@ -5,6 +5,7 @@ tree.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,19 +21,31 @@ def unconstrained_like(latents: Any) -> Any:
     return jax.tree.map(lambda support: support.unconstrained, latents)
 
 
-def constrain(latents: Any, u: Any) -> tuple[Any, Array]:
-    """theta = T(u) for a tree of supports, and log|det J_T(u)|, summed over the leaves."""
+def constrain(latents: Any, u: Any, scale: Any = None) -> tuple[Any, Array]:
+    """theta = T(u) for a tree of supports, and the sum of log|det J_T(u)|; that of local ones counts `scale` times."""
     pairs = jax.tree.map(lambda support, leaf: support.forward_and_log_det(leaf), latents, u)
     theta = jax.tree.map(lambda _, pair: pair[0], latents, pairs)
-    log_dets = jax.tree.map(lambda _, pair: pair[1], latents, pairs)
+    log_dets = jax.tree.map(lambda support, pair: weigh(support, pair[1], scale), latents, pairs)
     return theta, jnp.asarray(sum(jax.tree.leaves(log_dets), 0.0))
+
+
+def weigh(support: Support, term: Array, scale: Any) -> Array:
+    """A term of one latent, `scale` = N/B times if it is local: the rows that are not in the batch have one too."""
+    return term if scale is None or not support.local else scale * term
+
+
+def with_rows(latents: Any, data: Any) -> Any:
+    """The latents of a batch: local ones get the leading axis of the data's first array."""
+    leaves = jax.tree.leaves(data)
+    rows = jnp.shape(leaves[0])[:1] if leaves else ()
+    return jax.tree.map(lambda s: replace(s, shape=(*rows, *s.shape), local=False) if s.local else s, latents)
 
 
 def unconstrain(latents: Any, theta: Any) -> Any:
     """u = T^-1(theta) for a tree of supports; ValueError names a leaf of the wrong shape or outside its support."""
     theta = jax.tree.map(jnp.asarray, theta)
-    checks.same_tree("latent", jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.float_dtype), latents), theta)
-    u = jax.tree.map(lambda support, leaf: support.inverse(leaf.astype(support.float_dtype)), latents, theta)
+    checks.same_tree("latent", jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.value_dtype), latents), theta)
+    u = jax.tree.map(lambda support, leaf: support.inverse(leaf.astype(support.value_dtype)), latents, theta)
     for name, support, leaf, start in zip(
         checks.named_leaves(latents), jax.tree.leaves(latents), jax.tree.leaves(theta), jax.tree.leaves(u)
     ):
@@ -42,7 +55,7 @@ def unconstrain(latents: Any, theta: Any) -> Any:
 
 
 def _check_inside(name: str, support: Support, theta: Array, u: Array) -> None:
-    tolerance = jnp.finfo(support.float_dtype).eps ** 0.5
+    tolerance = jnp.finfo(support.value_dtype).eps ** 0.5
     again, _ = support.forward_and_log_det(u)
     if not (jnp.all(jnp.isfinite(u)) and jnp.allclose(again, theta, rtol=tolerance, atol=tolerance)):
         kind = type(support.bijector).__name__.lstrip("_")
@@ -51,6 +64,10 @@ def _check_inside(name: str, support: Support, theta: Array, u: Array) -> None:
 
 def spec(latents: Any) -> jax.ShapeDtypeStruct:
     """Shape (D,) and dtype of the vector of all unconstrained latents."""
+    for name, support in checks.named_leaves(latents).items():
+        if support.local or support.num_values is not None:
+            kind, guides = ("local", "`per_row` or `amortised`") if support.local else ("discrete", "`categorical`")
+            raise ValueError(f"latent `{name}` is {kind}: expected a guide such as {guides} for it")
     leaves = jax.tree.leaves(unconstrained_like(latents))
     dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)
     return jax.ShapeDtypeStruct((sum(math.prod(leaf.shape) for leaf in leaves),), dtype)

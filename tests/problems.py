@@ -11,7 +11,8 @@ from sklearn.model_selection import train_test_split
 
 import minisvi
 from minisvi import Model, positive, real
-from minisvi.guides.base import Independent, is_distribution
+from minisvi.guides.base import is_distribution
+from minisvi.guides.joint import Joint
 
 # A conjugate Gaussian away from the origin with unequal scales: w ~ N(m, diag(s^2)), x_n ~ N(w, diag(t^2)), N rows.
 PRIOR_LOC, PRIOR_SD = np.array([3.0, -20.0, 0.5]), np.array([2.0, 10.0, 0.1])
@@ -88,7 +89,7 @@ class SoftLaplace:
         return x, self.log_prob(x)
 
 
-class NumpyroKeys(Independent):
+class NumpyroKeys(Joint):
     """Independent parts drawn with NumPyro's keys: the guide's half of the particle's key, then one split a site."""
 
     def sample_and_log_prob(self, *, seed):

@@ -147,7 +147,7 @@ STATIC = {
     "unknown gradient": (
         lambda: ELBO(1, "score"),
         ValueError,
-        r"`gradient` must be 'reparameterised' or .*got 'score'",
+        r"`gradient` must be one of \('reparameterised', .*got 'score'",
     ),
     "zero steps": (lambda: fit(good(), X, num_steps=0), ValueError, r"`num_steps` must be an integer >= 1; got 0"),
     "negative steps": (

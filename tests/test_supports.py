@@ -52,7 +52,7 @@ def test_shape_and_dtype(name, key):
     support = SUPPORTS[name][0]
     theta, log_det = support.forward_and_log_det(point(name, key))
     assert theta.shape == support.shape
-    assert theta.dtype == support.float_dtype
+    assert theta.dtype == support.value_dtype
     assert log_det.shape == ()
 
 
