@@ -66,9 +66,10 @@ class ImportanceWeighted(Renyi):
 class CUBO(Objective):
     """Minus the chi upper bound, -log(mean_k w_k^n) / n with n = `order` > 1 (Dieng et al. 2017, eq. 5).
 
-    CUBO >= log p(D) >= ELBO is a sandwich of the evidence (the estimate from few draws is low in the mean), and a fit
-    by it covers the posterior's mass. It is the Renyi bound at alpha = 1 - n, with the same gradients. ValueError
-    unless order > 1.
+    CUBO >= log p(D) >= ELBO is a sandwich of the evidence, and a fit by it covers the posterior's mass. The estimate
+    from few draws is low in the mean, the more so the farther q is from the posterior, so that a fit from afar runs
+    away: start it from an ELBO's. It is the Renyi bound at alpha = 1 - n, with the same gradients. ValueError unless
+    order > 1.
     """
 
     order: float = 2.0

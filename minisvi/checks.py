@@ -36,6 +36,18 @@ def positive_integer(name: str, value: Any) -> int:
     return number
 
 
+def shape_ends_in_size(ndim: int, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) < ndim or shape[-1] < 1:
+        raise ValueError(f"{name}: expected a shape that ends in a size >= 1; got {shape}")
+    return shape
+
+
+def shape_ends_in_square(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 1:
+        raise ValueError(f"{name}: expected a shape (..., n, n) with n >= 1; got {shape}")
+    return shape
+
+
 def prng_key(key: Any) -> jax.Array:
     """`key` itself if it is one PRNG key, typed or legacy; TypeError otherwise."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
@@ -103,10 +115,3 @@ def _eval_shape_without_outer_broadcast(name: str, function: Callable[..., Any],
                     f"{(*high[:-1], *low)}: expected equal shapes. Reshape one; write x[None, :] if the table is meant"
                 )
     return shape
-
-
-def non_finite(name: str, leaf: Any) -> str:
-    """How many values of an array are not finite, in words; nothing if all are."""
-    bad = int(jnp.sum(~jnp.isfinite(leaf)))
-    values = "" if jnp.ndim(leaf) else f" ({leaf})"
-    return f"{name}: {bad} of {jnp.size(leaf)} values not finite{values}" if bad else ""

@@ -8,7 +8,7 @@ means.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,6 @@ from jax.lax import stop_gradient
 from minisvi import checks, kl, noise
 from minisvi.guides import Guide, base
 from minisvi.model import Model
-
-Schedule = Callable[[Any], Any]
-
-
-class Estimator(Protocol):
-    """What `SVI` maximises: a scalar in nats of a key and the parameters, whose gradient in these is the estimator's.
-
-    `batch`: `scale` = N/B of a minibatch, and the `step` that annealing schedules are asked at.
-    """
-
-    def __call__(self, key: Array, model: Model, guide: Guide, params: Any, /, *data: Any, **batch: Any) -> Array: ...
 
 
 class Particles(NamedTuple):
@@ -70,8 +59,8 @@ class Objective:
     num_particles: int = 1
     gradient: str = "reparameterised"
     draws: noise.Draws = "independent"
-    kl_weight: Schedule | None = None
-    likelihood_weight: Schedule | None = None
+    kl_weight: Callable[[Any], Any] | None = None
+    likelihood_weight: Callable[[Any], Any] | None = None
 
     _gradients: ClassVar[tuple[str, ...]] = ("reparameterised",)
     _independent_only = ("doubly_reparameterised", "score_function")

@@ -70,10 +70,14 @@ class Model(Record):
 
     def joint(self, theta: Any, *data: Any) -> Array:
         """log p(theta, D), a scalar in nats, in either form of the model."""
-        if self.log_joint is not None:
-            return self.log_joint(theta, *data)
-        assert self.log_likelihood is not None
-        return self._log_prior(theta) + jnp.sum(self.log_likelihood(theta, *data))
+        return sum((jnp.sum(term) for term in self.terms(theta, *data).values()), jnp.zeros(()))
+
+    def terms(self, theta: Any, *data: Any) -> dict[str, Array]:
+        """The log joint, or the log prior and the log likelihood of each row, by name."""
+        if self.log_likelihood is None:
+            assert self.log_joint is not None
+            return {"log_joint": self.log_joint(theta, *data)}
+        return {"log_prior": self.prior_term(theta), "log_likelihood": self.log_likelihood(theta, *data)}
 
     def log_terms(self, u: Any, *data: Any, scale: Any = None) -> tuple[Array, Array]:
         """The two terms of `log_density`: the prior's, with log|det J_T|, and the likelihood's. ValueError if the model
@@ -83,9 +87,10 @@ class Model(Record):
             raise ValueError("expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`")
         theta, log_det = trees.constrain(self.latents, u, scale)
         log_likelihood = jnp.sum(self.log_likelihood(theta, *data))
-        return self._log_prior(theta, scale) + log_det, log_likelihood if scale is None else scale * log_likelihood
+        return self.prior_term(theta, scale) + log_det, log_likelihood if scale is None else scale * log_likelihood
 
-    def _log_prior(self, theta: Any, scale: Any = None) -> Array:
+    def prior_term(self, theta: Any, scale: Any = None) -> Array:
+        """log p(theta) of a factored model, a scalar in nats; local latents' counts `scale` times."""
         if self.prior is None:
             assert self.log_prior is not None
             return self.log_prior(theta)
@@ -135,25 +140,7 @@ class Model(Record):
             checks.density_term("log_joint", self.log_joint, (), latents, theta, *data)
             return
         assert self.log_likelihood is not None
-        checks.density_term("prior" if self.prior else "log_prior", self._log_prior, (), latents, theta)
+        checks.density_term("prior" if self.prior else "log_prior", self.prior_term, (), latents, theta)
         leaves = jax.tree.leaves(data)
         rows = jnp.shape(leaves[0])[:1] if leaves else None
         checks.density_term("log_likelihood", self.log_likelihood, rows, latents, theta, *data)
-
-    def explain(self, u: Any, *data: Any) -> str:
-        """What is not finite at u, in words: the terms of the log density, its gradient's leaves, the data."""
-        theta, log_det = trees.constrain(self.latents, u)
-        if self.log_joint is not None:
-            terms = {"log_joint": self.log_joint(theta, *data)}
-        else:
-            assert self.log_likelihood is not None
-            terms = {"log_prior": self._log_prior(theta), "log_likelihood": self.log_likelihood(theta, *data)}
-        grad = jax.grad(self.log_density, allow_int=True)(u, *data)
-        groups = {
-            "": {"log|det J|": log_det} | terms,
-            "latent ": checks.named_leaves(theta),
-            "gradient for ": {n: g for n, g in checks.named_leaves(grad).items() if g.dtype != jax.dtypes.float0},
-            "data": {f"[{name}]": leaf for name, leaf in checks.named_leaves(data).items()},
-        }
-        lines = [checks.non_finite(kind + name, leaf) for kind, group in groups.items() for name, leaf in group.items()]
-        return "; ".join(filter(None, lines)) or "all terms are finite at this point"

@@ -102,22 +102,22 @@ def local(support: Any) -> Any:
 
 def simplex(shape: Shape, dtype: Any = None) -> Support:
     """theta >= 0 that sum to one along the last axis, by stick-breaking."""
-    return Support(_at_least(1, "simplex", _shape(shape)), bijectors.StickBreaking(), dtype)
+    return Support(checks.shape_ends_in_size(1, "simplex", _shape(shape)), bijectors.StickBreaking(), dtype)
 
 
 def ordered(shape: Shape, dtype: Any = None) -> Support:
     """theta increasing along the last axis."""
-    return Support(_at_least(1, "ordered", _shape(shape)), bijectors.Ordered(), dtype)
+    return Support(checks.shape_ends_in_size(1, "ordered", _shape(shape)), bijectors.Ordered(), dtype)
 
 
 def lower_cholesky(shape: tuple[int, ...], dtype: Any = None) -> Support:
     """Lower-triangular matrices (..., n, n) with positive diagonal."""
-    return Support(_square("lower_cholesky", _shape(shape)), bijectors.LowerCholesky(), dtype)
+    return Support(checks.shape_ends_in_square("lower_cholesky", _shape(shape)), bijectors.LowerCholesky(), dtype)
 
 
 def corr_cholesky(shape: tuple[int, ...], dtype: Any = None) -> Support:
     """Cholesky factors (..., n, n) of correlation matrices."""
-    return Support(_square("corr_cholesky", _shape(shape)), bijectors.CorrelationCholesky(), dtype)
+    return Support(checks.shape_ends_in_square("corr_cholesky", _shape(shape)), bijectors.CorrelationCholesky(), dtype)
 
 
 def transformed(bijector: Any, shape: Shape = (), dtype: Any = None) -> Support:
@@ -127,15 +127,3 @@ def transformed(bijector: Any, shape: Shape = (), dtype: Any = None) -> Support:
 
         bijector = distrax.as_bijector(bijector)
     return Support(_shape(shape), bijector, dtype)
-
-
-def _at_least(ndim: int, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) < ndim or shape[-1] < 1:
-        raise ValueError(f"{name}: expected a shape that ends in a size >= 1; got {shape}")
-    return shape
-
-
-def _square(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 1:
-        raise ValueError(f"{name}: expected a shape (..., n, n) with n >= 1; got {shape}")
-    return shape

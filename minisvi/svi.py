@@ -4,6 +4,7 @@
 `resume` drive `update` in compiled blocks and do between blocks what is not mathematics: progress, Ctrl-C, failure.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -14,9 +15,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from minisvi import checks, loop, trees
+from minisvi import checks, failure, loop, trees
 from minisvi.batches import FullBatch, Minibatches
-from minisvi.elbo import ELBO, Estimator
+from minisvi.elbo import ELBO
 from minisvi.guides import Guide
 from minisvi.model import Model
 from minisvi.record import Record
@@ -83,7 +84,7 @@ class SVI(Record):
     model: Model
     guide: Guide
     optimizer: optax.GradientTransformation
-    objective: Estimator = ELBO()
+    objective: Callable[..., Array] = ELBO()
     batches: FullBatch | Minibatches = FullBatch()
 
     @property
@@ -100,10 +101,10 @@ class SVI(Record):
         fresh = self.guide.init(guide_key)
         if params is not None:
             checks.same_tree("params", fresh, params)
-        params = _strongly_typed(fresh if params is None else params)
+        params = trees.strongly_typed(fresh if params is None else params)
         self._check(guide_key, params, data)
         zero = jnp.zeros((), jnp.int32)
-        return SVIState(params, _strongly_typed(self.optimizer.init(params)), key, zero, zero, zero)
+        return SVIState(params, trees.strongly_typed(self.optimizer.init(params)), key, zero, zero, zero)
 
     def update(self, state: SVIState, *data: Any) -> tuple[SVIState, StepInfo]:
         """One step: phi <- phi + optimiser(grad ELBO). One that is not finite changes neither phi nor the optimiser."""
@@ -173,7 +174,7 @@ class SVI(Record):
         state, trace, reason = loop.run(self, state, num_steps, data, progress_bar)
         result = SVIResult(state.params, state, trace, int(state.num_skipped), reason)
         if reason == "non-finite" and on_failure == "raise":
-            raise NonFiniteError(self._explain(state, data), result)
+            raise NonFiniteError(failure.explain(self, state, data), result)
         return result
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
@@ -183,15 +184,6 @@ class SVI(Record):
         expected = trees.unconstrained_like(trees.with_rows(self.target.latents, batch))
         checks.same_tree("guide's draw", expected, draw)
 
-    def _explain(self, state: SVIState, data: tuple[Any, ...]) -> str:
-        _, step_key = jax.random.split(state.key)
-        u, _ = self.guide.distribution(state.params, *data).sample_and_log_prob(seed=step_key)
-        when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"
-        return (
-            f"the ELBO or the parameters were not finite on {int(state.num_failed)} steps in a row, {when}. "
-            f"At the guide's next draw: {self.target.explain(u, *data)}"
-        )
-
 
 @partial(jax.jit, static_argnames="svi")
 def _init(svi: SVI, key: Array, data: tuple[Any, ...], params: Any) -> SVIState:
@@ -200,8 +192,3 @@ def _init(svi: SVI, key: Array, data: tuple[Any, ...], params: Any) -> SVIState:
 
 def _all_finite(tree: Any) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]))
-
-
-def _strongly_typed(tree: Any) -> Any:
-    # A weakly typed leaf, such as one made from a Python float, would turn strong in the first step and compile again.
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)

@@ -98,3 +98,10 @@ def start(latents: Any, key: Array, loc: Any = None) -> Array:
         return jax.random.uniform(key, vector.shape, vector.dtype, -2.0, 2.0)
     checks.same_tree("loc", unconstrained_like(latents), loc)
     return ravel(latents, loc)
+
+
+def strongly_typed(tree: Any) -> Any:
+    """Leaves as arrays of their own dtype: a weakly typed one, made from a Python float, would turn strong in the first
+    step and compile again.
+    """
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)

@@ -17,7 +17,7 @@ LAYERS = [
     ["trees"],
     ["curvature"],
     ["model", "guides"],
-    ["kl", "sums"],
+    ["kl", "sums", "failure"],
     ["elbo"],
     ["bounds"],
     ["svi"],
@@ -58,7 +58,7 @@ def test_every_public_name_is_documented():
         assert (getattr(minisvi, name).__doc__ or "").strip(), name
 
 
-# What a student reads to follow the ELBO, from the model to its optimum; the catalogue of families and bounds is beside.
+# What a student reads to follow the ELBO from the model to its optimum; the catalogue is beside it.
 READING_PATH = ["supports", "model", "guides/base", "guides/location_scale", "guides/gaussian", "elbo", "svi"]
 
 

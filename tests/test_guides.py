@@ -1,4 +1,4 @@
-"""One table of guides against one list of properties: a new family costs a line."""
+"""What is particular to a guide: starts, points, custom guides over theta. What all share is in `test_families.py`."""
 
 import distrax
 import jax
@@ -16,139 +16,6 @@ import minisvi
 from minisvi import ELBO, SVI, Model, Posterior, mean_field, positive, real, unit_interval
 
 LATENTS = {"a": real(2), "b": {"c": positive(), "d": minisvi.simplex(3)}}  # D = 5
-VECTOR = {"a": real(2)}
-
-
-def normal_params(key, n=2):
-    return {"loc": 1.0 + jax.random.normal(key, (n,)), "log_scale": jnp.array([-0.7, 0.4])}
-
-
-def two_gammas(p, *_):
-    return {"a": tfd.Gamma(jnp.exp(p["log_shape"]), jnp.exp(p["log_rate"]))}
-
-
-# name: (guide, latents)
-GUIDES = {
-    "mean_field": (mean_field(LATENTS), LATENTS),
-    "full_rank": (minisvi.full_rank(LATENTS), LATENTS),
-    "mean_field in two dimensions": (mean_field(VECTOR), VECTOR),
-    "full_rank in two dimensions": (minisvi.full_rank(VECTOR), VECTOR),
-    "delta": (minisvi.delta(LATENTS), LATENTS),
-    "custom distrax": (
-        minisvi.custom(normal_params, lambda p, *_: {"a": distrax.Normal(p["loc"], jnp.exp(p["log_scale"]))}),
-        VECTOR,
-    ),
-    "custom distrax multivariate": (
-        minisvi.custom(
-            normal_params, lambda p, *_: {"a": distrax.MultivariateNormalDiag(p["loc"], jnp.exp(p["log_scale"]))}
-        ),
-        VECTOR,
-    ),
-    "custom tfp": (
-        minisvi.custom(normal_params, lambda p, *_: {"a": tfd.Normal(p["loc"], jnp.exp(p["log_scale"]))}),
-        VECTOR,
-    ),
-    "custom over theta": (
-        minisvi.custom(
-            lambda key: {"log_shape": jnp.array([0.3, 1.0]), "log_rate": jnp.array([0.5, -1.0])}, two_gammas, True
-        ),
-        {"a": positive(2)},
-    ),
-}
-NAMES = [pytest.param(name, marks=pytest.mark.foreign) if name.startswith("custom") else name for name in GUIDES]
-DENSITIES = [name for name in NAMES if name != "delta"]
-
-
-def fresh(name, key):
-    """A member of the family away from its start."""
-    guide, latents = GUIDES[name]
-    init_key, noise_key = jax.random.split(key)
-    params = guide.init(init_key)
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(noise_key, len(leaves))
-    moved = [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)]
-    return guide, latents, jax.tree.unflatten(treedef, moved)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_draws_have_the_tree_of_the_latents(name, key):
-    guide, latents, params = fresh(name, key)
-    u, log_q = guide.distribution(params).sample_and_log_prob(seed=key)
-    target = Model(latents, lambda theta: jnp.zeros(())).over(guide.constrained)
-    theta = target.constrain(u)
-    assert log_q.shape == ()
-    for leaf, support in zip(jax.tree.leaves(theta), jax.tree.leaves(latents), strict=True):
-        assert leaf.shape == support.shape
-    assert jax.tree.structure(theta) == jax.tree.structure(latents)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_log_prob_equals_sample_and_log_prob(name, key):
-    guide, _, params = fresh(name, key)
-    q = guide.distribution(params)
-    u, log_q = q.sample_and_log_prob(seed=key)
-    assert jnp.allclose(q.log_prob(u), log_q, rtol=2e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_entropy_is_the_mean_of_minus_log_q(name, key):
-    guide, _, params = fresh(name, key)
-    q, n = guide.distribution(params), 20_000
-    log_q = jax.vmap(lambda k: q.sample_and_log_prob(seed=k)[1])(jax.random.split(key, n))
-    error = jnp.abs(q.entropy() + jnp.mean(log_q))
-    assert error <= 4 * jnp.std(log_q) / n**0.5
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in DENSITIES if GUIDES[getattr(name, "values", [name])[0]][1] != LATENTS]
-)
-def test_integrates_to_one_and_has_the_moments_of_its_draws(name, key):
-    # By quadrature over a fine grid in two dimensions; over theta > 0 the grid is in log theta.
-    guide, _, params = fresh(name, key)
-    q = guide.distribution(params)
-    warp, jacobian = (jnp.exp, jnp.sum) if guide.constrained else (lambda x: x, lambda x: jnp.zeros(()))
-    draws = jax.vmap(lambda k: q.sample_and_log_prob(seed=k)[0]["a"])(jax.random.split(key, 50_000))
-    x = jnp.log(draws) if guide.constrained else draws
-    mean, sd = jnp.mean(x, 0), jnp.std(x, 0)
-    grid = jnp.stack(jnp.meshgrid(*(mean[i] + sd[i] * jnp.linspace(-12, 12, 401) for i in (0, 1))), -1).reshape(-1, 2)
-    mass = jnp.prod(24 * sd / 400) * jnp.exp(jax.vmap(lambda x: q.log_prob({"a": warp(x)}) + jacobian(x))(grid))
-    assert jnp.allclose(jnp.sum(mass), 1.0, atol=2e-3)
-    assert jnp.all(jnp.abs(mass @ grid - mean) < 4 * sd / 50_000**0.5 + 2e-3 * sd)
-
-
-@pytest.mark.parametrize("name", DENSITIES)
-def test_gradient_through_the_draws_is_that_of_the_expectation(name, key):
-    # d/dphi E_q[f(u)] through the draws equals the score estimator E_q[f(u) dlog q/dphi], f smooth.
-    guide, _, params = fresh(name, key)
-    n = 200_000
-    f = lambda u: sum(jnp.sum(jnp.tanh(0.3 * leaf)) for leaf in jax.tree.leaves(u))  # noqa: E731
-
-    def draw(p, k):
-        return guide.distribution(p).sample_and_log_prob(seed=k)[0]
-
-    def score(p, k):
-        u = jax.lax.stop_gradient(draw(p, k))
-        return (f(u) - baseline) * guide.distribution(p).log_prob(u)
-
-    keys = jax.random.split(key, n)
-    baseline = jnp.mean(jax.vmap(lambda k: f(draw(params, k)))(jax.random.split(keys[0], 5_000)))
-    paths = jax.jit(jax.vmap(jax.grad(lambda p, k: f(draw(p, k))), (None, 0)))(params, keys)
-    scores = jax.jit(jax.vmap(jax.grad(score), (None, 0)))(params, keys)
-    for path, other in zip(jax.tree.leaves(paths), jax.tree.leaves(scores), strict=True):
-        error = np.sqrt((np.var(path, 0) + np.var(other, 0)) / n)
-        assert np.all(np.abs(np.mean(path, 0) - np.mean(other, 0)) <= 4.5 * error)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_jit_vmap_and_stopped_family(name, key):
-    guide, _, params = fresh(name, key)
-    draw = lambda p, k: guide.distribution(p).sample_and_log_prob(seed=k)  # noqa: E731
-    u, log_q = jax.jit(jax.vmap(draw, (None, 0)))(params, jax.random.split(key, 3))
-    one, one_log_q = draw(params, jax.random.split(key, 3)[2])
-    assert all(jnp.allclose(a[2], b, atol=1e-5) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(one)))
-    assert jnp.allclose(log_q[2], one_log_q, atol=1e-4)
-    stopped = jax.grad(lambda p: draw(jax.lax.stop_gradient(p), key)[1])(params)
-    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(stopped))
 
 
 @pytest.mark.parametrize("make", [mean_field, minisvi.full_rank, minisvi.delta])
@@ -205,6 +72,14 @@ def test_full_rank_recovers_a_correlated_gaussian(key):
     dense = q.factor.dense()
     assert np.allclose(q.loc, loc, atol=5e-3)
     assert np.allclose(dense @ dense.T, cov, rtol=5e-3)
+
+
+def test_delta_is_a_point_without_entropy(key):
+    guide = minisvi.delta(LATENTS)
+    q = guide.distribution(guide.init(key))
+    theta, log_q = q.sample_and_log_prob(seed=key)
+    assert jnp.sum(theta["b"]["d"]) == pytest.approx(1.0)
+    assert log_q == q.log_prob(theta) == q.entropy() == 0
 
 
 def test_delta_finds_the_map_in_the_constrained_space(key):

@@ -1,0 +1,39 @@
+"""Why a fit failed, in words: which term, which latent, which gradient, which data is not finite."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from minisvi import checks, trees
+from minisvi.model import Model
+
+
+def explain(svi: Any, state: Any, data: tuple[Any, ...]) -> str:
+    """When the steps of `svi` failed, and what is not finite at the guide's next draw."""
+    _, step_key = jax.random.split(state.key)
+    u, _ = svi.guide.distribution(state.params, *data).sample_and_log_prob(seed=step_key)
+    when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"
+    return (
+        f"the ELBO or the parameters were not finite on {int(state.num_failed)} steps in a row, {when}. "
+        f"At the guide's next draw: {_at(svi.target, u, *data)}"
+    )
+
+
+def _at(model: Model, u: Any, *data: Any) -> str:
+    theta, log_det = trees.constrain(model.latents, u)
+    grad = checks.named_leaves(jax.grad(model.log_density, allow_int=True)(u, *data))
+    groups = {
+        "": {"log|det J|": log_det} | model.terms(theta, *data),
+        "latent ": checks.named_leaves(theta),
+        "gradient for ": {name: leaf for name, leaf in grad.items() if leaf.dtype != jax.dtypes.float0},
+        "data": {f"[{name}]": leaf for name, leaf in checks.named_leaves(data).items()},
+    }
+    lines = [_non_finite(kind + name, leaf) for kind, group in groups.items() for name, leaf in group.items()]
+    return "; ".join(filter(None, lines)) or "all terms are finite at this point"
+
+
+def _non_finite(name: str, leaf: Any) -> str:
+    bad = int(jnp.sum(~jnp.isfinite(leaf)))
+    values = "" if jnp.ndim(leaf) else f" ({leaf})"
+    return f"{name}: {bad} of {jnp.size(leaf)} values not finite{values}" if bad else ""

@@ -1,0 +1,128 @@
+"""The table of families: a new guide costs one line here and meets every property of `test_families.py`."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import paramax
+import pytest
+from flowjax.bijections import Affine
+from flowjax.distributions import StandardNormal, Transformed
+from jax.tree_util import tree_map_with_path
+from tensorflow_probability.substrates.jax import distributions as tfd
+
+import minisvi
+from minisvi import block, conditional, full_rank, low_rank, mean_field, mixture, positive, product, real
+
+# D = 1, 2, 3 unconstrained, and a nested tree with a simplex, D = 5.
+TREES = {
+    1: {"a": real()},
+    2: {"a": real(), "b": real()},
+    3: {"a": real(2), "b": real()},
+    5: {"a": real(2), "b": {"c": positive(), "d": minisvi.simplex(3)}},
+}
+SMALL_NETWORK = (lambda key, n: jax.random.normal(key, (4, n)), lambda w, x: jnp.tanh(w @ x))
+FEATURES = (lambda key: jax.random.normal(key, (3,)), lambda w, v: jnp.tanh(w * v[0]))
+
+
+def by_name(latents):
+    return [[".".join(name.split("."))] for name in minisvi.checks.named_leaves(latents)]
+
+
+def structured(latents, **options):
+    """The first latent at full rank, and every other part conditional on it."""
+    on = {"a": latents["a"]}
+    rest = {n: conditional(mean_field(part), on, **options) for n, part in latents.items() if n != "a"}
+    return product({"a": full_rank(latents["a"])} | rest)
+
+
+def normals(latents, family):
+    """A guide of one's own: a tree of Distrax or TFP normals."""
+    like = minisvi.trees.unconstrained_like(latents)
+
+    def distribution(params, *_):
+        return jax.tree.map(lambda p: family(p["loc"], jnp.exp(p["log_scale"])), params, is_leaf=is_normal)
+
+    def init(key):
+        loc = minisvi.trees.unravel(latents, minisvi.trees.start(latents, key))
+        return jax.tree.map(lambda m, s: {"loc": m, "log_scale": jnp.zeros(s.shape, s.dtype)}, loc, like)
+
+    return minisvi.custom(init, distribution)
+
+
+def is_normal(node):
+    return isinstance(node, dict) and "log_scale" in node
+
+
+class FromFlowjax:
+    """A FlowJAX distribution of the flat vector, whose key comes first and whose parameters may be wrapped."""
+
+    def __init__(self, latents, q):
+        self.latents, self.q = latents, paramax.unwrap(q)
+
+    def sample_and_log_prob(self, *, seed):
+        x, log_q = self.q.sample_and_log_prob(seed)
+        return minisvi.trees.unravel(self.latents, x), log_q
+
+    def log_prob(self, u):
+        return self.q.log_prob(minisvi.trees.ravel(self.latents, u))
+
+
+def flowjax_affine(latents):
+    size = minisvi.trees.spec(latents).shape
+
+    def init(key):
+        return {"loc": minisvi.trees.start(latents, key), "log_scale": jnp.zeros(size)}
+
+    def distribution(params, *_):
+        bijection = Affine(params["loc"], jnp.exp(params["log_scale"]))
+        return FromFlowjax(latents, Transformed(StandardNormal(size), bijection))
+
+    return minisvi.custom(init, distribution)
+
+
+# name: the guide over a tree of latents
+FAMILIES = {
+    "mean_field": mean_field,
+    "student_t": lambda latents: mean_field(latents, df=4.0),
+    "full_rank": full_rank,
+    "low_rank": lambda latents: low_rank(latents, rank=1),
+    "block": lambda latents: block(latents, by_name(latents)),
+    "mixture": lambda latents: mixture(mean_field(latents), 3),
+    "product": lambda latents: product({name: full_rank(part) for name, part in latents.items()}),
+    "conditional": structured,
+    "conditional by a network": lambda latents: structured(latents, network=FEATURES),
+    "product of mixtures": lambda latents: product({n: mixture(mean_field(p), 2) for n, p in latents.items()}),
+    "affine_coupling": lambda latents: minisvi.affine_coupling(full_rank(latents), 2, SMALL_NETWORK),
+    "spline_coupling": lambda latents: minisvi.spline_coupling(mean_field(latents), 2, SMALL_NETWORK),
+    "inverse_autoregressive": lambda latents: minisvi.inverse_autoregressive(mean_field(latents), 2, 4),
+    "flow over a mixture": lambda latents: minisvi.affine_coupling(mixture(mean_field(latents), 2), 2, SMALL_NETWORK),
+    "custom distrax": lambda latents: normals(latents, distrax.Normal),
+    "custom tfp": lambda latents: normals(latents, tfd.Normal),
+    "custom flowjax": flowjax_affine,
+}
+FOREIGN = [n for n in FAMILIES if any(word in n for word in ("custom", "coupling", "autoregressive", "flow"))]
+NAMES = [pytest.param(name, marks=pytest.mark.foreign) if name in FOREIGN else name for name in FAMILIES]
+
+
+def members_of(name, dimension, key, spread=1.0):
+    """(guide, latents, params) away from the start: off the origin, with unequal scales."""
+    latents = TREES[dimension]
+    guide = FAMILIES[name](latents)
+    init_key, noise_key = jax.random.split(key)
+    params = guide.init(init_key)
+    keys = iter(jax.random.split(noise_key, len(jax.tree.leaves(params))))
+
+    def move(path, leaf):
+        noise, last = jax.random.normal(next(keys), leaf.shape, leaf.dtype), str(path[-1])
+        if "readout" in str(path):
+            return leaf + 0.1 * noise
+        if "loc" in last:
+            return 2.0 + spread * noise
+        if "log_scale" in last:
+            return jnp.linspace(-1.2, 0.4, leaf.size, dtype=leaf.dtype).reshape(leaf.shape) + 0.1 * noise
+        if leaf.ndim > 1 and "scale_tril" in str(path):
+            # Stacked or not, the last two axes are the factor's.
+            return 0.4 * noise + jnp.diag(jnp.linspace(-1.2, 0.4, leaf.shape[-1], dtype=leaf.dtype))
+        return leaf + (0.1 if "spline" in name else 0.3) * noise  # a spline has 25 numbers a coordinate
+
+    return guide, latents, tree_map_with_path(move, params)
