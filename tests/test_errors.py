@@ -9,7 +9,20 @@ from jax.scipy.stats import norm
 from problems import conjugate_data, conjugate_model
 
 import minisvi
-from minisvi import ELBO, SVI, Model, NonFiniteError, Posterior, mean_field, positive, real
+from minisvi import (
+    CUBO,
+    ELBO,
+    SVI,
+    ForwardKL,
+    ImportanceWeighted,
+    Model,
+    NonFiniteError,
+    Posterior,
+    Renyi,
+    mean_field,
+    positive,
+    real,
+)
 
 X = jnp.arange(1.0, 6.0)
 KEY = jax.random.key(0)
@@ -31,6 +44,19 @@ def joint(log_joint, latents=None):
 
 def rows(log_likelihood):
     return Model({"a": real()}, log_prior=lambda theta: norm.logpdf(theta["a"]), log_likelihood=log_likelihood)
+
+
+def norm_rows(theta, x):
+    return norm.logpdf(x, theta["a"])
+
+
+def estimate(objective, guide=None, **batch):
+    guide = mean_field({"a": real()}) if guide is None else guide
+    return objective(KEY, good(), guide, guide.init(KEY), X, **batch)
+
+
+def dependent(on):
+    return minisvi.conditional(mean_field(real()), on={on: real()})
 
 
 def custom(distribution):
@@ -142,6 +168,156 @@ STATIC = {
         ValueError,
         r"a minibatch needs a factored model: give `log_prior` and `log_likelihood`",
     ),
+    "low rank above the dimension": (
+        lambda: minisvi.low_rank({"a": real(3)}, rank=4),
+        ValueError,
+        r"`rank` must be in 1..3, the number of unconstrained latents; got 4",
+    ),
+    "low rank of zero": (
+        lambda: minisvi.low_rank({"a": real(3)}, rank=0),
+        ValueError,
+        r"`rank` must be an integer >= 1; got 0",
+    ),
+    "fractional rank": (lambda: minisvi.low_rank({"a": real(3)}, rank=1.5), TypeError, r"`rank` must be an integer"),
+    "negative degrees of freedom": (
+        lambda: mean_field({"a": real()}, df=-1.0),
+        ValueError,
+        r"`df` must be > 0; got -1",
+    ),
+    "a latent in no block": (
+        lambda: minisvi.block({"a": real(), "b": real()}, [["a"]]),
+        ValueError,
+        r"block: expected each of the latents \['a', 'b'\] in one group; got \[\('a',\)\]",
+    ),
+    "a latent in two blocks": (
+        lambda: minisvi.block({"a": real(), "b": real()}, [["a"], ["a", "b"]]),
+        ValueError,
+        r"block: expected each of the latents",
+    ),
+    "an unknown latent in a block": (
+        lambda: minisvi.block({"a": real()}, [["a", "c"]]),
+        ValueError,
+        r"block: expected each of the latents \['a'\] in one group",
+    ),
+    "covariance of another shape": (
+        lambda: minisvi.full_rank({"a": real(2)}).init(KEY, cov=jnp.eye(3)),
+        ValueError,
+        r"`cov`: expected shape \(2, 2\) or \(2,\); got \(3, 3\)",
+    ),
+    "no components": (
+        lambda: minisvi.mixture(mean_field({"a": real()}), 0),
+        ValueError,
+        r"`num_components` must be an integer >= 1; got 0",
+    ),
+    "no layers": (
+        lambda: minisvi.affine_coupling(mean_field({"a": real()}), num_layers=0),
+        ValueError,
+        r"`num_layers` must be an integer >= 1; got 0",
+    ),
+    "no bins": (
+        lambda: minisvi.spline_coupling(mean_field({"a": real()}), num_bins=0),
+        ValueError,
+        r"`num_bins` must be an integer >= 1; got 0",
+    ),
+    "a spline on nothing": (
+        lambda: minisvi.spline_coupling(mean_field({"a": real()}), bound=0.0),
+        ValueError,
+        r"`bound` must be > 0; got 0.0",
+    ),
+    "no hidden units": (
+        lambda: minisvi.inverse_autoregressive(mean_field({"a": real()}), hidden=0),
+        ValueError,
+        r"`hidden` must be an integer >= 1; got 0",
+    ),
+    "no guide in a product": (
+        lambda: minisvi.product({"a": real()}),
+        TypeError,
+        r"product: expected a guide for `a`; got Support",
+    ),
+    "a part that depends on itself": (
+        lambda: fit(good(), X, guide=minisvi.product({"a": dependent("a")})),
+        ValueError,
+        r"parts depend on \{'a': \('a',\)\}: expected parts of \[\], and no circle",
+    ),
+    "a part that depends on nobody": (
+        lambda: fit(good(), X, guide=minisvi.product({"a": dependent("zz")})),
+        ValueError,
+        r"parts depend on \{'a': \('zz',\)\}",
+    ),
+    "prior of another tree": (
+        lambda: fit(
+            Model({"a": real()}, prior=lambda theta: {"b": distrax.Normal(0.0, 1.0)}, log_likelihood=norm_rows), X
+        ),
+        ValueError,
+        r"`prior`: expected a tree with leaves \['a'\]; got leaves \['b'\]",
+    ),
+    "two priors": (
+        lambda: Model({"a": real()}, log_prior=len, prior=len, log_likelihood=len),
+        TypeError,
+        r"`prior` in place of `log_prior`",
+    ),
+    "antithetic draws of an odd number": (
+        lambda: ELBO(3, draws="antithetic"),
+        ValueError,
+        r"antithetic draws come in pairs: `num_particles` must be even; got 3",
+    ),
+    "quasi-random draws of six": (
+        lambda: ELBO(6, draws="quasi"),
+        ValueError,
+        r"quasi-random draws: `num_particles` must be a power of two; got 6",
+    ),
+    "unknown draws": (lambda: ELBO(2, draws="sobol"), ValueError, r"`draws` must be one of .*; got 'sobol'"),
+    "antithetic draws of a guide without normals": (
+        lambda: estimate(ELBO(2, draws="antithetic"), guide=custom(lambda p, *_: {"a": distrax.Normal(p, 1.0)})),
+        ValueError,
+        r"draws='antithetic': expected a guide made of normals, with `from_noise`; this draws from keys",
+    ),
+    "doubly reparameterised antithetic draws": (
+        lambda: ImportanceWeighted(4, "doubly_reparameterised", draws="antithetic"),
+        ValueError,
+        r"gradient='doubly_reparameterised' is unbiased with independent draws alone; got 'antithetic'",
+    ),
+    "a baseline of one": (
+        lambda: ELBO(1, "score_function"),
+        ValueError,
+        r"baseline leaves one out: `num_particles` must be >= 2; got 1",
+    ),
+    "alpha of infinity": (
+        lambda: Renyi(2, alpha=float("inf")),
+        ValueError,
+        r"`alpha` must be a finite number; got inf",
+    ),
+    "alpha of nan": (lambda: Renyi(2, alpha=float("nan")), ValueError, r"`alpha` must be a finite number; got nan"),
+    "renyi of no particles": (lambda: Renyi(0), ValueError, r"`num_particles` must be an integer >= 1; got 0"),
+    "renyi sticking the landing": (
+        lambda: Renyi(2, "sticking_the_landing"),
+        ValueError,
+        r"`gradient` must be one of \('reparameterised', 'doubly_reparameterised'\)",
+    ),
+    "cubo of order one": (lambda: CUBO(2, order=1.0), ValueError, r"`order` must be a finite number > 1; got 1.0"),
+    "forward kl of one": (lambda: ForwardKL(1), ValueError, r"self-normalised weights of one draw are 1"),
+    "no entropy": (
+        lambda: estimate(ELBO(2, "closed_form_entropy"), guide=minisvi.mixture(mean_field({"a": real()}), 2)),
+        ValueError,
+        r"MixtureOf has no closed-form entropy: take gradient='reparameterised'",
+    ),
+    "closed-form kl of an unfactored model": (
+        lambda: estimate(ELBO(2, "closed_form_kl")),
+        ValueError,
+        r"closed_form_kl .*prior distributions.*`prior`",
+    ),
+    "doubly reparameterised mixture": (
+        lambda: estimate(
+            ImportanceWeighted(2, "doubly_reparameterised"), guide=minisvi.mixture(mean_field({"a": real()}), 2)
+        ),
+        ValueError,
+        r"gradient='doubly_reparameterised' needs independent draws of q, and a mixture is drawn by strata",
+    ),
+    "annealing an unfactored model": (
+        lambda: estimate(ELBO(2, kl_weight=lambda step: 0.5), step=3),
+        ValueError,
+        r"expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`",
+    ),
     "zero particles": (lambda: ELBO(0), ValueError, r"`num_particles` must be an integer >= 1; got 0"),
     "fractional particles": (lambda: ELBO(1.5), TypeError, r"`num_particles` must be an integer >= 1; got 1.5"),
     "unknown gradient": (
@@ -189,7 +365,7 @@ STATIC = {
     ),
 }
 
-FOREIGN = ["integer draws"]
+FOREIGN = ["integer draws", "antithetic draws of a guide without normals", "prior of another tree"]
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.foreign) if c in FOREIGN else c for c in STATIC])
