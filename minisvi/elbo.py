@@ -2,8 +2,7 @@
 
     ELBO(phi) = E_{u ~ q_phi} [ log w(u) ]  <=  log p(D),    log w(u) = log p(T(u), D) + log|det J_T(u)| - log q_phi(u)
 
-Reading order: `Objective.particles` draws u_k and its log weights; `ELBO` takes their mean; the others take other
-means.
+`Objective.particles` draws u_k and its log weights; `ELBO` takes their mean; `bounds` has other means.
 """
 
 from collections.abc import Callable
@@ -49,11 +48,10 @@ class Objective:
     - `gradient`: see each objective.
     - `draws`: `"independent"`, `"antithetic"` or `"quasi"` (see `noise.over_particles`).
     - `kl_weight`, `likelihood_weight`: annealing, each a function of the step (an optax schedule, say) to beta:
-      log w = beta_l log p(D | theta) + beta_k (log p(theta) + log|det J| - log q). A weighted KL needs a factored model
-      (Bowman et al. 2016), and so does a weighted likelihood (Mandt et al. 2016).
+      log w = beta_l log p(D | theta) + beta_k (log p(theta) + log|det J| - log q), of a factored model (Bowman et al.
+      2016; Mandt et al. 2016).
 
-    An objective is called with a key, and gives a scalar whose gradient in `params` is the estimator's. ValueError or
-    TypeError for other values, and for discrete latents where the gradient goes through the draws.
+    ValueError or TypeError for other values, and for discrete latents where the gradient goes through the draws.
     """
 
     num_particles: int = 1
@@ -74,28 +72,24 @@ class Objective:
             raise ValueError(f"gradient={self.gradient!r} is unbiased with independent draws alone; got {self.draws!r}")
 
     def __call__(self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any) -> Array:
-        """The estimate in nats. `batch`: `scale` = N/B of a minibatch, and the `step` that schedules are asked at."""
+        """The estimate in nats, whose gradient in `params` is the estimator's. `batch`: `scale` = N/B of a minibatch,
+        and the `step` that schedules are asked at.
+        """
         raise NotImplementedError
 
     def particles(
-        self,
-        log_q: str,
-        key: Array,
-        model: Model,
-        guide: Guide,
-        params: Any,
-        *data: Any,
-        scale: Any = None,
-        step: Any = None,
+        self, log_q: str, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
     ) -> tuple[Any, Any, Particles]:
         """q, the draws u_k, and their weights. `log_q` says through what log q_phi(u) passes a gradient: `"total"`,
         both its arguments; `"path"`, u alone, the family being stopped; `"score"`, phi alone, the draws being stopped.
         """
-        q = base.scaled(guide.distribution(params, *data), scale)
+        model, scale = model.over(guide.constrained), batch.get("scale")
+        unscaled = guide.distribution(params, *data)
+        q = base.scaled(unscaled, scale)
         frozen = base.scaled(guide.distribution(stop_gradient(params), *data), scale)
         if log_q != "score" and self.gradient != "score_function":
             _check_reparameterised(q, model)
-        kl_weight, likelihood_weight = self._weights(step)
+        kl_weight, likelihood_weight = self._weights(batch.get("step"))
         annealed = self.kl_weight is not None or self.likelihood_weight is not None
 
         def weigh(u: Any, log_q_u: Array) -> tuple[Any, Array, Array, Array]:
@@ -104,7 +98,11 @@ class Objective:
             elif log_q == "score":
                 u = stop_gradient(u)
                 log_q_u = q.log_prob(u)
-            score = base.score_log_prob(q, u) if self.gradient == "score_function" else jnp.zeros(())
+            score = jnp.zeros(())
+            if self.gradient == "score_function":
+                # The score is that of the draws, without N/B. In log w the mean of q's own gradient is zero: left out.
+                score, own = base.score_log_prob(unscaled, u), base.score_log_prob(q, u)
+                log_q_u = log_q_u - (own - stop_gradient(own))
             if not annealed:
                 return u, model.log_density(u, *data, scale=scale), log_q_u, score
             log_prior, log_likelihood = model.log_terms(u, *data, scale=scale)
@@ -159,7 +157,7 @@ class ELBO(Objective):
     def __call__(self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any) -> Array:
         log_q = "path" if self.gradient == "sticking_the_landing" else "total"
         q, u, particles = self.particles(log_q, key, model, guide, params, *data, **batch)
-        kl_weight = self._weights(batch.get("step"))[0]
+        model, kl_weight = model.over(guide.constrained), self._weights(batch.get("step"))[0]
         if self.gradient == "closed_form_entropy":
             return particles.mean(particles.log_p) + kl_weight * base.entropy(q)
         if self.gradient == "closed_form_kl":
@@ -168,7 +166,7 @@ class ELBO(Objective):
         if self.gradient == "score_function":
             check_unstratified(q, self.gradient)
             log_w, num = particles.log_w, self.num_particles
-            signal = log_w - (jnp.sum(log_w) - log_w) / (num - 1) + kl_weight
+            signal = log_w - (jnp.sum(log_w) - log_w) / (num - 1)
             return particles.mean(log_w + stop_gradient(signal) * (particles.score - stop_gradient(particles.score)))
         return particles.mean(particles.log_w)
 

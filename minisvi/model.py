@@ -29,7 +29,8 @@ class Model(Record):
     - `log_likelihood(theta, *data)`: log p(D_i | theta), shape (N,), one term per row, rows independent given theta,
       and
     - `log_prior(theta)`: log p(theta), a scalar; or
-    - `prior(theta)`: a tree like the latents, of the Distrax or TFP distribution of each given the others (None: flat).
+    - `prior(theta)`: the Distrax or TFP distribution of each latent given the others, in a tree like the latents; None,
+      for a latent or a subtree of them, is flat.
 
     The prior of a `local` latent counts N/B times in a minibatch: give it by `prior`, or inside `log_likelihood`.
     Equal models (equal latents, the same function objects) share one compilation.
@@ -105,11 +106,13 @@ class Model(Record):
     def priors(self, theta: Any) -> dict[str, Any]:
         """The prior of each latent by its dotted path, given the others; ValueError unless `prior` has all of them."""
         assert self.prior is not None
-        known = checks.named_leaves(self.latents)
-        found = checks.named_leaves(self.prior(theta), lambda node: node is None or hasattr(node, "log_prob"))
-        if list(found) != list(known):
-            raise ValueError(f"`prior`: expected a tree with leaves {list(known)}; got leaves {list(found)}")
-        return found
+        prior, is_prior = self.prior(theta), lambda node: node is None or hasattr(node, "log_prob")
+        try:
+            tree = jax.tree.map(lambda p, part: jax.tree.map(lambda _: p, part), prior, self.latents, is_leaf=is_prior)
+        except ValueError:
+            known, found = list(checks.named_leaves(self.latents)), list(checks.named_leaves(prior, is_prior))
+            raise ValueError(f"`prior`: expected a tree with leaves {known}; got leaves {found}") from None
+        return checks.named_leaves(tree, is_prior)
 
     def constrain(self, u: Any) -> Any:
         """theta = T(u)."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from minisvi import checks
 from minisvi.model import Model
 from minisvi.record import Record
 
@@ -20,8 +21,9 @@ def sum_out(model: Model, *names: str) -> Model:
 
     `names` are keys of `model.latents`, a dict. Local ones are summed row by row, n values for each row, where the
     rows' terms say all about them: log p(D_i | theta) = logsumexp_z [log p(D_i | theta, z) + log p(z | theta)], with
-    p(z) from `prior`, or inside `log_likelihood`; the model stays factored. Others are summed jointly over all their
-    values, at most 4,096, and the model becomes a log joint.
+    p(z) from `prior`, or inside `log_likelihood`; the model stays factored (priors of other local latents, which may
+    depend on z, move into its likelihood). Others are summed jointly over all their values, at most 4,096, and the
+    model becomes a log joint.
 
     ValueError for a name that is no finite latent, for too many values, for local and other latents at once, and for
     local ones of a model that is not factored.
@@ -33,11 +35,12 @@ def sum_out(model: Model, *names: str) -> Model:
     return Model(kept, log_likelihood=_RowSum(model, names), **rest)
 
 
-def log_conditional(model: Model, names: tuple[str, ...], theta: Any, *data: Any) -> tuple[Any, Array]:
-    """log p(z | theta, D) of what `sum_out` left out, at the other latents' theta.
+def log_conditional(model: Model, names: str | tuple[str, ...], theta: Any, *data: Any) -> tuple[Any, Array]:
+    """log p(z | theta, D) of what `sum_out` left out, at the other latents' theta; one name, or a tuple of them.
 
     Returns the S values of z (a dict of arrays, S in front) and their log probabilities, (S,), or (B, S) if local.
     """
+    names = (names,) if isinstance(names, str) else tuple(names)
     _supports(model, names)
     sums = _RowSum if model.latents[names[0]].local else _JointSum
     terms = sums(model, names).terms(theta, *data)
@@ -92,18 +95,25 @@ class _JointSum(_Sum):
 
 class _RowSum(_Sum):
     def terms(self, theta: Any, *data: Any) -> Array:
-        model, num = self.model, jnp.shape(jax.tree.leaves(data)[0])[0]
+        model, leaves = self.model, jax.tree.leaves(data)
+        if not leaves:
+            raise ValueError("sum_out of local latents: expected data, whose leading axis is the rows; got none")
+        num = jnp.shape(leaves[0])[0]
 
         def rows(z: dict[str, Array]) -> Array:
             z = {name: jnp.broadcast_to(value, (num, *value.shape)) for name, value in z.items()}
             assert model.log_likelihood is not None
-            total = model.log_likelihood({**theta, **z}, *data)
-            if model.prior is None:
-                return total
-            priors = model.priors({**theta, **z})
-            return total + sum(jnp.reshape(priors[name].log_prob(z[name]), (num, -1)).sum(-1) for name in self.names)
+            return model.log_likelihood({**theta, **z}, *data) + self._log_priors({**theta, **z}, num)
 
         return jax.vmap(rows)(_values(model, self.names))
+
+    def _log_priors(self, theta: Any, num: int) -> Array:
+        """Of all local latents, since those that are kept may depend on z; (num,)."""
+        priors = {} if self.model.prior is None else self.model.priors(theta)
+        values, supports = checks.named_leaves(theta), checks.named_leaves(self.model.latents)
+        local = [name for name, prior in priors.items() if prior is not None and supports[name].local]
+        terms = [jnp.reshape(priors[name].log_prob(values[name]), (num, -1)).sum(-1) for name in local]
+        return sum(terms, jnp.zeros(num))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +122,9 @@ class _Without(Record):
     names: tuple[str, ...]
 
     def __call__(self, theta: Any) -> Any:
-        # Their priors may depend on the others, and not the other way round, so that any value will do.
+        # What is kept here is over globals, which depend on no row's z, so that any value will do.
         zeros = {name: jnp.zeros((1, *self.model.latents[name].shape), jnp.int32) for name in self.names}
-        assert self.model.prior is not None
-        priors = self.model.prior({**theta, **zeros})
-        return {name: p for name, p in priors.items() if name not in self.names}
+        priors = self.model.priors({**theta, **zeros})
+        kept = {name: support for name, support in self.model.latents.items() if name not in self.names}
+        leaves = [None if support.local else priors[path] for path, support in checks.named_leaves(kept).items()]
+        return jax.tree.unflatten(jax.tree.structure(kept), leaves)

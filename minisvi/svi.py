@@ -112,7 +112,7 @@ class SVI(Record):
         batch, scale = self.batches(state.step, data)
 
         def loss(params: Any) -> Array:
-            return -self.objective(step_key, self.target, self.guide, params, *batch, scale=scale, step=state.step)
+            return -self.objective(step_key, self.model, self.guide, params, *batch, scale=scale, step=state.step)
 
         value, grad = jax.value_and_grad(loss)(state.params)
         optimizer = optax.with_extra_args_support(self.optimizer)
@@ -133,7 +133,7 @@ class SVI(Record):
     def evaluate(self, state: SVIState, *data: Any) -> Array:
         """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
         _, step_key = jax.random.split(state.key)
-        return self.objective(step_key, self.target, self.guide, state.params, *data, step=state.step)
+        return self.objective(step_key, self.model, self.guide, state.params, *data, step=state.step)
 
     def scan(self, state: SVIState, num_steps: int, *data: Any) -> tuple[SVIState, StepInfo]:
         """`num_steps` updates as one pure function; the infos are stacked, shape (num_steps,)."""
@@ -178,8 +178,8 @@ class SVI(Record):
         return result
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
-        self.model.check(*data)
         batch, _ = self.batches(jnp.zeros((), jnp.int32), data)
+        self.model.check(*batch)
         draw = jax.eval_shape(lambda p: self.guide.distribution(p, *batch).sample_and_log_prob(seed=key)[0], params)
         expected = trees.unconstrained_like(trees.with_rows(self.target.latents, batch))
         checks.same_tree("guide's draw", expected, draw)

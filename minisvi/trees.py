@@ -66,7 +66,11 @@ def spec(latents: Any) -> jax.ShapeDtypeStruct:
     """Shape (D,) and dtype of the vector of all unconstrained latents."""
     for name, support in checks.named_leaves(latents).items():
         if support.local or support.num_values is not None:
-            kind, guides = ("local", "`per_row` or `amortised`") if support.local else ("discrete", "`categorical`")
+            kind, guides = (
+                ("local", "`per_row` or `amortised`, around one over a row's support,")
+                if support.local
+                else ("discrete", "`categorical`")
+            )
             raise ValueError(f"latent `{name}` is {kind}: expected a guide such as {guides} for it")
     leaves = jax.tree.leaves(unconstrained_like(latents))
     dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)

@@ -100,7 +100,7 @@ class LocationScale(FromNoise):
 
     @property
     def parts(self) -> Any:
-        """A tree of independent normals, if the factor is diagonal and z normal; None otherwise."""
+        """A tree of independent normals where that is what q is; None otherwise."""
         if not (isinstance(self.factor, Diagonal) and isinstance(self.standard, Normal)):
             return None
         import distrax  # heavy: only a closed-form KL asks for it

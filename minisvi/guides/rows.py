@@ -48,11 +48,17 @@ class Rows(base.FromNoise):
         u, log_q = jax.vmap(lambda params, piece: base.draw(self.make(params), piece))(self.params, pieces)
         return u, self.scale * jnp.sum(log_q)
 
+    def _sum(self, term: Callable[..., Array], *rows: Any) -> Array:
+        return jnp.sum(jax.vmap(lambda params, *row: term(self.make(params), *row))(self.params, *rows))
+
     def log_prob(self, u: Any, /) -> Array:
-        return self.scale * jnp.sum(jax.vmap(lambda params, row: self.make(params).log_prob(row))(self.params, u))
+        return self.scale * self._sum(lambda q, row: q.log_prob(row), u)
+
+    def score_log_prob(self, u: Any) -> Array:
+        return self.scale * self._sum(base.score_log_prob, u)
 
     def entropy(self) -> Array:
-        return self.scale * jnp.sum(jax.vmap(lambda params: base.entropy(self.make(params)))(self.params))
+        return self.scale * self._sum(base.entropy)
 
     def scaled(self, scale: Any) -> "Rows":
         return replace(self, scale=scale)
@@ -70,10 +76,6 @@ class _RowGuide(Record):
     guide: Any
 
     @property
-    def on(self) -> Any:
-        return getattr(self.guide, "on", None)
-
-    @property
     def constrained(self) -> Any:
         return self.guide.constrained
 
@@ -81,15 +83,18 @@ class _RowGuide(Record):
     def latents(self) -> Any:
         return jax.tree.map(lambda s: replace(s, local=True), self.guide.latents)
 
-    def _rows(self, params: Any, draws: tuple[Any, ...]) -> Rows:
-        rows = Rows(lambda row: self.guide.distribution(row, *draws), params)
+    def _rows(self, make: Callable[[Any], Any], params: Any) -> Rows:
+        rows = Rows(make, params)
         if base.is_stratified(rows.row):
             raise ValueError("expected a family without strata: mixtures for each of B rows would have C^B of them")
         return rows
 
-    def _split(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """The draws of the parts that it depends on, and the data."""
-        return (args[:1], args[1:]) if self.on else ((), args)
+
+def _num_rows(data: tuple[Any, ...]) -> int:
+    leaves = jax.tree.leaves(data)
+    if not leaves or not jnp.shape(leaves[0]):
+        raise ValueError("a guide of local latents: expected data, whose leading axis is the rows; got none")
+    return jnp.shape(leaves[0])[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +104,31 @@ class PerRow(_RowGuide):
     num_rows: int
     index: Callable[..., Array]
 
+    @property
+    def on(self) -> Any:
+        return getattr(self.guide, "on", None)
+
     def init(self, key: Array, /) -> Any:
         return jax.vmap(self.guide.init)(jax.random.split(key, self.num_rows))
 
     def distribution(self, params: Any, /, *args: Any) -> Rows:
-        draws, data = self._split(args)
-        rows = self.index(*data)
-        return self._rows(jax.tree.map(lambda leaf: leaf[rows], params), draws)
+        draws, data = (args[0], args[1:]) if self.on else ({}, args)
+        params = self._of(params, data)
+        if not self.on:
+            return self._rows(self.guide.distribution, params)
+        # A row depends on the globals, and on the other local latents of the same row.
+        own = {name: draws[name] for name, s in self.on.items() if any(leaf.local for leaf in jax.tree.leaves(s))}
+        return self._rows(lambda row: self.guide.distribution(row[0], {**draws, **row[1]}), (params, own))
+
+    def _of(self, params: Any, data: tuple[Any, ...]) -> Any:
+        num, rows = _num_rows(data), jnp.asarray(self.index(*data))
+        if rows.shape != (num,) or not jnp.issubdtype(rows.dtype, jnp.integer):
+            raise ValueError(
+                f"per_row: `index` must return each row's place in 0..{self.num_rows - 1}: expected int[{num}]; got "
+                f"{rows.dtype}{list(rows.shape)}"
+            )
+        # A place out of range gives NaN, which stops the fit, and not the last row's parameters.
+        return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="fill", fill_value=jnp.nan), params)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +137,18 @@ class Amortised(_RowGuide):
 
     init: Callable[[Array], Any]
     encode: Callable[..., Any]
+    on: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if getattr(self.guide, "on", None):
+            raise ValueError("amortised: expected `on` of its own, for the encoder; got a conditional guide")
 
     def distribution(self, params: Any, /, *args: Any) -> Rows:
-        draws, data = self._split(args)
-        return self._rows(self.encode(params, *data), draws)
+        rows, num = self.encode(params, *args), _num_rows(args[1:] if self.on else args)
+        one = jax.eval_shape(lambda: self.guide.init(jax.random.key(0)))
+        expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape), leaf.dtype), one)
+        checks.same_tree("amortised: `encode` gave", expected, rows)
+        return self._rows(self.guide.distribution, rows)
 
 
 def per_row(guide: Any, num_rows: int, index: Callable[..., Array]) -> PerRow:
@@ -126,23 +157,30 @@ def per_row(guide: Any, num_rows: int, index: Callable[..., Array]) -> PerRow:
     **Arguments**
 
     - `guide`: the family over the latents of one row, such as `mean_field(real(2))`; it may be `conditional` on
-      globals, and then each row has its own dependence on them.
+      globals, or on other local latents of the row, and then each row has its own dependence on them.
     - `num_rows`: N. Parameters are the guide's, with a leading axis N.
-    - `index(*data)`: the indices (B,) in 0..N-1 of the batch's rows, which the data must hold.
+    - `index(*data)`: the integers (B,) in 0..N-1 that say which rows the batch holds, from an array of the data.
 
     Latents are `local` ones of the model. In a minibatch log q counts N/B times, as the rows' likelihood does.
+    ValueError for another index, a mixture, or no data.
     """
     return PerRow(guide, checks.positive_integer("num_rows", num_rows), index)
 
 
-def amortised(guide: Any, init: Callable[[Array], Any], encode: Callable[..., Any]) -> Amortised:
+def amortised(
+    guide: Any, init: Callable[[Array], Any], encode: Callable[..., Any], on: dict[str, Any] | None = None
+) -> Amortised:
     """Parameters of each row from an encoder of the batch (Kingma & Welling 2014, section 2.3).
 
     **Arguments**
 
-    - `guide`: the family over the latents of one row, as in `per_row`.
+    - `guide`: the family over the latents of one row, as in `per_row`, but not `conditional`.
     - `init(key)`: the encoder's weights, the parameters of this guide.
     - `encode(weights, *data)`: the guide's parameters with a leading axis B, such as `{"loc": (B, D), "log_scale": (B,
       D)}` for a mean field; `bnn.pure` makes both from a Flax module.
+    - `on`: latents of other parts of a product, as in `conditional`; `encode(weights, draws, *data)` then gets their
+      draws too, a dict.
+
+    ValueError for parameters of another tree or shape, a mixture, or no data.
     """
-    return Amortised(guide, init, encode)
+    return Amortised(guide, init, encode, on)

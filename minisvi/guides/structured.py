@@ -71,20 +71,35 @@ class Product(Record):
         return jax.tree.unflatten(treedef, [g.init(k) for g, k in zip(guides, jax.random.split(key, len(guides)))])
 
     def distribution(self, params: Any, /, *data: Any) -> Joint:
-        return Joint(jax.tree.map(lambda g, p: _part(g, p, data), self.parts, params, is_leaf=_is_guide))
+        guides = checks.named_leaves(self.parts, _is_guide)
+        treedef: Any = jax.tree.structure(self.parts, is_leaf=_is_guide)
+        given = dict(zip(guides, treedef.flatten_up_to(params)))
+        free = {n: g.distribution(given[n], *data) for n, g in guides.items() if not getattr(g, "on", None)}
+
+        def standard(draws: dict[str, Any]) -> dict[str, Any]:
+            return {n: _standard(guides[n], free[n], u) if n in free else u for n, u in draws.items()}
+
+        parts = [free[n] if n in free else _part(g, given[n], standard, data) for n, g in guides.items()]
+        return Joint(treedef.unflatten(parts))
 
 
-def _part(guide: Any, params: Any, data: tuple[Any, ...]) -> Any:
-    on = getattr(guide, "on", None)
-    if not on:
-        return guide.distribution(params, *data)
+def _standard(guide: Any, q: Any, u: Any) -> Any:
+    """L^-1 (u - loc) of a Gaussian part: of mean zero wherever the fit has brought it. u itself of another part."""
+    if not hasattr(q, "affine"):
+        return u
+    loc, factor = q.affine()
+    return trees.unravel(guide.latents, factor.solve(trees.ravel(guide.latents, u) - loc))
+
+
+def _part(guide: Any, params: Any, standard: Callable[..., Any], data: tuple[Any, ...]) -> Any:
+    on = guide.on
     # What does not depend on the draws is read off the distribution at zero; nothing of it is computed.
     at_zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), trees.unconstrained_like(trees.with_rows(dict(on), data))
     )
     q = guide.distribution(params, at_zero, *data)
     return Dependent(
-        tuple(on), lambda draws: guide.distribution(params, draws, *data), noise_size(q), is_reparameterised(q)
+        tuple(on), lambda u: guide.distribution(params, standard(u), *data), noise_size(q), is_reparameterised(q)
     )
 
 
