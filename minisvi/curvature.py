@@ -1,52 +1,150 @@
-"""The mode of a log density and the Hessian there, without forming a D x D matrix unless it is asked for."""
+"""The mode of a log density and its curvature there, by gradients and products with the Hessian.
+
+H is the Hessian of -log p at x, the vector of all u; `model` has `latents` and `log_density(u, *data)`.
+"""
 
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
-from minisvi import trees
+from minisvi import checks, trees
+
+_MAX_CLIMBS = 3
 
 
-@partial(jax.jit, static_argnames=("model", "max_steps"))
-def climb(model: Any, start: Array, data: tuple[Any, ...], max_steps: int) -> tuple[Array, Array, Array]:
-    """The mode, the log density and its gradient there."""
-    optimizer, loss = optax.lbfgs(), partial(_loss, model, data)
+def mode(
+    key: Array, model: Any, start: Array, data: tuple[Any, ...], num_probes: int, max_steps: int
+) -> tuple[Array, Array, Array, Array]:
+    """The mode x, the log density and its gradient there, and diag H: climbs, each in units of the curvature where the
+    last one ended, so that latents of unequal scales do not slow it down. ValueError where one of these is not finite.
+    """
+    num_probes = checks.positive_integer("num_probes", num_probes)
+    max_steps = checks.positive_integer("max_steps", max_steps)
+    x, scale = start, jnp.ones_like(start)
+    for probe_key in jax.random.split(key, _MAX_CLIMBS):
+        x, value, grad = climb(model, x, scale, data, max_steps)
+        diag = diagonal(model, x, data, scale, probe_key, num_probes)
+        scale = unit_scale(diag)
+        bad = np.sum(~np.isfinite(grad) | ~np.isfinite(diag))
+        if bad or not np.isfinite(value):
+            raise ValueError(
+                f"expected a finite log density and derivatives where the climb ended; got {value}, and derivatives "
+                f"that are not finite for {bad} of {x.size} latents: give another `start`"
+            )
+        if x.size <= num_probes and jnp.linalg.norm(scale * grad) < np.finfo(x.dtype).eps ** 0.5:
+            break
+    return x, value, grad, diag
+
+
+@partial(jax.jit, static_argnames="model")
+def climb(model: Any, start: Array, scale: Array, data: tuple[Any, ...], max_steps: int) -> tuple[Array, Array, Array]:
+    """L-BFGS in the coordinates x / scale, until a step promises less than rounding or is not finite.
+
+    The point, the log density and its gradient there.
+    """
+    optimizer, loss = optax.lbfgs(), lambda z: _loss(model, data, scale * z)
 
     def step(carry: Any) -> Any:
-        x, state, _, taken = carry
-        value, grad = optax.value_and_grad_from_state(loss)(x, state=state)
-        updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=loss)
-        return optax.apply_updates(x, updates), state, jnp.any(updates != 0), taken + 1
+        z, state, _, taken = carry
+        value, grad = optax.value_and_grad_from_state(loss)(z, state=state)
+        updates, state = optimizer.update(grad, state, z, value=value, grad=grad, value_fn=loss)
+        promise = -jnp.vdot(grad, updates)  # in nats; where it is not a number, the comparison is False
+        go_on = promise > z.size * jnp.finfo(z.dtype).eps
+        return jnp.where(jnp.isfinite(promise), z + updates, z), state, go_on, taken + 1
 
-    def go_on(carry: Any) -> Array:
-        _, _, moved, taken = carry
-        return moved & (taken < max_steps)
+    def unfinished(carry: Any) -> Array:
+        _, _, go_on, taken = carry
+        return go_on & (taken < max_steps)
 
-    x, *_ = jax.lax.while_loop(go_on, step, (start, optimizer.init(start), jnp.array(True), 0))
-    value, grad = jax.value_and_grad(loss)(x)
-    return x, -value, -grad
+    z = start / scale
+    z, *_ = jax.lax.while_loop(unfinished, step, (z, optimizer.init(z), jnp.array(True), 0))
+    value, grad = jax.value_and_grad(partial(_loss, model, data))(scale * z)
+    return scale * z, -value, -grad
 
 
 def _loss(model: Any, data: tuple[Any, ...], x: Array) -> Array:
     return -model.log_density(trees.unravel(model.latents, x), *data)
 
 
+def _times(model: Any, x: Array, data: tuple[Any, ...], v: Array) -> Array:
+    return jax.jvp(jax.grad(partial(_loss, model, data)), (x,), (v,))[1]
+
+
+def scaled_hessian(model: Any, x: Array, data: tuple[Any, ...], scale: Array, rows: Array) -> Array:
+    """S H S v for each row v; one by one, for a batch of triangular solves can hang XLA's thread pool on a CPU."""
+    return jax.lax.map(lambda v: scale * _times(model, x, data, scale * v), rows)
+
+
+@partial(jax.jit, static_argnames=("model", "num_probes"))
+def diagonal(model: Any, x: Array, data: tuple[Any, ...], scale: Array, key: Array, num_probes: int) -> Array:
+    """diag H: exact for D <= `num_probes`, else the mean of z * H z over so many random signs z (Bekas 2007).
+
+    The signs are in units of `scale`: else the noise in an entry would be of the size of the largest ones.
+    """
+    size = x.size
+    exact = size <= num_probes
+
+    def add(i: Array, total: Array) -> Array:
+        probe = jax.nn.one_hot(i, size, dtype=x.dtype)
+        if not exact:
+            probe = jax.random.rademacher(jax.random.fold_in(key, i), (size,), x.dtype)
+        return total + probe * scale * _times(model, x, data, scale * probe)
+
+    total = jax.lax.fori_loop(0, size if exact else num_probes, add, jnp.zeros_like(x))
+    return total / scale**2 / (1 if exact else num_probes)
+
+
+@jax.jit
+def unit_scale(diag: Array) -> Array:
+    """S for which S H S has the diagonal 1 or -1, or 0 where it was."""
+    return jnp.where(diag == 0, 1.0, jnp.abs(diag) ** -0.5)
+
+
 @partial(jax.jit, static_argnames="model")
-def hessian_times(model: Any, x: Array, data: tuple[Any, ...], vectors: Array) -> Array:
-    """H v for each row v; one by one, for a batch of triangular solves can hang XLA's thread pool on a CPU."""
-    grad = jax.grad(partial(_loss, model, data))
-    return jax.lax.map(lambda v: jax.jvp(grad, (x,), (v,))[1], vectors)
+def eigenpairs(model: Any, x: Array, data: tuple[Any, ...], diag: Array) -> tuple[Array, Array, Array]:
+    """S = |diag H|^(-1/2), and all eigenvalues and vectors of S H S, ascending."""
+    scale = unit_scale(diag)
+    return scale, *jnp.linalg.eigh(scaled_hessian(model, x, data, scale, jnp.eye(x.size, dtype=x.dtype)))
 
 
-def smallest_eigenpairs(times: Any, size: int, rank: int, key: Array) -> tuple[Array, Array]:
-    """The smallest eigenvalues and vectors of a symmetric operator on columns, as the largest of (top - operator)."""
-    from jax.experimental.sparse.linalg import lobpcg_standard
+@partial(jax.jit, static_argnames="model")
+def widest(
+    model: Any, x: Array, data: tuple[Any, ...], diag: Array, basis: Array, refine: Any
+) -> tuple[Array, Array, Array]:
+    """S = |diag H|^(-1/2), some eigenvalues of S H S, the first R being its smallest, and a basis whose first R columns
+    are their vectors V: the directions in which N(x, H^-1) is widest beyond S. From a basis (D, 3 R), at first random.
 
-    start = jax.random.normal(key, (size, rank))
-    top = 1.01 * lobpcg_standard(times, start[:, :1], m=50)[0][0]
-    values, vectors, _ = lobpcg_standard(lambda x: top * x - times(x), start, m=200)
-    return top - values, vectors
+    `refine`: S is changed until S^-1 (I - V (1 - lambda) V^T) S^-1, with lambda cut at 1, has the diagonal of H, which
+    is where the KL of the Gaussian of that precision to N(x, H^-1) is stationary in S.
+    """
+    rank, unit = basis.shape[1] // 3, unit_scale(diag)
+
+    def step(carry: Any) -> Any:
+        scale, values, basis, _, taken = carry
+        basis, _ = jnp.linalg.qr(basis)
+        images = scaled_hessian(model, x, data, scale, basis.T).T
+        new_values, rotation = jnp.linalg.eigh(basis.T @ images)
+        rotation = rotation[:, :rank]
+        vectors = basis @ rotation
+        # The directions of LOBPCG (Knyazev 2001): the vectors, their residuals, and the last change of the vectors.
+        residuals = images @ rotation - vectors * new_values[None, :rank]
+        basis = jnp.concatenate([vectors, residuals, basis[:, rank:] @ rotation[rank:]], axis=1)
+        kept = jnp.where(refine, 1 - jnp.clip(new_values[:rank], 0.0, 1.0), 0.0)
+        # Kept off zero, to which a latent that the R directions nearly determine would slowly go (a Heywood case).
+        new_scale = unit * jnp.sqrt(jnp.maximum(1 - jnp.sum(kept[None, :] * vectors**2, axis=1), 1e-3))
+        change = jnp.concatenate([jnp.log(new_scale / scale), (new_values - values)[:rank] / new_values[-1]])
+        return new_scale, new_values, basis, jnp.max(jnp.abs(change)), taken + 1
+
+    def unfinished(carry: Any) -> Array:
+        *_, change, taken = carry
+        return (change > jnp.finfo(x.dtype).eps ** 0.75) & (taken < 100)
+
+    values = jnp.zeros(min(basis.shape), x.dtype)
+    start = (unit, values, basis, jnp.array(jnp.inf, x.dtype), 0)
+    scale, values, basis, *_ = jax.lax.while_loop(unfinished, step, start)
+    return scale, values, basis

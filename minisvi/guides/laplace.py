@@ -5,12 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from minisvi import checks, curvature, trees
-from minisvi.guides.gaussian import Family, full_rank, mean_field
-from minisvi.guides.location_scale import LOG_2PI
-from minisvi.guides.low_rank import low_rank
+from minisvi.guides.gaussian import Family, FullRank, full_rank, mean_field
+from minisvi.guides.low_rank import LowRank, low_rank
 
 _NUM_REPORTED = 5
 
@@ -22,9 +22,8 @@ class IndefiniteHessianError(ValueError):
         self.eigenvalues = eigenvalues
         smallest = ", ".join(f"{value:.3g}" for value in eigenvalues)
         super().__init__(
-            f"expected a positive definite Hessian of -log p at the mode; its smallest eigenvalues, scaled to a unit "
-            f"diagonal, are {smallest}: the posterior is flat, or rises, along some direction. `min_eigenvalue=0.01`, "
-            "say, raises them to that and goes on"
+            f"expected a positive definite Hessian at the mode; got eigenvalues {smallest}, scaled to a unit diagonal: "
+            "the posterior is flat, or rises, along some direction. `min_eigenvalue=0.01`, say, raises them and goes on"
         )
 
 
@@ -33,8 +32,8 @@ class Laplace(NamedTuple):
 
     `loc` (the mode, a tree u) and `cov` (H^-1, (D, D), or variances (D,)) start any other Gaussian family:
     `init(key, loc=fit.loc, cov=fit.cov)`. `eigenvalues`: the smallest of S H S, S = |diag H|^(-1/2), before any was
-    raised. `grad_norm`: |grad log p| at the mode in units of the posterior's sds, to tell whether it is one.
-    `log_evidence`, in nats: log p(u, D) + D/2 log 2 pi - log det H / 2.
+    raised. `grad_norm`: |L^T grad log p|, L L^T the covariance: the distance from the true mode, about, in sds.
+    `log_evidence`, in nats: log p(u, D) - log q(u) at the mode.
     """
 
     guide: Family
@@ -63,69 +62,69 @@ def laplace(
 
     - `start`: a tree u to climb from, such as `model.unconstrain(theta)`; None: uniform(-2, 2).
     - `hessian`: `"exact"`, D Hessian-vector products and a full-rank guide; `"diagonal"`, a mean-field one with sd
-      1/sqrt(H_ii); `"low_rank"`, that and the `rank` directions in which the posterior is widest beyond it (LOBPCG on
-      Hessian-vector products). Neither of these two forms a D x D matrix.
+      1/sqrt(H_ii); `"low_rank"`, the diagonal and the `rank` directions in which the posterior is widest beyond it, by
+      products with H: exact for a Gaussian of the family `low_rank`. Neither of these two forms a D x D matrix.
     - `num_probes`: the diagonal is exact for D up to this, else estimated from as many random signs (Bekas 2007).
     - `min_eigenvalue`: None, or what smaller eigenvalues of the scaled Hessian are raised to.
+    - `max_steps`: of L-BFGS, which climbs up to three times, in units of the curvature where it last ended.
 
     IndefiniteHessianError, with the smallest eigenvalues, for a singular or indefinite Hessian, unless they are raised;
-    ValueError for another `hessian`, a rank outside 1..D/5 under `"low_rank"`, or a mode that is not finite.
+    TypeError or ValueError for other values of these, a rank outside 1..D, or a density that is not finite.
     """
-    if hessian not in ("exact", "diagonal", "low_rank"):
-        raise ValueError(f"`hessian` must be 'exact', 'diagonal' or 'low_rank'; got {hessian!r}")
-    size, (start_key, probe_key) = trees.spec(model.latents).shape[0], jax.random.split(checks.prng_key(key))
-    if hessian == "low_rank" and checks.positive_integer("rank", rank) > size // 5:
-        raise ValueError(f"`rank` must be in 1..{size // 5}, a fifth of the number of latents; got {rank}")
-    mode, value, grad = curvature.climb(model, trees.start(model.latents, start_key, start), data, max_steps)
-    if not (jnp.isfinite(value) and jnp.all(jnp.isfinite(grad))):
-        raise ValueError(
-            f"the climb ended where the log density or its gradient is not finite ({value}): try a `start`"
-        )
-    times = partial(curvature.hessian_times, model, mode, data)
-    exact = hessian == "exact" or size <= num_probes
-    probes = (
-        jnp.eye(size, dtype=mode.dtype) if exact else jax.random.rademacher(probe_key, (num_probes, size), mode.dtype)
-    )
-    products = times(probes)
-    diagonal = jnp.sum(probes * products, axis=0) / jnp.sum(probes * probes, axis=0)
-    scale = jnp.where(diagonal == 0, 1.0, jnp.abs(diagonal) ** -0.5)
-    if hessian == "exact":
-        values, vectors = jnp.linalg.eigh(scale[:, None] * products * scale[None, :])
-    elif hessian == "low_rank":
-        values, vectors = curvature.smallest_eigenpairs(
-            lambda x: scale[:, None] * times((scale[:, None] * x).T).T, size, rank, probe_key
-        )
-    else:
-        values, vectors = jnp.sign(diagonal), jnp.zeros((size, 0))
-    raised = _positive(values, min_eigenvalue)
-    guide, params, cov = _gaussian(hessian, model.latents, trees.unravel(model.latents, mode), scale, raised, vectors)
-    variances = cov if cov.ndim == 1 else jnp.diagonal(cov)
-    log_evidence = value + 0.5 * size * LOG_2PI + jnp.sum(jnp.log(scale)) - 0.5 * jnp.sum(jnp.log(raised))
-    grad_norm = jnp.linalg.norm(grad * jnp.sqrt(variances))
-    loc = trees.unravel(model.latents, mode)
+    families: dict[str, Any] = {"exact": full_rank, "diagonal": mean_field, "low_rank": partial(low_rank, rank=rank)}
+    if hessian not in families:
+        raise ValueError(f"`hessian` must be one of {list(families)}; got {hessian!r}")
+    if min_eigenvalue is not None and not min_eigenvalue > 0:
+        raise ValueError(f"`min_eigenvalue` must be None or > 0; got {min_eigenvalue}")
+    guide = families[hessian](model.latents)
+    keys = jax.random.split(checks.prng_key(key), 3)
+    first = trees.start(model.latents, keys[0], start)
+    x, value, grad, diag = curvature.mode(keys[1], model, first, data, num_probes, max_steps)
+    scale, values, kept, vectors = _eigenpairs(guide, model, x, data, diag, keys[2], min_eigenvalue)
+    params, loc, cov, grad_norm, log_evidence = _at_mode(guide, x, value, grad, scale, kept, vectors)
     return Laplace(guide, params, loc, cov, jnp.sort(values)[:_NUM_REPORTED], grad_norm, log_evidence)
 
 
-def _gaussian(
-    hessian: str, latents: Any, loc: Any, scale: Array, values: Array, vectors: Array
-) -> tuple[Family, Any, Array]:
-    """The guide whose scaled precision has these eigenpairs, its parameters, and its covariance or variances."""
-    key = jax.random.key(0)  # not used: the start is given
-    if hessian == "exact":
-        half = scale[:, None] * vectors / jnp.sqrt(values)[None, :]
-        cov = half @ half.T
-        return full_rank(latents), full_rank(latents).init(key, loc=loc, cov=cov), cov
-    if hessian == "diagonal":
-        cov = scale**2 / values
-        return mean_field(latents), mean_field(latents).init(key, loc=loc, cov=cov), cov
-    factor = vectors * jnp.sqrt(jnp.maximum(1 / values - 1, 0.0))[None, :]
-    params = {"loc": trees.ravel(latents, loc), "log_scale": jnp.log(scale), "factor": factor}
-    return low_rank(latents, values.size), params, scale**2 * (1 + jnp.sum(factor**2, axis=1))
+def _eigenpairs(
+    guide: Any, model: Any, x: Array, data: tuple[Any, ...], diag: Array, key: Array, min_eigenvalue: float | None
+) -> tuple[Array, Array, Array, Array]:
+    """S, the eigenvalues of S H S that are known, the same raised, and the vectors of the first of them."""
+    if isinstance(guide, FullRank):
+        scale, values, vectors = curvature.eigenpairs(model, x, data, diag)
+        return scale, values, _positive(values, min_eigenvalue), vectors
+    if not isinstance(guide, LowRank):
+        values = jnp.sign(diag)
+        return curvature.unit_scale(diag), values, _positive(values, min_eigenvalue), jnp.zeros((x.size, 0))
+    basis = jax.random.normal(key, (x.size, 3 * guide.rank), x.dtype)
+    scale, values, basis = curvature.widest(model, x, data, diag, basis, False)
+    kept = _positive(values, min_eigenvalue)
+    if np.all(kept == values):
+        scale, kept, basis = curvature.widest(model, x, data, diag, basis, True)
+    return scale, values, kept[: guide.rank], basis[:, : guide.rank]
 
 
-def _positive(values: Array, min_eigenvalue: float | None) -> Array:
+@partial(jax.jit, static_argnames="guide")
+def _at_mode(
+    guide: Any, x: Array, value: Array, grad: Array, scale: Array, eigenvalues: Array, vectors: Array
+) -> tuple[Any, Any, Array, Array, Array]:
+    """Parameters, mode, covariance or variances, |L^T grad| and log evidence of the Gaussian with these eigenpairs."""
+    loc = trees.unravel(guide.latents, x)
+    if isinstance(guide, LowRank):
+        factor = vectors * jnp.sqrt(jnp.maximum(1 / eigenvalues - 1, 0.0))[None, :]
+        cov, params = scale**2 * (1 + jnp.sum(factor**2, 1)), {"loc": x, "log_scale": jnp.log(scale), "factor": factor}
+    else:
+        half = scale[:, None] * vectors / jnp.sqrt(eigenvalues)[None, :] if isinstance(guide, FullRank) else None
+        cov = scale**2 / eigenvalues if half is None else half @ half.T
+        params = guide.init(jax.random.key(0), loc=loc, cov=cov)  # the key is not used: the start is given
+    q = guide.distribution(params)
+    _, pull = jax.vjp(lambda eps: trees.ravel(guide.latents, q.from_noise(eps)[0]), jnp.zeros(q.noise_size, x.dtype))
+    return params, loc, cov, jnp.linalg.norm(pull(grad)[0]), value - q.log_prob(loc)
+
+
+def _positive(values: Array, min_eigenvalue: float | None) -> Any:
     if min_eigenvalue is not None:
-        return jnp.maximum(values, min_eigenvalue)
-    if jnp.min(values, initial=1.0) < 10 * values.size * jnp.finfo(values.dtype).eps:
+        return np.maximum(values, min_eigenvalue)
+    rounding = 100 * np.max(values, initial=1.0) * np.finfo(values.dtype).eps  # what sums over data leave of a zero
+    if np.min(values, initial=1.0) < rounding:
         raise IndefiniteHessianError(jnp.sort(values)[:_NUM_REPORTED])
     return values
