@@ -32,10 +32,8 @@ import argparse
 import datetime
 import gc
 import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -45,6 +43,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from common import host, interleaved, machine, progress, significant, summary, turn, versions
 
 RESULTS = Path(__file__).parent / "results" / "versus_numpyro.json"
 STEPS = {"gamma": 1_000, "bnn": 10_000}
@@ -110,18 +110,6 @@ def measure(repeats: int, rounds: int, steps: dict[str, int], cached: list[str])
     return samples, facts
 
 
-def turn(names: Iterable[str], round: int) -> list[str]:
-    """The contenders of a round, each in turn the first."""
-    names = list(names)
-    return names[round % len(names) :] + names[: round % len(names)]
-
-
-def progress(what: str, count: int) -> Iterable[int]:
-    begin = time.perf_counter()
-    yield from range(count)
-    print(f"{what}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-
-
 def child(kind: str, *args: Any, **env: str) -> Any:
     """What one of the `CHILDREN`, in a fresh process, returns."""
     environment = {name: value for name, value in os.environ.items() if not ("JAX" in name and "CACHE" in name)} | env
@@ -142,8 +130,6 @@ def child_prepare(folder: str, repeats: str) -> dict[str, Any]:
     from sklearn.datasets import make_moons
     from sklearn.model_selection import train_test_split
 
-    import minisvi
-
     key = jax.random.PRNGKey(42)
     for i in range(int(repeats) + 1):
         key, subkey = jax.random.split(key)
@@ -152,9 +138,7 @@ def child_prepare(folder: str, repeats: str) -> dict[str, Any]:
         for _ in ("test", "validation"):
             x, _, y, _ = train_test_split(x, y, test_size=0.3, random_state=42)
         np.savez(f"{folder}/bnn_{i}.npz", x.astype(np.float32), y.astype(np.float32))
-    versions = {"python": platform.python_version(), "minisvi": minisvi.__version__}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"backend": jax.default_backend(), "versions": versions}
+    return {"backend": jax.default_backend(), "versions": versions(PACKAGES)}
 
 
 def child_import(name: str, collector: str) -> float:
@@ -191,13 +175,8 @@ def child_steady(example: str, num_steps: str, folder: str, rounds: str) -> dict
     for module in map(importlib.import_module, ENGINES.values()):
         fits |= module.steady(example, int(num_steps), data)
     same_mathematics({name: host(fit()) for name, fit in fits.items()})  # this compiles them, too
-    samples: dict[str, list[float]] = {name: [] for name in fits}
-    for round in range(int(rounds)):
-        for name in turn(fits, round):
-            begin = time.perf_counter()
-            host(fits[name]())
-            samples[name].append(1e6 * (time.perf_counter() - begin) / int(num_steps))
-    return samples
+    samples = interleaved(fits, int(rounds))
+    return {name: [1e6 * s / int(num_steps) for s in seconds] for name, seconds in samples.items()}
 
 
 def same_mathematics(losses: dict[str, Any]) -> None:
@@ -221,13 +200,6 @@ def load(folder: str, example: str, number: int) -> tuple[Any, ...]:
         return tuple(jnp.asarray(arrays[name]) for name in arrays.files)
 
 
-def host(tree: Any) -> Any:
-    """The arrays on the host: JAX returns before the computation ends."""
-    import jax
-
-    return jax.device_get(tree)
-
-
 CHILDREN = {
     "prepare": child_prepare,
     "import": child_import,
@@ -238,18 +210,6 @@ CHILDREN = {
 
 
 # What is reported.
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    return {
-        "median": significant(statistics.median(values)),
-        "range": [significant(min(values)), significant(max(values))],
-        "samples": [significant(value) for value in values],
-    }
-
-
-def significant(value: float) -> float:
-    return float(f"{value:.5g}")
 
 
 def judge(samples: Samples) -> list[dict[str, Any]]:
@@ -273,18 +233,6 @@ def table(samples: Samples, goals: list[dict[str, Any]]) -> str:
     lines += ["", f"{'goal':70}{'measured':>10}"]
     lines += [f"{g['goal']:70}{g['measured']:>10.3g}   {'met' if g['met'] else 'MISSED'}" for g in goals]
     return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores and the memory, and no name of the host."""
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return {
-        "cpu": models[0].split(":", 1)[1].strip() if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def main() -> None:
