@@ -102,6 +102,13 @@ FAMILIES = {
 }
 FOREIGN = [n for n in FAMILIES if any(word in n for word in ("custom", "coupling", "autoregressive", "flow"))]
 NAMES = [pytest.param(name, marks=pytest.mark.foreign) if name in FOREIGN else name for name in FAMILIES]
+# For the tests that take a flow some ten seconds each.
+FLOWS_SLOW = [
+    pytest.param(name, marks=[pytest.mark.foreign, pytest.mark.slow])
+    if hasattr(FAMILIES[name](TREES[3]), "layer")
+    else n
+    for name, n in zip(FAMILIES, NAMES)
+]
 
 
 def members_of(name, dimension, key, spread=1.0):

@@ -63,7 +63,8 @@ class Pushforward(base.FromNoise):
         def step(carry: tuple[Array, Array], layer: tuple[Any, Array]) -> tuple[tuple[Array, Array], None]:
             z, total = carry
             z, log_det = getattr(self.layer.bijector(*layer), method)(z)
-            return (z, total + jnp.sum(log_det)), None
+            # A network may compute in another precision than that of the latents.
+            return (z.astype(total.dtype), total + jnp.sum(log_det).astype(total.dtype)), None
 
         loc, factor = self.base.affine() if hasattr(self.base, "affine") else (0.0, None)
         z = trees.ravel(self.latents, tree) - loc
@@ -114,31 +115,26 @@ def affine_coupling(guide: Any, num_layers: int = 8, network: Network | None = N
 
     - `guide`: the base, any family over real latents, such as `full_rank(latents)`.
     - `num_layers`: coupling layers; the halves are permuted at random and swap roles in every second one.
-    - `network`: `(init, apply)` with `init(key, num_inputs) -> weights` and `apply(weights, x) -> h`, a vector of
-      features of any size: a Flax module does, see `bnn.pure`. A linear readout, zero at first, follows. By
-      default two hidden layers of 64.
+    - `network`: `(init, apply)`, `init(key, num_inputs)` giving weights and `apply(weights, x)` a vector of features,
+      such as a Flax module's (see `bnn.pure`); by default two hidden layers of 64. A linear readout from zero follows.
 
-    Parameters: `base`, those of the base family, and `layers`, stacked. `init(key, base=params)` starts as a fitted
-    base. Log scales are softly clipped to (-2, 0.1) a layer, which keeps draws finite (Andrade 2024). TypeError or
-    ValueError unless num_layers is an integer >= 1.
+    Parameters: `base`, the base family's, and `layers`, stacked. `init(key, base=params)` starts as a fitted base.
+    TypeError or ValueError unless num_layers is an integer >= 1, and for a base over theta.
     """
-    layer = Coupling(affine, 2, network or mlp(64, 64))
-    return Flow(guide, layer, checks.positive_integer("num_layers", num_layers))
+    return _flow(guide, Coupling(affine, 2, network or mlp(64, 64)), num_layers)
 
 
 def spline_coupling(
     guide: Any, num_layers: int = 8, network: Network | None = None, num_bins: int = 8, bound: float = 5.0
 ) -> Flow:
     """Coupling by monotone rational-quadratic splines of `num_bins` bins on [-bound, bound], in units of the base's
-    scale, and the identity beyond (Durkan et al. 2019, section 3.1). Otherwise as `affine_coupling`.
-
-    ValueError unless num_bins >= 1 and bound > 0.
+    scale (Durkan et al. 2019, section 3.1), each followed by the affine map of `affine_coupling`, for what lies beyond.
+    Otherwise as `affine_coupling`. ValueError unless num_bins >= 1 and bound > 0.
     """
     if not bound > 0:
         raise ValueError(f"`bound` must be > 0; got {bound}")
     bins = checks.positive_integer("num_bins", num_bins)
-    layer = Coupling(spline(float(bound)), 3 * bins + 1, network or mlp(64, 64))
-    return Flow(guide, layer, checks.positive_integer("num_layers", num_layers))
+    return _flow(guide, Coupling(spline(float(bound)), 3 * bins + 3, network or mlp(64, 64)), num_layers)
 
 
 def inverse_autoregressive(guide: Any, num_layers: int = 4, hidden: int = 64) -> Flow:
@@ -146,5 +142,10 @@ def inverse_autoregressive(guide: Any, num_layers: int = 4, hidden: int = 64) ->
     Germain et al. 2015). A draw takes one pass a layer; log q of any other point takes D, so that sticking the landing
     costs D passes too. Otherwise as `affine_coupling`. ValueError unless num_layers >= 1 and hidden >= 1.
     """
-    layer = Autoregressive(checks.positive_integer("hidden", hidden))
+    return _flow(guide, Autoregressive(checks.positive_integer("hidden", hidden)), num_layers)
+
+
+def _flow(guide: Any, layer: Any, num_layers: int) -> Flow:
+    if not hasattr(guide, "latents") or any(jax.tree.leaves(guide.constrained)):
+        raise TypeError(f"a flow's base: expected a guide over all of u, such as `full_rank(latents)`; got {guide!r}")
     return Flow(guide, layer, checks.positive_integer("num_layers", num_layers))
