@@ -103,9 +103,8 @@ class Flow(Record):
     def _orders(self) -> np.ndarray:
         """The place of each coordinate in each layer's order, (L, D): permutations, each followed by its reverse."""
         size = trees.spec(self.latents).shape[0]
-        orders = [np.random.default_rng(pair).permutation(size) for pair in range((self.num_layers + 1) // 2)]
-        both = [order for one in orders for order in (one, size - 1 - one)]
-        return np.stack(both)[: self.num_layers]
+        orders = [np.random.default_rng(layer // 2).permutation(size) for layer in range(self.num_layers)]
+        return np.stack([size - 1 - order if layer % 2 else order for layer, order in enumerate(orders)])
 
 
 def affine_coupling(guide: Any, num_layers: int = 8, network: Network | None = None) -> Flow:
@@ -113,7 +112,7 @@ def affine_coupling(guide: Any, num_layers: int = 8, network: Network | None = N
 
     **Arguments**
 
-    - `guide`: the base, any family over real latents, such as `full_rank(latents)`.
+    - `guide`: the base, any family over all of u, such as `full_rank(latents)`.
     - `num_layers`: coupling layers; the halves are permuted at random and swap roles in every second one.
     - `network`: `(init, apply)`, `init(key, num_inputs)` giving weights and `apply(weights, x)` a vector of features,
       such as a Flax module's (see `bnn.pure`); by default two hidden layers of 64. A linear readout from zero follows.

@@ -43,18 +43,19 @@ class DiagonalPlusFactor(FromNoise):
         return self._log_prob((trees.ravel(self.latents, u) - self.loc) * jnp.exp(-self.log_scale))
 
     def _log_prob(self, x: Array) -> Array:
-        y = jax.scipy.linalg.cho_solve((self._cholesky(), True), self.factor.T @ x)
+        cholesky = self._cholesky()  # once: the products of its gradient are ones that XLA would not share
+        y = jax.scipy.linalg.cho_solve((cholesky, True), self.factor.T @ x)
         rest = x - self.factor @ y  # a sum of squares, where |x|^2 - x^T F y would cancel
-        return -0.5 * (jnp.sum(rest * rest) + jnp.sum(y * y) + x.size * LOG_2PI) - self._log_det()
+        return -0.5 * (jnp.sum(rest * rest) + jnp.sum(y * y) + x.size * LOG_2PI) - self._log_det(cholesky)
 
     def _cholesky(self) -> Array:
         return jnp.linalg.cholesky(jnp.eye(self.factor.shape[1], dtype=self.loc.dtype) + self.factor.T @ self.factor)
 
-    def _log_det(self) -> Array:
-        return jnp.sum(self.log_scale) + jnp.sum(jnp.log(jnp.diagonal(self._cholesky())))
+    def _log_det(self, cholesky: Array) -> Array:
+        return jnp.sum(self.log_scale) + jnp.sum(jnp.log(jnp.diagonal(cholesky)))
 
     def entropy(self) -> Array:
-        return 0.5 * self.loc.size * (1 + LOG_2PI) + self._log_det()
+        return 0.5 * self.loc.size * (1 + LOG_2PI) + self._log_det(self._cholesky())
 
     def affine(self) -> tuple[Array, Diagonal]:
         return self.loc, Diagonal(self.log_scale)
