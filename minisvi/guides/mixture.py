@@ -86,7 +86,8 @@ def mixture(guide: Any, num_components: int) -> Mixture:
 
     Parameters: `logits` (C,) and `components`, the guide's parameters with a leading axis C. Each particle holds a draw
     of every component, so that E_q[f] = sum_c pi_c E_{q_c}[f] is reparameterised with no discrete draw (Morningstar et
-    al. 2021, eq. 7): C densities of the model a particle, C^2 of the components. TypeError or ValueError unless
+    al. 2021, eq. 7): C densities of the model a particle, C^2 of the components. The ELBO is content with all of them
+    in one mode: to find several, start with wide components by `ForwardKL`. TypeError or ValueError unless
     num_components is an integer >= 1, and for local latents, whose rows would all have to share one component.
     """
     if any(support.local for support in jax.tree.leaves(getattr(guide, "latents", ()))):
