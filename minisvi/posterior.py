@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from minisvi import checks
-from minisvi.guides import Guide
+from minisvi.diagnostics import PSIS, psis
+from minisvi.draws import Draws, in_chunks, plain
+from minisvi.guides import Guide, base
 from minisvi.model import Model
 
 
@@ -19,8 +19,8 @@ from minisvi.model import Model
 class Posterior:
     """The approximate posterior q(theta) at fitted parameters: `Posterior(model, guide, result.params)`.
 
-    Give `data` to guides that are amortised over it. Summaries are over `num_samples` draws, leaf by leaf; a tree comes
-    back in the shape of the latents.
+    Give `data`, a tuple, to guides that are amortised over it, and for `reweighted`. Summaries are those of `Draws`,
+    over `num_samples` plain draws; a tree comes back in the shape of the latents.
     """
 
     model: Model
@@ -30,24 +30,43 @@ class Posterior:
 
     def sample(self, key: Array, num_samples: int) -> Any:
         """Independent draws of theta, each leaf with a leading axis of `num_samples`."""
-        return _map_draws(self.model, self.guide, _theta, self.params, self.data, self._keys(key, num_samples), ())
+        keys = _split(key, num_samples)
+        return _map_draws(self.model, self.guide, _theta, self.params, self.data, keys, ())
+
+    def draws(self, key: Array, num_samples: int) -> Draws:
+        """The draws of `sample` with equal weights."""
+        return plain(self.sample(key, num_samples))
+
+    def reweighted(self, key: Array, num_samples: int, batch_size: int = 250) -> tuple[Draws, PSIS]:
+        """The draws of `sample` with Pareto-smoothed importance weights, which take them from q to p(theta | D); and
+        k-hat, which says whether they may be trusted to.
+
+        The density is that of the model at `data`; `batch_size` is how many draws it is computed for at a time.
+        """
+        args = self.model, self.guide, self.params, *self.data
+        try:
+            u, log_w = log_weights(key, *args, num_samples=num_samples, batch_size=batch_size)
+        except TypeError as error:
+            if not self.data:
+                error.add_note("`reweighted` needs the model's data: Posterior(model, guide, params, data), a tuple")
+            raise
+        return _reweigh(self.model.over(self.guide.constrained), u, log_w)
 
     def mean(self, key: Array, num_samples: int = 10_000) -> Any:
         """E_q[theta]."""
-        return jax.tree.map(lambda draws: jnp.mean(draws, axis=0), self.sample(key, num_samples))
+        return self.draws(key, num_samples).mean()
 
     def sd(self, key: Array, num_samples: int = 10_000) -> Any:
         """Standard deviation of theta under q."""
-        return jax.tree.map(lambda draws: jnp.std(draws, axis=0), self.sample(key, num_samples))
+        return self.draws(key, num_samples).sd()
 
     def median(self, key: Array, num_samples: int = 10_000) -> Any:
         """Marginal medians of theta under q."""
-        return self.quantiles(key, 0.5, num_samples)
+        return self.draws(key, num_samples).median()
 
     def quantiles(self, key: Array, probabilities: Any, num_samples: int = 10_000) -> Any:
         """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own."""
-        p = jnp.asarray(probabilities)
-        return jax.tree.map(lambda draws: jnp.quantile(draws, p, axis=0), self.sample(key, num_samples))
+        return self.draws(key, num_samples).quantiles(probabilities)
 
     def predictive(
         self,
@@ -59,22 +78,31 @@ class Posterior:
     ) -> Any:
         """fn(key, theta, *inputs) at `num_samples` draws of theta, stacked along a leading axis.
 
-        The draws are those of `sample(key, num_samples)`. With a `batch_size`, that many are computed at a time and
-        each chunk goes to the host as it comes, so that device memory holds one chunk; the numbers do not depend on it.
-        Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are not compiled again.
+        The draws are those of `sample(key, num_samples)`. With a `batch_size`, that many are drawn and computed at a
+        time and each chunk goes to the host as it comes, so that device memory holds one chunk; the numbers do not
+        depend on it. Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are not compiled again.
         """
-        keys = self._keys(key, num_samples)
-        compute = partial(_map_draws, self.model, self.guide, fn, self.params, self.data)
-        if batch_size is None:
-            return compute(keys, inputs)
-        size = checks.positive_integer("batch_size", batch_size)
-        # The last chunk is filled up with repeated draws, cut off afterwards, to keep the one compiled shape.
-        index = np.minimum(np.arange(-(-num_samples // size) * size), num_samples - 1).reshape(-1, size)
-        chunks = [jax.device_get(compute(keys[rows], inputs)) for rows in index]
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_samples], *chunks)
+        keys = _split(key, num_samples)
+        args = self.model, self.guide, fn, self.params, self.data
+        return in_chunks(lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size)
 
-    def _keys(self, key: Array, num_samples: int) -> Array:
-        return jax.random.split(checks.prng_key(key), checks.positive_integer("num_samples", num_samples))
+
+def log_weights(
+    key: Array, model: Model, guide: Guide, params: Any, *data: Any, num_samples: int, batch_size: int = 250
+) -> tuple[Any, Array]:
+    """Independent draws of q and their log weights log p(T(u), D) + log|det J_T(u)| - log q(u), (S,), in nats.
+
+    The draws are u, or theta itself where the guide is constrained: `model.over(guide.constrained).constrain` takes
+    one to theta. They are computed `batch_size` at a time, so that memory is that of so many log densities; what comes
+    back does not depend on it. For any guide: a mixture is drawn from as a whole, not by strata. Records are static and
+    data are arguments: equal ones are compiled once.
+    """
+    checks.positive_integer("batch_size", batch_size)
+    return weigh(model, guide, params, data, _split(key, num_samples), batch_size)
+
+
+def _split(key: Array, num_samples: int) -> Array:
+    return jax.random.split(checks.prng_key(key), checks.positive_integer("num_samples", num_samples))
 
 
 def _theta(key: Array, theta: Any) -> Any:
@@ -90,7 +118,28 @@ def _map_draws(
     target = model.over(guide.constrained)
 
     def one(key: Array) -> Any:
-        u, _ = q.sample_and_log_prob(seed=key)
+        u, _ = base.draw(q, key)
         return fn(jax.random.fold_in(key, 1), target.constrain(u), *inputs)
 
     return jax.vmap(one)(keys)
+
+
+@partial(jax.jit, static_argnames=("model", "guide", "batch_size"))
+def weigh(
+    model: Model, guide: Guide, params: Any, data: tuple[Any, ...], noise: Array, batch_size: int = 250
+) -> tuple[Any, Array]:
+    """Draws from `noise` (S, ...), each a key or the normals that q is made from, and their log weights (S,)."""
+    q = guide.distribution(params, *data)
+    target = model.over(guide.constrained)
+
+    def one(noise: Array) -> tuple[Any, Array]:
+        u, log_q = base.draw(q, noise)
+        return u, target.log_density(u, *data) - log_q
+
+    return jax.lax.map(one, noise, batch_size=batch_size)
+
+
+@partial(jax.jit, static_argnames="target")
+def _reweigh(target: Model, u: Any, log_w: Array) -> tuple[Draws, PSIS]:
+    smoothed = psis(log_w)
+    return Draws(jax.vmap(target.constrain)(u), smoothed.log_weights), smoothed

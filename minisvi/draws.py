@@ -1,0 +1,131 @@
+"""What a posterior says, from weighted draws of theta: plain ones, or those reweighted towards the exact posterior."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from minisvi import checks, diagnostics
+
+
+class Draws(NamedTuple):
+    """S draws of theta, and the logarithms of their normalised weights, (S,); -log S each for plain draws.
+
+    `theta` is a tree in the shape of the latents, each leaf with a leading axis S. All methods are pure, and count a
+    draw as its weight says: one of weight zero does not count, whatever its value.
+    """
+
+    theta: Any
+    log_weights: Array
+
+    def mean(self) -> Any:
+        """E[theta] = sum_s w_s theta_s, leaf by leaf."""
+        return jax.tree.map(lambda x: _moments(x, self.log_weights)[0], self.theta)
+
+    def sd(self) -> Any:
+        """Standard deviation of theta, sqrt(sum_s w_s (theta_s - mean)^2), leaf by leaf."""
+        return jax.tree.map(lambda x: _moments(x, self.log_weights)[1], self.theta)
+
+    def median(self) -> Any:
+        """Marginal medians of theta."""
+        return self.quantiles(0.5)
+
+    def quantiles(self, probabilities: Any) -> Any:
+        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`)."""
+        return jax.tree.map(lambda x: quantiles(x, self.log_weights, probabilities), self.theta)
+
+    def resample(self, key: Array, num_samples: int) -> "Draws":
+        """`num_samples` of the draws with equal weights: without replacement, the next always by the weights that are
+        left (Gumbel top-k, Kool et al. 2019), so that the first n of them are a resample of n.
+
+        Without replacement the sample is biased towards q unless S is many times `num_samples` and the weights' ESS
+        more than it: all S draws are q's own. ValueError if fewer draws than `num_samples` have a weight.
+        """
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        known = not isinstance(self.log_weights, jax.core.Tracer)
+        most = int(np.sum(np.asarray(self.log_weights) > -np.inf)) if known else self.log_weights.size
+        if num_samples > most:
+            raise ValueError(f"`num_samples` must be in 1..{most}, the draws that have a weight; got {num_samples}")
+        noise = jax.random.gumbel(checks.prng_key(key), self.log_weights.shape, self.log_weights.dtype)
+        _, rows = jax.lax.top_k(self.log_weights + noise, num_samples)
+        return plain(jax.tree.map(lambda leaf: leaf[rows], self.theta))
+
+    def predictive(
+        self,
+        key: Array,
+        fn: Callable[..., Any],
+        num_samples: int,
+        *inputs: Any,
+        batch_size: int | None = None,
+    ) -> Any:
+        """fn(key, theta, *inputs) at `resample(key, num_samples)`, stacked along a leading axis.
+
+        `batch_size` bounds the memory, and equal functions and shapes are compiled once: see `Posterior.predictive`.
+        """
+        theta = self.resample(key, num_samples).theta
+        keys = jax.random.split(jax.random.fold_in(key, 1), num_samples)
+
+        def compute(rows: Any) -> Any:
+            return _map_theta(fn, keys[rows], jax.tree.map(lambda leaf: leaf[rows], theta), inputs)
+
+        return in_chunks(compute, num_samples, batch_size)
+
+
+_moments = jax.jit(diagnostics.weighted_moments)
+
+
+def plain(theta: Any) -> Draws:
+    """Draws that all count alike."""
+    leaves = jax.tree.leaves(theta)
+    num, dtype = leaves[0].shape[0], jnp.result_type(float, *leaves)
+    return Draws(theta, jnp.full(num, -np.log(num), dtype))
+
+
+@jax.jit
+def quantiles(x: Array, log_weights: Array, probabilities: Any) -> Array:
+    """Weighted quantiles of x (S, ...), one for each of `probabilities`, whose shape comes in front of x's own.
+
+    The mean of the weighted quantile function over a window [a, a + 1/n], a = p (1 - 1/n), with n = 1 / sum_s w_s^2:
+    for equal weights this is the linear interpolation between order statistics of `jnp.quantile` (Akinshin 2023, type
+    7). A draw of weight zero changes nothing, and n is 1 where one draw has all the weight.
+    """
+    p = jnp.asarray(probabilities)
+    weights = jax.nn.softmax(log_weights)
+    width, weights = jnp.sum(weights**2), diagnostics.per_draw(weights, x)
+    x = jnp.where(weights == 0, 0.0, x)
+    x, weights = jax.lax.sort((x, jnp.broadcast_to(weights, x.shape).astype(x.dtype)), dimension=0, num_keys=1)
+    upper = jnp.cumsum(weights, axis=0)
+    upper = upper / upper[-1:]
+    lower = jnp.concatenate([jnp.zeros_like(upper[:1]), upper[:-1]])
+
+    def one(p: Array) -> Array:
+        a, b = p * (1 - width), p * (1 - width) + width
+        share = jnp.clip(upper, a, b) - jnp.clip(lower, a, b)
+        # Infinite draws outside the window do not count, and NaN, which is sorted to the end, always does.
+        terms = jnp.where((share > 0) | jnp.isnan(x), share * x, 0.0)
+        mean = jnp.sum(terms, axis=0) / jnp.sum(share, axis=0)
+        # Rounding does not take it out of their range, so that the quantiles of a constant are that constant.
+        least = jnp.min(jnp.where(share > 0, x, jnp.inf), axis=0)
+        return jnp.clip(mean, least, jnp.max(jnp.where(share > 0, x, -jnp.inf), axis=0))
+
+    return jax.lax.map(one, p.ravel()).reshape(*p.shape, *x.shape[1:])
+
+
+def in_chunks(compute: Callable[[Any], Any], num_samples: int, batch_size: int | None) -> Any:
+    """compute(rows) for the rows 0..num_samples - 1, at once; or `batch_size` at a time, and each chunk to the host."""
+    if batch_size is None:
+        return compute(np.arange(num_samples))
+    size = checks.positive_integer("batch_size", batch_size)
+    # The last chunk is filled up with repeated draws, cut off afterwards, to keep the one compiled shape.
+    index = np.minimum(np.arange(-(-num_samples // size) * size), num_samples - 1).reshape(-1, size)
+    chunks = [jax.device_get(compute(rows)) for rows in index]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_samples], *chunks)
+
+
+@partial(jax.jit, static_argnames="fn")
+def _map_theta(fn: Callable[..., Any], keys: Array, theta: Any, inputs: tuple[Any, ...]) -> Any:
+    return jax.vmap(lambda key, theta: fn(key, theta, *inputs))(keys, theta)
