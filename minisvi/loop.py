@@ -1,14 +1,18 @@
 """The compiled loop: blocks of updates on the device, and between them, on the host, all that is not mathematics."""
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from minisvi import checks
+from minisvi.averaging import Tail
 from minisvi.progress import ProgressBar, deferred_interrupt
 
 MAX_CONSECUTIVE_FAILURES = 10
@@ -16,47 +20,163 @@ BLOCK_CAPACITY = 4096  # steps; the trace of a block has this length whatever th
 _BLOCK_SECONDS = 0.25  # how long the bar may stand still and Ctrl-C may wait
 _FIRST_BLOCK = 16
 
-Reason = Literal["finished", "interrupted", "non-finite"]
+
+class Lane(NamedTuple):
+    """One start on its way: the engine's state, the tail average or None, and the stopping rule's memory or None."""
+
+    state: Any
+    tail: Any
+    memory: Any
 
 
-def run(svi: Any, state: Any, num_steps: int, data: tuple[Any, ...], progress_bar: bool) -> tuple[Any, Any, Reason]:
-    """`num_steps` of `svi.update`: the last state, the ELBO of each step taken, and why it ended."""
-    state, traces, done, limit = _copy(state), [], 0, _FIRST_BLOCK
+@dataclass(frozen=True)
+class Plan:
+    """What a run is asked for besides steps; static. Lanes get a leading axis only if there are several.
+
+    TypeError or ValueError for other values.
+    """
+
+    num_restarts: int = 1
+    average: bool = False
+    stop: Any = None
+
+    def __post_init__(self) -> None:
+        checks.positive_integer("num_restarts", self.num_restarts)
+        if not isinstance(self.average, bool):
+            raise TypeError(f"`average` must be True or False; got {self.average!r}")
+        if self.stop is not None and not callable(getattr(self.stop, "check", None)):
+            raise TypeError(f"`stop` must be a rule, such as Patience() or Convergence(), or None; got {self.stop!r}")
+
+    def over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if self.num_restarts == 1 else jax.vmap(function)
+
+    def start(self, svi: Any, state: Any, data: Any, held_out: Any) -> Lane:
+        tail = Tail.start(state.params) if self.average else None
+        return Lane(state, tail, None if self.stop is None else self.stop.init(svi, state, data, held_out))
+
+    def candidate(self, lane: Lane) -> Any:
+        """The parameters of the step: the tail average if it is wanted, else the iterate."""
+        return lane.tail.mean() if self.average else lane.state.params
+
+    def params(self, lane: Lane) -> Any:
+        """What the fit comes to: the rule's choice if there is a rule, else the candidate."""
+        candidate = self.candidate(lane)
+        return candidate if self.stop is None else self.stop.params(lane.memory, candidate)
+
+    def alive(self, lane: Lane) -> Array:
+        running = lane.state.num_failed < MAX_CONSECUTIVE_FAILURES
+        return running if self.stop is None else running & ~lane.memory.ended
+
+    def unless_over(self, lane: Lane, new: Any, old: Any) -> Any:
+        """`new`, but a lane that is over stays as it is while others go on; one alone ends the loop instead."""
+        return new if self.num_restarts == 1 else jax.tree.map(partial(jnp.where, self.alive(lane)), new, old)
+
+
+class Outcome(NamedTuple):
+    """Where the loop ended, and whether by the rule. Arrays of several starts have an axis R: last in `elbo` and
+    `checks`, first elsewhere.
+    """
+
+    state: Any
+    params: Any
+    ended: np.ndarray
+    elbo: np.ndarray
+    checks: Any
+
+
+def run(
+    svi: Any, plan: Plan, state: Any, num_steps: int, data: tuple[Any, ...], held_out: Any, progress_bar: bool
+) -> Outcome:
+    """`num_steps` of `svi.update`, or fewer if all starts end before, or at Ctrl-C."""
+    lane, blocks, done, limit = _start(svi, plan, state, data, held_out), [], 0, _FIRST_BLOCK
     with ProgressBar(num_steps, progress_bar) as bar, deferred_interrupt() as interrupted:
         while done < num_steps and not interrupted.is_set():
             begin = time.perf_counter()
-            state, buffer, taken = _block(svi, state, min(limit, num_steps - done), data)
-            traces.append(np.asarray(buffer)[: int(taken)])
-            bar.advance(traces[-1])
-            done += len(traces[-1])
-            if state.num_failed >= MAX_CONSECUTIVE_FAILURES:
+            clock = np.array([done, min(done + limit, num_steps), num_steps], np.int32)
+            lane, alive, taken, elbo, seen = _block(svi, plan, lane, clock, data, held_out)
+            steps, looks = map(int, np.asarray(taken))
+            blocks.append((np.asarray(elbo)[:steps], jax.tree.map(lambda a, n=looks: np.asarray(a)[:n], seen)))
+            bar.advance(blocks[-1][0])
+            done += steps
+            if not alive:
                 break
             pace = _BLOCK_SECONDS / (time.perf_counter() - begin)
             limit = int(np.clip(limit * pace, 1, min(64 * limit, BLOCK_CAPACITY)))
-    # Fewer than ten steps may all have failed: then nothing was fitted either.
-    failed = state.num_failed >= MAX_CONSECUTIVE_FAILURES or state.num_skipped == state.step
-    reason: Reason = "non-finite" if failed else "finished" if done == num_steps else "interrupted"
-    return state, np.concatenate(traces), reason
+    elbo, seen = jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
+    params = lane.state.params if plan.stop is None and not plan.average else _params(plan, lane)
+    ended = np.zeros(lane.state.step.shape, bool) if plan.stop is None else np.asarray(lane.memory.ended)
+    return Outcome(lane.state, params, ended, elbo, seen)
 
 
-@partial(jax.jit, static_argnames="svi", donate_argnames="state")
-def _block(svi: Any, state: Any, num_steps: Any, data: tuple[Any, ...]) -> tuple[Any, Array, Array]:
-    # A while loop and not a scan, so that the number of steps is not part of the program: the last, shorter block runs
+class _Carry(NamedTuple):
+    lane: Lane
+    step: Any  # of this call
+    elbo: Array
+    num_checks: Any
+    checks: Any
+
+
+@partial(jax.jit, static_argnames=("svi", "plan"), donate_argnames="lane")
+def _block(svi: Any, plan: Plan, lane: Lane, clock: Any, data: tuple[Any, ...], held_out: Any) -> tuple[Any, ...]:
+    # While loops and not scans, so that the number of steps is not part of the program: the last, shorter block runs
     # the same one, the host sets the pace, and a fit that fails ends at once.
-    def go_on(carry: Any) -> Array:
-        state, _, taken = carry
-        return (taken < num_steps) & (state.num_failed < MAX_CONSECUTIVE_FAILURES)
+    begin, end, last = clock
+    advance = plan.over_lanes(partial(_advance, svi, plan, data))
+    check = plan.over_lanes(partial(_check, svi, plan, data, held_out))
 
-    def step(carry: Any) -> Any:
-        state, trace, taken = carry
-        state, info = svi.update(state, *data)
-        return state, trace.at[taken].set(info.elbo), taken + 1
+    def while_alive(step: Callable[[_Carry], _Carry], carry: _Carry, until: Any) -> _Carry:
+        return jax.lax.while_loop(lambda c: (c.step < until) & jnp.any(plan.alive(c.lane)), step, carry)
 
-    trace = jnp.zeros(BLOCK_CAPACITY, jax.eval_shape(svi.evaluate, state, *data).dtype)
-    return jax.lax.while_loop(go_on, step, (state, trace, jnp.zeros((), jnp.int32)))
+    def step(carry: _Carry) -> _Carry:
+        lane, elbo = advance(carry.lane)
+        return carry._replace(lane=lane, step=carry.step + 1, elbo=carry.elbo.at[carry.step - begin].set(elbo))
+
+    def look(carry: _Carry) -> _Carry:
+        lane, i = check(carry.lane), carry.num_checks
+        seen = jax.tree.map(lambda trace, value: trace.at[i].set(value), carry.checks, lane.memory.seen)
+        return carry._replace(lane=lane, num_checks=i + 1, checks=seen)
+
+    def steps_and_check(carry: _Carry) -> _Carry:
+        # The steps up to the next check have a loop of their own, which then carries no branch.
+        every = plan.stop.every
+        carry = while_alive(step, carry, jnp.minimum(end, (carry.step // every + 1) * every))
+        due = (carry.step % every == 0) | (carry.step == last)
+        return jax.lax.cond(due & jnp.any(plan.alive(carry.lane)), look, lambda carry: carry, carry)
+
+    dtype = jax.eval_shape(plan.over_lanes(lambda state: svi.evaluate(state, *data)), lane.state).dtype
+    carry = _Carry(lane, begin, jnp.zeros((BLOCK_CAPACITY, *lane.state.step.shape), dtype), jnp.int32(0), None)
+    if plan.stop is None:
+        carry = while_alive(step, carry, end)
+    else:
+        size = BLOCK_CAPACITY // plan.stop.every + 2
+        seen = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), lane.memory.seen)
+        carry = while_alive(steps_and_check, carry._replace(checks=seen), end)
+    taken = jnp.stack([carry.step - begin, carry.num_checks])
+    return carry.lane, jnp.any(plan.alive(carry.lane)), taken, carry.elbo, carry.checks
 
 
-@jax.jit
-def _copy(tree: Any) -> Any:
+def _advance(svi: Any, plan: Plan, data: tuple[Any, ...], lane: Lane) -> tuple[Lane, Array]:
+    state, info = svi.update(lane.state, *data)
+    tail = lane.tail.add(state.params) if plan.average else None
+    state, tail = plan.unless_over(lane, (state, tail), (lane.state, lane.tail))
+    elbo = plan.unless_over(lane, info.elbo, jnp.full_like(info.elbo, jnp.nan))
+    # The memory of a lane that is over may go on: it is large, and what was chosen from it does not change.
+    memory = None if plan.stop is None else plan.stop.observe(lane.memory, state)
+    return Lane(state, tail, memory), elbo
+
+
+def _check(svi: Any, plan: Plan, data: tuple[Any, ...], held_out: Any, lane: Lane) -> Lane:
+    state, memory = plan.stop.check(svi, lane.memory, lane.state, plan.candidate(lane), data, held_out)
+    return plan.unless_over(lane, Lane(state, lane.tail, memory), lane)
+
+
+@partial(jax.jit, static_argnames=("svi", "plan"))
+def _start(svi: Any, plan: Plan, state: Any, data: tuple[Any, ...], held_out: Any) -> Lane:
     # Blocks overwrite their input: the state that the user holds must stay theirs.
-    return jax.tree.map(jnp.copy, tree)
+    lane = plan.over_lanes(lambda state: plan.start(svi, state, data, held_out))(state)
+    return jax.tree.map(jnp.copy, lane)
+
+
+@partial(jax.jit, static_argnames="plan")
+def _params(plan: Plan, lane: Lane) -> Any:
+    return plan.over_lanes(plan.params)(lane)

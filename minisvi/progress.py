@@ -25,11 +25,40 @@ class ProgressBar:
         return self
 
     def advance(self, elbo: np.ndarray) -> None:
-        """Move by the steps whose estimates these are, and show the mean of the last hundred."""
+        """Move by the steps of these estimates, (n,) or (n, R); show the mean of the last hundred, the best start's."""
         if self._bar is not None:
-            recent = elbo[-100:][np.isfinite(elbo[-100:])]
-            self._bar.set_postfix_str(f"ELBO {recent.mean():.6g}" if recent.size else "ELBO not finite", refresh=False)
+            recent = np.atleast_2d(elbo[-100:].T)
+            means = [start[np.isfinite(start)].mean() for start in recent if np.isfinite(start).any()]
+            self._bar.set_postfix_str(f"ELBO {max(means):.6g}" if means else "ELBO not finite", refresh=False)
             self._bar.update(len(elbo))
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StageDisplay:
+    """One line with the stage of a longer work, above it what the former ones came to; silent as `ProgressBar`."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._bar = None
+        if enabled:
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            self._bar = tqdm(bar_format="{desc} [{elapsed}]", leave=False)
+
+    def __enter__(self) -> "StageDisplay":
+        return self
+
+    def begin(self, name: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(name)
+
+    def end(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:

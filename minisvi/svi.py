@@ -11,16 +11,18 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
-from minisvi import checks, failure, loop, trees
+from minisvi import checks, trees
 from minisvi.batches import FullBatch, Minibatches
 from minisvi.elbo import ELBO
 from minisvi.guides import Guide
+from minisvi.loop import Plan
 from minisvi.model import Model
 from minisvi.record import Record
+from minisvi.result import SVIResult
+from minisvi.run import fit
 
 
 class SVIState(NamedTuple):
@@ -43,27 +45,6 @@ class StepInfo(NamedTuple):
 
     elbo: Array
     skipped: Array
-
-
-class SVIResult(NamedTuple):
-    """A fit. `elbo` holds one estimate a step, in nats, of the steps that this call took.
-
-    `reason`: `"finished"`, `"interrupted"` (Ctrl-C) or `"non-finite"` (ten steps in a row; `params` are the last good).
-    """
-
-    params: Any
-    state: SVIState
-    elbo: np.ndarray
-    num_skipped: int
-    reason: Literal["finished", "interrupted", "non-finite"]
-
-
-class NonFiniteError(FloatingPointError):
-    """Ten steps in a row were not finite. `result` holds the fit up to the last good state."""
-
-    def __init__(self, message: str, result: SVIResult) -> None:
-        super().__init__(message)
-        self.result = result
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,36 +127,43 @@ class SVI(Record):
         num_steps: int,
         *data: Any,
         params: Any = None,
+        num_restarts: int = 1,
+        average: bool = False,
+        stop: Any = None,
+        held_out: tuple[Any, ...] | None = None,
         progress_bar: bool = True,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> SVIResult:
-        """A fit from the guide's start, or from `params`; see `resume`."""
+        """A fit from the guide's start, or from `params`, with the options of `resume`.
+
+        `num_restarts=R`: R starts at the keys split(key, R), in one compiled loop. The best by the ELBO at 1,024 fresh
+        draws of each is what the result holds; all are in `result.restarts`. A start that fails does not end the rest.
+        """
         checks.positive_integer("num_steps", num_steps)
-        state = _init(self, checks.prng_key(key), data, params)
-        return self.resume(state, num_steps, *data, progress_bar=progress_bar, on_failure=on_failure)
+        plan = Plan(num_restarts, average, stop)
+        state = _init(self, checks.prng_key(key), data, params, num_restarts)
+        return fit(self, plan, state, num_steps, data, held_out, progress_bar, on_failure, key)
 
     def resume(
         self,
         state: SVIState,
         num_steps: int,
         *data: Any,
+        average: bool = False,
+        stop: Any = None,
+        held_out: tuple[Any, ...] | None = None,
         progress_bar: bool = True,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> SVIResult:
         """`num_steps` more from a state, such as `result.state`: 500 and 500 steps equal 1,000, number by number.
 
+        - `average`: `result.params` are the mean over the last half, or more, of the steps of this call (see `Tail`).
+        - `stop`: a rule of `stopping`, which sees `held_out`, rows of the form of the data, and chooses the parameters.
+
         Ctrl-C ends the fit after the block that runs, with what is done. NonFiniteError after ten steps in a row that
         were not finite, unless `on_failure="return"`: then the result's `reason` says so.
         """
-        checks.positive_integer("num_steps", num_steps)
-        if on_failure not in ("raise", "return"):
-            raise ValueError(f"`on_failure` must be 'raise' or 'return'; got {on_failure!r}")
-        state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again
-        state, trace, reason = loop.run(self, state, num_steps, data, progress_bar)
-        result = SVIResult(state.params, state, trace, int(state.num_skipped), reason)
-        if reason == "non-finite" and on_failure == "raise":
-            raise NonFiniteError(failure.explain(self, state, data), result)
-        return result
+        return fit(self, Plan(1, average, stop), state, num_steps, data, held_out, progress_bar, on_failure)
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         batch, _ = self.batches(jnp.zeros((), jnp.int32), data)
@@ -185,9 +173,11 @@ class SVI(Record):
         checks.same_tree("guide's draw", expected, draw)
 
 
-@partial(jax.jit, static_argnames="svi")
-def _init(svi: SVI, key: Array, data: tuple[Any, ...], params: Any) -> SVIState:
-    return svi.init(key, *data, params=params)
+@partial(jax.jit, static_argnames=("svi", "num_restarts"))
+def _init(svi: SVI, key: Array, data: tuple[Any, ...], params: Any, num_restarts: int) -> SVIState:
+    if num_restarts == 1:
+        return svi.init(key, *data, params=params)
+    return jax.vmap(lambda key: svi.init(key, *data, params=params))(jax.random.split(key, num_restarts))
 
 
 def _all_finite(tree: Any) -> Array:

@@ -74,6 +74,9 @@ class Normal:
         eps = jax.random.normal(seed, jnp.shape(self.loc))
         return self.loc + self.scale * eps, -0.5 * eps**2 - jnp.log(self.scale) - 0.5 * jnp.log(2 * jnp.pi)
 
+    def log_prob(self, x):
+        return norm.logpdf(x, self.loc, self.scale)
+
 
 class SoftLaplace:
     def __init__(self, loc, scale):

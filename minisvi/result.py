@@ -1,0 +1,48 @@
+"""What a fit comes to: parameters, how it went, and why it ended."""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Reason = Literal["finished", "patience", "converged", "interrupted", "non-finite"]
+
+
+class Restarts(NamedTuple):
+    """All of R starts. `elbo` and `elbo_se` (R,): the ELBO of each at fresh draws, the same for all, and its standard
+    error, in nats; NaN for those that failed. `params`: stacked, R first. `best`: the one with the highest `elbo`.
+    `trace` (steps, R): the estimates that the steps saw, NaN after a start has ended.
+    """
+
+    elbo: np.ndarray
+    elbo_se: np.ndarray
+    params: Any
+    best: int
+    trace: np.ndarray
+
+
+class SVIResult(NamedTuple):
+    """A fit. `params` are what was asked for: the last iterate, the tail average, or what the stopping rule chose.
+
+    - `state`: the last iterate's, where `resume` goes on.
+    - `elbo`: one estimate a step, in nats, of the steps that this call took; `num_skipped` of all were not finite.
+    - `reason`: `"finished"`, `"patience"` or `"converged"` (the stopping rules), `"interrupted"` (Ctrl-C) or
+      `"non-finite"` (ten steps in a row; `params` are the last good).
+    - `checks`: what the stopping rule saw at each of its checks, if there is one.
+    - `restarts`: all the starts, if there are several; the rest is then that of the best.
+    """
+
+    params: Any
+    state: Any
+    elbo: np.ndarray
+    num_skipped: int
+    reason: Reason
+    checks: Any = None
+    restarts: Restarts | None = None
+
+
+class NonFiniteError(FloatingPointError):
+    """Ten steps in a row were not finite. `result` holds the fit up to the last good state."""
+
+    def __init__(self, message: str, result: SVIResult) -> None:
+        super().__init__(message)
+        self.result = result
