@@ -13,6 +13,7 @@ from jax import Array
 from jax.scipy.special import ndtri
 
 Draws = Literal["independent", "antithetic", "quasi"]
+MAX_QUASI = 21_201  # dimensions of SciPy's Sobol' nets
 
 
 def check(draws: str, num_particles: int) -> None:

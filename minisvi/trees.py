@@ -84,7 +84,7 @@ def ravel(latents: Any, u: Any) -> Array:
     return jnp.concatenate(parts) if parts else jnp.zeros(flat.shape, flat.dtype)
 
 
-def unravel(latents: Any, vector: Array) -> Any:
+def unravel(latents: Any, vector: Any) -> Any:
     """The inverse of `ravel`."""
     leaves, treedef = jax.tree.flatten(unconstrained_like(latents))
     parts, start = [], 0

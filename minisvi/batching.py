@@ -1,0 +1,31 @@
+"""A batch of a function: vectorised, or one after the other where that can hang.
+
+On CPUs XLA gives a batch of triangular solves to the thread pool on which it waits for them: in second derivatives of
+densities with a Cholesky factor, such as a Gaussian process's, all threads come to wait (seen with jaxlib 0.10.2).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`jax.vmap(fun)`, or `jax.lax.map` of it on a CPU if it has triangular solves."""
+
+    def apply(xs: Any) -> Any:
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], leaf.dtype), xs)
+        if jax.default_backend() == "cpu" and "triangular_solve" in _primitives(jax.make_jaxpr(fun)(one)):
+            return jax.lax.map(fun, xs)
+        return jax.vmap(fun)(xs)
+
+    return apply
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from _primitives(inner)
