@@ -2,12 +2,17 @@
 
 Reading order, which is also the order of the mathematics: `supports` (T), `model` (log p), `guides` (q), `elbo` (E and
 its gradient), `svi` (the maximum over phi), `posterior` (what q says). `minisvi.bnn` makes a Flax module a pytree of
-latents; it is imported by name, because it loads Flax.
+latents; it is imported by name, because it loads Flax. So is `minisvi.plots`, which draws a fit with Matplotlib.
 """
 
 from minisvi.batches import FullBatch, Minibatches
 from minisvi.bounds import CUBO, FixedDraws, ForwardKL, ImportanceWeighted, Renyi
+from minisvi.convergence import Convergence
+from minisvi.deterministic import Deterministic, deterministic, linear_response
+from minisvi.draws import Draws
 from minisvi.elbo import ELBO
+from minisvi.export import to_arviz
+from minisvi.fit import Fit, fit
 from minisvi.guides import (
     Dependent,
     IndefiniteHessianError,
@@ -27,9 +32,13 @@ from minisvi.guides import (
     per_row,
     product,
     spline_coupling,
+    whitened,
 )
 from minisvi.model import Model
-from minisvi.posterior import Posterior
+from minisvi.newton import newton
+from minisvi.posterior import Posterior, log_weights
+from minisvi.result import NonFiniteError, Restarts, SVIResult
+from minisvi.stopping import Patience
 from minisvi.sums import log_conditional, sum_out
 from minisvi.supports import (
     Support,
@@ -46,7 +55,8 @@ from minisvi.supports import (
     transformed,
     unit_interval,
 )
-from minisvi.svi import SVI, NonFiniteError, StepInfo, SVIResult, SVIState
+from minisvi.svi import SVI, StepInfo, SVIState
+from minisvi.verdict import Judged, Verdict, judge
 
 __version__ = "0.1.0"
 
@@ -54,21 +64,29 @@ __all__ = [
     "CUBO",
     "ELBO",
     "SVI",
+    "Convergence",
     "Dependent",
+    "Deterministic",
+    "Draws",
+    "Fit",
     "FixedDraws",
     "ForwardKL",
     "FullBatch",
     "ImportanceWeighted",
     "IndefiniteHessianError",
+    "Judged",
     "Minibatches",
     "Model",
     "NonFiniteError",
+    "Patience",
     "Posterior",
     "Renyi",
+    "Restarts",
     "SVIResult",
     "SVIState",
     "StepInfo",
     "Support",
+    "Verdict",
     "affine_coupling",
     "amortised",
     "block",
@@ -77,18 +95,24 @@ __all__ = [
     "corr_cholesky",
     "custom",
     "delta",
+    "deterministic",
     "finite",
+    "fit",
     "full_rank",
     "greater_than",
     "interval",
     "inverse_autoregressive",
+    "judge",
     "laplace",
+    "linear_response",
     "local",
     "log_conditional",
+    "log_weights",
     "low_rank",
     "lower_cholesky",
     "mean_field",
     "mixture",
+    "newton",
     "ordered",
     "per_row",
     "positive",
@@ -97,6 +121,8 @@ __all__ = [
     "simplex",
     "spline_coupling",
     "sum_out",
+    "to_arviz",
     "transformed",
     "unit_interval",
+    "whitened",
 ]

@@ -12,16 +12,20 @@ import minisvi
 ROOT = Path(minisvi.__file__).parent
 # A module may import those of the rows above it, and those of its own package's `base`.
 LAYERS = [
-    ["record", "checks", "progress", "bijectors", "noise"],
-    ["supports", "batches", "loop"],
+    ["record", "checks", "progress", "bijectors", "noise", "diagnostics", "newton", "averaging", "result", "batching"],
+    ["supports", "batches", "draws", "loop"],
     ["trees"],
     ["curvature"],
     ["model", "guides"],
     ["kl", "sums", "failure"],
     ["elbo"],
-    ["bounds"],
-    ["svi"],
-    ["posterior", "bnn"],
+    ["bounds", "scores"],
+    ["stopping", "run"],
+    ["convergence", "svi"],
+    ["posterior", "export", "plots", "bnn"],
+    ["deterministic", "defensive", "stochastic"],
+    ["verdict"],
+    ["fit"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

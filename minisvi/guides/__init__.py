@@ -12,6 +12,7 @@ from minisvi.guides.low_rank import low_rank
 from minisvi.guides.mixture import mixture
 from minisvi.guides.rows import amortised, per_row
 from minisvi.guides.structured import conditional, custom, product
+from minisvi.guides.whitened import whitened
 
 __all__ = [
     "Dependent",
@@ -35,4 +36,5 @@ __all__ = [
     "per_row",
     "product",
     "spline_coupling",
+    "whitened",
 ]

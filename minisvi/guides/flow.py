@@ -90,11 +90,11 @@ class Flow(Record):
     def latents(self) -> Any:
         return self.base.latents
 
-    def init(self, key: Array, /, base: Any = None) -> dict[str, Any]:
+    def init(self, key: Array, /, base: Any = None, **start: Any) -> dict[str, Any]:
         base_key, *keys = jax.random.split(key, self.num_layers + 1)
         spec = trees.spec(self.latents)
         layers = jax.vmap(lambda key: self.layer.init(key, spec))(jnp.stack(keys))
-        return {"base": self.base.init(base_key) if base is None else base, "layers": layers}
+        return {"base": self.base.init(base_key, **start) if base is None else base, "layers": layers}
 
     def distribution(self, params: Any, /, *data: Any) -> Pushforward:
         q = self.base.distribution(params["base"], *data)
@@ -117,7 +117,8 @@ def affine_coupling(guide: Any, num_layers: int = 8, network: Network | None = N
     - `network`: `(init, apply)`, `init(key, num_inputs)` giving weights and `apply(weights, x)` a vector of features,
       such as a Flax module's (see `bnn.pure`); by default two hidden layers of 64. A linear readout from zero follows.
 
-    Parameters: `base`, the base family's, and `layers`, stacked. `init(key, base=params)` starts as a fitted base.
+    Parameters: `base`, the base family's, and `layers`, stacked. `init(key, base=params)` starts as a fitted base,
+    `init(key, loc=u, cov=c)` as one at u.
     TypeError or ValueError unless num_layers is an integer >= 1, and for a base over theta.
     """
     return _flow(guide, Coupling(affine, 2, network or mlp(64, 64)), num_layers)

@@ -1,0 +1,63 @@
+"""The stochastic fit: any guide by sticking the landing, with a rate that rises and falls; on minibatches too."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import optax
+from jax import Array
+
+from minisvi.batches import FullBatch, Minibatches
+from minisvi.elbo import ELBO
+from minisvi.guides import Guide
+from minisvi.model import Model
+from minisvi.svi import SVI, SVIState
+
+_BLOCK = 250  # steps between two looks at the clock
+
+
+def stochastic(
+    key: Array,
+    model: Model,
+    guide: Guide,
+    *data: Any,
+    params: Any = None,
+    num_steps: tuple[int, ...] = (1000, 3000),
+    learning_rates: tuple[float, ...] = (4e-3, 2e-3),
+    num_particles: int = 128,
+    batch_size: int | None = None,
+    deadline: float = np.inf,
+) -> Iterator[SVIState]:
+    """The state after each of some runs of Adam, one going on from the other, as long as the caller asks for more.
+
+    In every run the rate warms up for a tenth of its `num_steps` and then falls to zero by a cosine, so that the last
+    iterate has no noise left to average. Sticking the landing, whose noise is none where q is the posterior, is noisy
+    far from it: start at `params` near by, of a `whitened` guide, for which one rate suits all latents (Kim et al.
+    2024).
+
+    `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there.
+    """
+    batches = FullBatch() if batch_size is None else Minibatches(batch_size)
+    optimizer = _optimizer(num_steps, learning_rates)
+    svi = SVI(model, guide, optimizer, ELBO(num_particles, "sticking_the_landing"), batches)
+    state = svi.init(key, *data, params=params)
+    for end in itertools.accumulate(num_steps):
+        while state.step < end and time.monotonic() < deadline:
+            size = min(_BLOCK, end - int(state.step))
+            result = svi.resume(state, size, *data, progress_bar=False, on_failure="return")
+            state = result.state
+            if result.reason != "finished":
+                break
+        yield state
+        if state.step < end:
+            return
+
+
+@lru_cache
+def _optimizer(num_steps: tuple[int, ...], rates: tuple[float, ...]) -> optax.GradientTransformation:
+    # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
+    runs = [optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num) for rate, num in zip(rates, num_steps)]
+    return optax.adam(optax.join_schedules(runs, list(itertools.accumulate(num_steps))[:-1]))

@@ -1,0 +1,178 @@
+"""Can it be trusted? A fitted guide judged by its importance weights, in figures and in words."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from minisvi import defensive, diagnostics, trees
+from minisvi.deterministic import Optima
+from minisvi.draws import Draws
+from minisvi.guides import Guide
+from minisvi.model import Model
+from minisvi.posterior import weigh
+
+Level = Literal["good", "bulk good, tails unverified", "not trusted"]
+NUM_BATCHES = 4
+GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
+EQUAL_ESS, GOOD_ESS, BULK_ESS = 0.85, 0.1, 0.02  # of S, where k-hat is above its threshold
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the importance weights of S draws say of a fit; `str` gives a short table.
+
+    - `level`, `reason`: `good`: the weighted draws may be used as the posterior's; `bulk good, tails unverified`: their
+      means and sds may, to about a tenth of an sd; `not trusted`. The reason is one line.
+    - `khat`: the largest of four batches', beside its `threshold`; `ess`: the weights' ESS / S.
+    - `error`: the standard error of the weighted means and sds, in sds, of the worst coordinate of u.
+    - `shift`: how far weighting moves the mean of the worst coordinate, in sds: how wrong q is without it.
+    - `elbo`, `log_evidence`, each with its standard error `_se`, in nats.
+    - `broken`: draws with a density of NaN or +inf.
+    - `optima`: how many distinct ones the restarts found, and `missed`: the mass, relative to the best, of those that
+      q does not reach; None without restarts. `optimism`: nats that fixed draws promised beyond fresh ones, or None.
+    """
+
+    level: Level
+    reason: str
+    khat: float
+    threshold: float
+    ess: float
+    error: float
+    shift: float
+    elbo: float
+    elbo_se: float
+    log_evidence: float
+    log_evidence_se: float
+    num_draws: int
+    broken: int
+    optima: int | None = None
+    missed: float | None = None
+    optimism: float | None = None
+
+    def __str__(self) -> str:
+        rows = [
+            ("verdict", f"{self.level}: {self.reason}"),
+            ("k-hat", f"{self.khat:.2f} (threshold {self.threshold:.2f}, largest of {NUM_BATCHES} batches)"),
+            ("ESS / S", f"{self.ess:.3f} of {self.num_draws} draws"),
+            ("error", f"{self.error:.3f} sd, of weighted means and sds at the worst latent"),
+            ("shift", f"{self.shift:.3f} sd, from q's means to the weighted ones"),
+            ("ELBO", f"{self.elbo:.3f} +- {self.elbo_se:.3f} nats"),
+            ("log evidence", f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f} nats"),
+        ]
+        if self.optima is not None:
+            rows.append(("optima", f"{self.optima} distinct, of which q misses {self.missed:.2g} of the best's mass"))
+        if self.optimism is not None:
+            rows.append(("optimism", f"{self.optimism:.2f} nats, of fixed draws over fresh ones"))
+        return "\n".join(f"{name:13} {text}" for name, text in rows)
+
+
+class Judged(NamedTuple):
+    """The verdict on a guide, and its weighted draws of theta."""
+
+    verdict: Verdict
+    draws: Draws
+
+
+def judge(
+    key: Array,
+    model: Model,
+    guide: Guide,
+    params: Any,
+    *data: Any,
+    num_draws: int = 20_000,
+    max_draws: int = 80_000,
+    optima: Optima | None = None,
+    optimism: float | None = None,
+) -> Judged:
+    """The verdict on any fitted guide, from `num_draws` draws of it and their log weights; from four times as many, up
+    to `max_draws`, where that alone would make it good.
+
+    k-hat alone errs both ways: it refuses flows whose weights are nearly equal, and does not see a mode that no draw
+    reached. So the rule also has ESS, errors and, where the `optima` of `deterministic` are given, those that q
+    gives less density than the posterior does at any of its draws. Let k be the largest k-hat of four batches, S the
+    number of draws, and the error the standard error of the weighted means and sds at the worst latent:
+
+    - `good`: k below min(1 - 1/log10(S/4), 0.7), or below 1 with ESS/S >= 0.85; and an error of at most 0.03 sd;
+    - `bulk good, tails unverified`: k below 1 or ESS/S >= 0.1, ESS/S >= 0.02, and an error of at most 0.1 sd;
+    - `not trusted` otherwise, and wherever a draw has a density of NaN or +inf, or an optimum is missed that has more
+      than a hundredth of the best one's mass.
+    """
+    noise, log_ratio = defensive.noise(key, guide, params, data, num_draws)
+    u, log_w = weigh(model, guide, params, data, noise)
+    draws, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)
+    values = {name: value.item() for name, value in figures.items()}
+    values |= {"num_draws": num_draws, "threshold": diagnostics.khat_threshold(num_draws // NUM_BATCHES)}
+    if optima is not None:
+        num = len(np.unique(optima.optimum))
+        missed = _missed(model, guide, params, data, optima, log_w).item() if num > 1 else 0.0
+        values |= {"optima": num, "missed": missed}
+    if optimism is not None:
+        values["optimism"] = float(optimism)
+    level, reason = _rule(**values)
+    if level != "good" and 4 * num_draws <= max_draws and _rule(**values | {"error": values["error"] / 2})[0] == "good":
+        args = key, model, guide, params, *data
+        return judge(*args, num_draws=4 * num_draws, max_draws=max_draws, optima=optima, optimism=optimism)
+    return Judged(Verdict(level, reason, **values), draws)
+
+
+@partial(jax.jit, static_argnames="target")
+def _figures(target: Model, u: Any, log_w: Array, log_ratio: Array) -> tuple[Draws, dict[str, Array]]:
+    plain = defensive.is_plain(log_w.size) | jnp.all(log_ratio == 0)
+    elbo, elbo_se = diagnostics.elbo(log_w, where=plain)
+    log_w = log_w + log_ratio
+    smoothed = diagnostics.psis(log_w)
+    batches = log_w[: log_w.size // NUM_BATCHES * NUM_BATCHES].reshape(NUM_BATCHES, -1)
+    columns = [leaf.reshape(log_w.size, -1).astype(log_w.dtype) for leaf in jax.tree.leaves(u)]
+    x = jnp.concatenate([jnp.zeros((log_w.size, 0), log_w.dtype), *columns], axis=1)
+    errors = (diagnostics.weighted_mcse, diagnostics.weighted_sd_mcse)
+    error = jnp.maximum(*(error(x, smoothed.log_weights) for error in errors))
+    log_evidence, log_evidence_se = diagnostics.log_evidence(log_w)
+    return Draws(jax.vmap(target.constrain)(u), smoothed.log_weights), {
+        "khat": jnp.maximum(jnp.max(jax.vmap(lambda log_w: diagnostics.psis(log_w).khat)(batches)), smoothed.khat),
+        "ess": diagnostics.importance_ess(smoothed.log_weights) / log_w.size,
+        "error": jnp.max(error, initial=0.0),
+        "shift": jnp.max(diagnostics.mean_shift(x, smoothed.log_weights), initial=0.0),
+        "elbo": elbo,
+        "elbo_se": elbo_se,
+        "log_evidence": log_evidence,
+        "log_evidence_se": log_evidence_se,
+        "broken": jnp.sum(jnp.isnan(log_w) | (log_w == jnp.inf)),
+    }
+
+
+@partial(jax.jit, static_argnames=("model", "guide"))
+def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, log_w: Array) -> Array:
+    """The largest mass, relative to the best optimum's by their ELBOs, of one where p/q is above all that q drew."""
+    q = guide.distribution(params, *data)
+
+    def log_w_at(loc: Array) -> Array:
+        u = trees.unravel(model.latents, loc)
+        return model.log_density(u, *data) - q.log_prob(u)
+
+    uncovered = jax.lax.map(log_w_at, optima.loc) > jnp.nanmax(log_w)
+    mass = jnp.exp(optima.elbo - jnp.nanmax(optima.elbo))
+    return jnp.max(jnp.where(uncovered, mass, 0.0))
+
+
+def _rule(
+    khat: float, threshold: float, ess: float, error: float, broken: int, missed: float | None = None, **_: Any
+) -> tuple[Level, str]:
+    if broken:
+        return "not trusted", f"{broken} draws have a density of NaN or +inf"
+    if missed is not None and missed > 0.01:
+        return (
+            "not trusted",
+            f"a restart found another optimum, with {missed:.2g} of the best one's mass, that q misses",
+        )
+    if error <= GOOD_ERROR and (khat < threshold or (khat < 1 and ess >= EQUAL_ESS)):
+        return "good", f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
+    if ess >= BULK_ESS and error <= BULK_ERROR and (khat < 1 or ess >= GOOD_ESS):
+        return "bulk good, tails unverified", f"k-hat {khat:.2f}, ESS/S {ess:.2f}, error {error:.2f} sd"
+    if not khat < 1:
+        return "not trusted", f"k-hat {khat:.2f}: the weights have no mean, so q lacks part of the posterior"
+    return "not trusted", f"ESS/S {ess:.3f}, error {error:.2f} sd: too few draws carry the weight"
