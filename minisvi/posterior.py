@@ -142,4 +142,4 @@ def weigh(
 @partial(jax.jit, static_argnames="target")
 def _reweigh(target: Model, u: Any, log_w: Array) -> tuple[Draws, PSIS]:
     smoothed = psis(log_w)
-    return Draws(jax.vmap(target.constrain)(u), smoothed.log_weights), smoothed
+    return Draws(jax.vmap(target.constrain, axis_size=log_w.size)(u), smoothed.log_weights), smoothed

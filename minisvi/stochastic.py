@@ -25,9 +25,9 @@ def stochastic(
     guide: Guide,
     *data: Any,
     params: Any = None,
-    num_steps: tuple[int, ...] = (1000, 3000),
-    learning_rates: tuple[float, ...] = (4e-3, 2e-3),
-    num_particles: int = 128,
+    num_steps: tuple[int, ...] = (2000, 6000),
+    learning_rates: tuple[float, ...] = (8e-3, 4e-3),
+    num_particles: int = 32,
     batch_size: int | None = None,
     deadline: float = np.inf,
 ) -> Iterator[SVIState]:
@@ -40,6 +40,8 @@ def stochastic(
 
     `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there.
     """
+    if len(num_steps) != len(learning_rates):
+        raise ValueError(f"expected one of `learning_rates` for each of `num_steps`; got {learning_rates}, {num_steps}")
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
     optimizer = _optimizer(num_steps, learning_rates)
     svi = SVI(model, guide, optimizer, ELBO(num_particles, "sticking_the_landing"), batches)

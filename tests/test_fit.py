@@ -1,0 +1,289 @@
+"""The cascade: exact answers, what it says when there is none, budgets, keys, and calibration by simulation."""
+
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+from problems import conjugate_data, conjugate_model, conjugate_posterior, gamma_data, gamma_log_joint
+from scipy.stats import chisquare
+
+import minisvi
+
+
+def fitted(key, model, *data, **options):
+    return minisvi.fit(jax.random.key(key), model, *data, progress_bar=False, **options)
+
+
+def test_a_conjugate_gaussian_is_exact_in_its_first_stage():
+    x = conjugate_data()
+    fit = fitted(0, conjugate_model(), x)
+    loc, sd, log_evidence = conjugate_posterior(x)
+    assert [stage.name for stage in fit.stages] == ["linear response"]
+    assert fit.verdict.level == "good"
+    assert fit.deterministic.converged
+    assert abs(fit.verdict.elbo - log_evidence) < 1e-3
+    assert abs(fit.verdict.log_evidence - log_evidence) < 5 * fit.verdict.log_evidence_se
+    assert np.all(np.abs((fit.draws.mean()["w"] - loc) / sd) < 4 * fit.verdict.error)
+    assert np.all(np.abs(fit.draws.sd()["w"] / sd - 1) < 4 * fit.verdict.error)
+    plain = fit.posterior.sd(jax.random.key(1), 20_000)["w"]
+    assert np.all(np.abs(plain / sd - 1) < 0.03)
+
+
+def test_the_gamma_example():
+    model = minisvi.Model({"concentration": minisvi.positive()}, gamma_log_joint)
+    fit = fitted(1, model, gamma_data())
+    assert fit.verdict.level == "good"
+    assert abs(fit.verdict.log_evidence + 1590.66069) < 0.02  # by quadrature; float32 sums 1,000 rows
+    mean, sd = fit.draws.mean()["concentration"], fit.draws.sd()["concentration"]
+    assert abs(mean - 1.99826) < 0.03 * 0.03932
+    assert abs(sd / 0.03932 - 1) < 0.02  # three standard errors
+
+
+def banana(theta):
+    x, y = theta["x"]
+    return norm.logpdf(x, 2.0, 3.0) + norm.logpdf(y, 0.3 * (x - 2.0) ** 2)
+
+
+@pytest.mark.foreign
+@pytest.mark.slow
+def test_a_banana_needs_the_flow_and_says_so():
+    fit = fitted(2, minisvi.Model({"x": minisvi.real(2)}, banana))
+    names, levels = zip(*((stage.name, stage.judged.verdict.level) for stage in fit.stages))
+    assert names[0] in ("linear response", "mean field")
+    assert levels[0] != "good"
+    assert names[-1].startswith("flow, ")
+    assert fit.verdict.level == "good"
+    assert abs(fit.verdict.log_evidence) < 0.02
+    mean, sd = np.array([2.0, 2.7]), np.array([3.0, np.sqrt(1 + 2 * 2.7**2)])
+    assert np.all(np.abs((fit.draws.mean()["x"] - mean) / sd) < 0.05)
+    assert np.all(np.abs(fit.draws.sd()["x"] / sd - 1) < 0.08)
+
+
+def test_equal_keys_give_equal_fits_and_nothing_is_traced_again():
+    traces = []
+
+    def log_joint(theta, x):
+        traces.append(1)
+        return jnp.sum(norm.logpdf(theta["a"])) + jnp.sum(norm.logpdf(x, theta["a"][0], jnp.exp(theta["a"][1])))
+
+    model, x = minisvi.Model({"a": minisvi.real(2)}, log_joint), jnp.array([0.3, 1.9, -0.4, 2.2])
+    one = fitted(3, model, x)
+    before = len(traces)
+    two, other = fitted(3, model, x), fitted(4, model, x + 1)
+    assert len(traces) == before or len(other.stages) > len(one.stages)
+    np.testing.assert_array_equal(one.draws.theta["a"], two.draws.theta["a"])
+    assert one.verdict == two.verdict
+    assert one.verdict != other.verdict
+
+
+IMPROPER = {
+    "a constant": lambda theta: 0.0 * jnp.sum(theta["a"]),
+    "one flat latent": lambda theta: norm.logpdf(theta["a"][0]) + 0.0 * theta["a"][1],
+    "rises forever": lambda theta: norm.logpdf(theta["a"][0]) + theta["a"][1],
+}
+
+
+@pytest.mark.foreign
+@pytest.mark.parametrize("name", IMPROPER)
+def test_an_improper_posterior_is_named_and_not_trusted(name):
+    fit = fitted(5, minisvi.Model({"a": minisvi.real(2)}, IMPROPER[name]), seconds=1.0)
+    assert fit.verdict.level == "not trusted"
+    if name != "rises forever":
+        assert "runs away along `a`" in fit.verdict.reason
+        assert "improper" in fit.verdict.reason
+    assert not fit.deterministic.converged
+
+
+def test_a_mode_on_the_boundary():
+    """Exp(3) on the positive numbers: its density is highest at zero."""
+    model = minisvi.Model({"rate": minisvi.positive()}, lambda t: jnp.log(3.0) - 3 * t["rate"])
+    fit = fitted(6, model)
+    assert abs(fit.draws.mean()["rate"] - 1 / 3) < 0.02
+    assert abs(fit.verdict.log_evidence) < 0.02
+    assert fit.verdict.level == "good"
+
+
+def test_a_density_that_is_nan_on_part_of_the_space():
+    """sqrt of a negative number: q gets there, and the verdict says so."""
+
+    def log_joint(theta):
+        return norm.logpdf(jnp.sqrt(theta["a"]), 1.0, 1.0)
+
+    fit = fitted(7, minisvi.Model({"a": minisvi.real()}, log_joint), seconds=1.0)
+    assert fit.verdict.level == "not trusted"
+    assert "NaN" in fit.verdict.reason
+
+
+def test_a_start_that_is_not_finite_is_drawn_again_and_none_at_all_is_an_error():
+    inside = minisvi.Model(
+        {"a": minisvi.real()}, lambda t: jnp.where(t["a"] > 0.5, norm.logpdf(t["a"], 5.0, 0.5), -jnp.inf)
+    )
+    fit = fitted(8, inside)
+    assert abs(fit.draws.mean()["a"] - 5.0) < 0.02
+    assert abs(fit.draws.sd()["a"] - 0.5) < 0.01
+    nowhere = minisvi.Model({"a": minisvi.real()}, lambda t: -jnp.inf * jnp.ones_like(t["a"]))
+    with pytest.raises(ValueError, match="expected a finite log density at one of 256 starts"):
+        fitted(9, nowhere)
+
+
+def test_no_latents():
+    fit = fitted(10, minisvi.Model({}, lambda theta: jnp.array(-3.5)))
+    assert fit.verdict.level == "good"
+    assert fit.verdict.log_evidence == fit.verdict.elbo == -3.5
+
+
+@pytest.mark.foreign
+def test_a_budget_that_is_too_small_returns_what_there_is():
+    model = minisvi.Model({"x": minisvi.real(2)}, banana)
+    fit = fitted(11, model, seconds=0.0)
+    assert len(fit.stages) == 1
+    assert fit.verdict.level == "not trusted"
+    assert np.isfinite(fit.draws.mean()["x"]).all()
+    begin = time.monotonic()
+    fitted(11, model, seconds=0.5)  # compiled already
+    assert time.monotonic() - begin < 60
+
+
+def test_minibatches_of_a_conjugate_posterior():
+    key = jax.random.key(12)
+    x = jnp.array([[4.0, -35.0, 0.4]]) + jnp.array([[0.5, 30.0, 0.2]]) * jax.random.normal(key, (1003, 3))
+    fit = fitted(13, conjugate_model(), x, batch_size=10, num_draws=2000)
+    loc, sd, log_evidence = conjugate_posterior(x)
+    assert fit.stages[-1].name.startswith("full rank by minibatches")
+    assert fit.verdict.level == "good"
+    assert abs(fit.verdict.log_evidence - log_evidence) < 5 * fit.verdict.log_evidence_se + 1e-3
+    assert np.all(np.abs((fit.draws.mean()["w"] - loc) / sd) < 5 * fit.verdict.error)
+
+
+@pytest.mark.slow
+def test_a_thousand_latents_and_more_take_a_low_rank_guide():
+    size = 1100
+    a = np.random.default_rng(0).normal(size=size)
+    loc, sd = jnp.linspace(-5, 5, size), jnp.exp(jnp.linspace(-2, 2, size))
+    direction = jnp.asarray(a / np.linalg.norm(a))
+
+    def log_joint(theta):
+        """N(loc, S (I + 8 d d^T) S): one direction is three times as wide."""
+        z = (theta["x"] - loc) / sd
+        return -0.5 * (z @ z - (1 - 1 / 9) * (direction @ z) ** 2) - jnp.sum(jnp.log(sd)) - jnp.log(3.0)
+
+    fit = fitted(14, minisvi.Model({"x": minisvi.real(size)}, log_joint))
+    names = [stage.name for stage in fit.stages]
+    assert names[0] == "mean field"
+    assert names[-1].startswith("low rank, ")
+    evidence = size * 0.5 * np.log(2 * np.pi)
+    first, last = (stage.judged.verdict for stage in (fit.stages[0], fit.stages[-1]))
+    assert evidence - last.elbo < 0.3 * (evidence - first.elbo)
+
+
+def test_export_keeps_the_weights():
+    arviz_stats = pytest.importorskip("arviz_stats")
+    x = conjugate_data()
+    fit = fitted(0, conjugate_model(), x)
+    tree = fit.to_arviz(jax.random.key(2), 1000)
+    assert tree["sample_stats"]["log_weight"].shape == (1, 1000)
+    assert tree["log_likelihood"]["log_likelihood"].shape == (1, 1000, 7)
+    loc, sd, _ = conjugate_posterior(x)
+    summary = arviz_stats.summary(tree, round_to="none")
+    assert np.all(np.abs((summary["mean"].to_numpy() - loc) / sd) < 0.15)
+
+
+def test_it_prints_its_stages_and_its_verdict():
+    text = str(fitted(0, conjugate_model(), conjugate_data())).splitlines()
+    assert text[0].startswith("linear response")
+    assert text[1].startswith("verdict       good")
+
+
+GAUSSIAN_PROCESS = """
+import jax, jax.numpy as jnp
+from jax.scipy.stats import norm
+import minisvi
+
+x = jnp.linspace(0, 1, 9)
+y = jnp.sin(6 * x)
+
+def log_joint(theta, x, y):
+    k = theta["amplitude"] ** 2 * jnp.exp(-0.5 * ((x[:, None] - x[None, :]) / theta["length"]) ** 2)
+    factor = jnp.linalg.cholesky(k + 1e-3 * jnp.eye(x.size))
+    white = jax.scipy.linalg.solve_triangular(factor, theta["f"], lower=True)
+    prior = jnp.sum(norm.logpdf(white)) - jnp.sum(jnp.log(jnp.diag(factor)))
+    scales = norm.logpdf(jnp.log(theta["amplitude"])) + norm.logpdf(jnp.log(theta["length"]), -1.0, 0.5)
+    return prior + scales + jnp.sum(norm.logpdf(y, theta["f"], 0.1))
+
+model = minisvi.Model({"amplitude": minisvi.positive(), "length": minisvi.positive(), "f": minisvi.real(9)}, log_joint)
+fit = minisvi.fit(jax.random.key(0), model, x, y, progress_bar=False)
+print(fit.verdict.level, len(fit.stages))
+"""
+
+
+@pytest.mark.slow
+def test_a_gaussian_process_goes_through_the_cascade():
+    """In a process of its own, under a time limit: what can go wrong is that it never ends."""
+    command = [sys.executable, "-c", textwrap.dedent(GAUSSIAN_PROCESS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] in ("good", "bulk")
+
+
+# Calibration by simulation (Talts et al. 2018): theta from the prior, data from theta, the rank of theta among draws.
+
+SHAPE_MODEL = minisvi.Model(
+    {"shape": minisvi.positive()},
+    lambda t, z: norm.logpdf(jnp.log(t["shape"]), 0.5, 0.5) - jnp.log(t["shape"]) + gamma_rows(t["shape"], z),
+)
+ROWS, SLOPES = 20, 3
+
+
+def gamma_rows(c, z):
+    return jnp.sum((c - 1) * jnp.log(z) - z) - z.size * jax.scipy.special.gammaln(c)
+
+
+def shape_data(key):
+    one, two = jax.random.split(key)
+    shape = jnp.exp(0.5 + 0.5 * jax.random.normal(one))
+    return shape, (jax.random.gamma(two, shape, (ROWS,)),)
+
+
+LOGISTIC = minisvi.Model(
+    {"beta": minisvi.real(SLOPES)},
+    lambda t, x, y: jnp.sum(norm.logpdf(t["beta"])) - jnp.sum(jax.nn.softplus(-y * (x @ t["beta"]))),
+)
+
+
+def logistic_data(key):
+    one, two, three = jax.random.split(key, 3)
+    beta, x = jax.random.normal(one, (SLOPES,)), jax.random.normal(two, (ROWS, SLOPES))
+    y = jnp.where(jax.random.uniform(three, (ROWS,)) < jax.nn.sigmoid(x @ beta), 1.0, -1.0)
+    return beta[0], (x, y)
+
+
+CALIBRATED = {
+    "gamma": (SHAPE_MODEL, shape_data, lambda theta: theta["shape"]),
+    "logistic": (LOGISTIC, logistic_data, lambda theta: theta["beta"][:, 0]),
+}
+
+
+def ranks(name, spoil, num=160):
+    model, simulate, quantity = CALIBRATED[name]
+    found = []
+    for key in jax.random.split(jax.random.key(40), num):
+        truth, data = simulate(key)
+        fit = minisvi.fit(key, model, *data, progress_bar=False, num_draws=2000)
+        draws = fit.draws.resample(key, 99).theta
+        if spoil:  # an over-confident guide: half as far from its centre
+            draws = jax.tree.map(lambda x: jnp.median(x, axis=0)[None] + 0.5 * (x - jnp.median(x, axis=0)[None]), draws)
+        found.append(int(jnp.sum(quantity(draws) < truth)))
+    return np.histogram(found, bins=np.linspace(-0.5, 99.5, 9))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_ranks_are_uniform_for_fit_and_not_for_a_spoiled_guide(name):
+    assert chisquare(ranks(name, spoil=False)).pvalue > 1e-3
+    assert chisquare(ranks(name, spoil=True)).pvalue < 1e-6

@@ -1,0 +1,189 @@
+"""The verdict: its figures against closed forms and repeated answers, its rule at its limits, spoiled guides."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+
+import minisvi
+from minisvi.deterministic import Optima
+
+verdict = importlib.import_module("minisvi.verdict")
+
+LOC, SD = jnp.array([3.0, -1.0, 0.5]), jnp.array([0.1, 1.0, 20.0])
+LATENTS = {"x": minisvi.real(3)}
+GAUSSIAN = minisvi.Model(LATENTS, lambda theta: 2.5 + jnp.sum(norm.logpdf(theta["x"], LOC, SD)))
+MODES = minisvi.Model(
+    {"x": minisvi.real()},
+    lambda theta: jnp.logaddexp(
+        jnp.log(0.7) + norm.logpdf(theta["x"], -6.0), jnp.log(0.3) + norm.logpdf(theta["x"], 6)
+    ),
+)
+
+BOTH = Optima(
+    elbo=jnp.log(jnp.array([0.7, 0.3])),
+    elbo_se=jnp.zeros(2),
+    loc=jnp.array([[-6.0], [6.0]]),
+    log_scale=jnp.zeros((2, 1)),
+    converged=jnp.ones(2, bool),
+    optimum=jnp.arange(2),
+)
+
+
+def gaussian(loc=LOC, sd=SD):
+    guide = minisvi.mean_field(LATENTS)
+    return guide, {"loc": jnp.asarray(loc), "log_scale": jnp.log(sd)}
+
+
+def judged(key, guide, params, model=GAUSSIAN, **options):
+    return minisvi.judge(jax.random.key(key), model, guide, params, **options)
+
+
+def test_the_exact_posterior_is_good_and_every_figure_says_so():
+    found = judged(0, *gaussian())
+    v = found.verdict
+    assert v.level == "good"
+    tolerance = 1e-9 if jnp.result_type(float) == jnp.float64 else 1e-5
+    assert abs(v.elbo - 2.5) < tolerance  # log w is constant, so that the ELBO is the evidence
+    assert v.elbo_se < tolerance
+    assert abs(v.log_evidence - 2.5) < 5 * v.log_evidence_se
+    assert 0.85 < v.ess < 1  # a fifth of the draws are wider than q
+    np.testing.assert_allclose(v.error, 1 / np.sqrt(v.ess * v.num_draws), rtol=0.1)
+    assert v.broken == 0
+    mean, sd = found.draws.mean()["x"], found.draws.sd()["x"]
+    assert np.all(np.abs((mean - LOC) / SD) < 4 * v.error)
+    assert np.all(np.abs(sd / SD - 1) < 4 * v.error)
+
+
+SPOILED = {
+    "far off": (gaussian(LOC + 4 * SD), "not trusted"),
+    "too narrow": (gaussian(sd=SD / 10), "not trusted"),
+    "a little off": (gaussian(LOC + 0.3 * SD), "good"),
+    "a little narrow": (gaussian(sd=0.8 * SD), "good"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_spoiled_guide_is_good_only_where_its_weights_mend_it(name):
+    (guide, params), level = SPOILED[name]
+    found = judged(1, guide, params)
+    assert found.verdict.level == level
+    mean, sd = found.draws.mean()["x"], found.draws.sd()["x"]
+    worst = max(np.max(np.abs((mean - LOC) / SD)), np.max(np.abs(sd / SD - 1)))
+    assert (worst < 0.06) == (level == "good")
+
+
+def test_the_error_is_the_spread_of_repeated_answers():
+    guide, params = gaussian(LOC + 0.5 * SD, 0.9 * SD)
+    answers = [judged(key, guide, params, num_draws=4000, max_draws=4000) for key in range(40)]
+    means = np.stack([np.asarray((a.draws.mean()["x"] - LOC) / SD) for a in answers])
+    sds = np.stack([np.asarray(a.draws.sd()["x"] / SD - 1) for a in answers])
+    spread = max(np.max(np.sqrt(np.mean(means**2, 0))), np.max(np.sqrt(np.mean(sds**2, 0))))
+    # The largest of six standard errors against the largest of six estimated from 40 answers.
+    assert 0.7 < np.mean([a.verdict.error for a in answers]) / spread < 1.4
+
+
+def test_a_mode_that_q_misses_is_seen_by_the_restarts_alone():
+    guide = minisvi.mean_field(MODES.latents)
+    params = {"loc": jnp.array([-6.0]), "log_scale": jnp.zeros(1)}
+    blind = judged(2, guide, params, MODES).verdict
+    assert blind.level == "good"  # q and its weights are right about the one mode
+    assert blind.optima is None
+    seen = judged(2, guide, params, MODES, optima=BOTH).verdict
+    assert seen.optima == 2
+    assert seen.level == "not trusted"
+    assert "another optimum" in seen.reason
+    np.testing.assert_allclose(seen.missed, 0.3 / 0.7, rtol=1e-5)  # of the best optimum's mass
+
+
+def test_a_guide_over_both_modes_misses_none():
+    guide = minisvi.mean_field(MODES.latents)
+    wide = judged(3, guide, {"loc": jnp.array([-2.4]), "log_scale": jnp.log(jnp.array([6.0]))}, MODES, optima=BOTH)
+    assert wide.verdict.missed == 0
+    assert wide.verdict.level == "good"
+    assert abs(wide.draws.mean()["x"] + 2.4) < 0.03 * 5.6
+
+
+def test_a_density_of_nan_is_counted_and_never_trusted():
+    model = minisvi.Model(LATENTS, lambda t: jnp.where(t["x"][1] < 1.5, GAUSSIAN.log_joint(t), jnp.nan))
+    found = judged(4, *gaussian(), model)
+    assert found.verdict.level == "not trusted"
+    assert f"{found.verdict.broken} draws" in found.verdict.reason
+    assert 0 < found.verdict.broken < found.verdict.num_draws / 10
+    assert np.isfinite(found.draws.mean()["x"]).all()
+
+
+def test_a_draw_outside_the_support_only_has_no_weight():
+    model = minisvi.Model(LATENTS, lambda t: jnp.where(t["x"][1] < -1.0, GAUSSIAN.log_joint(t), -jnp.inf))
+    found = judged(5, *gaussian(), model)
+    assert found.verdict.level == "good"
+    assert abs(found.verdict.log_evidence - (2.5 - np.log(2))) < 4 * found.verdict.log_evidence_se
+    assert abs(found.draws.mean()["x"][1] - (-1 - np.sqrt(2 / np.pi))) < 0.05
+
+
+def test_more_draws_are_taken_where_they_are_all_that_is_missing():
+    guide, params = gaussian()
+    few = judged(6, guide, params, num_draws=600, max_draws=600).verdict
+    assert few.level != "good"
+    more = judged(6, guide, params, num_draws=600).verdict
+    assert more.level == "good"
+    assert more.num_draws == 2400
+
+
+@pytest.mark.foreign
+def test_any_guide_can_be_judged():
+    import distrax
+
+    custom = minisvi.custom(lambda key: {}, lambda params, *_: {"x": distrax.MultivariateNormalDiag(LOC, SD)})
+    found = judged(7, custom, {}).verdict
+    assert found.level == "good"
+    assert found.ess > 0.999  # drawn from keys: no wider draws
+    flow = minisvi.affine_coupling(minisvi.mean_field(LATENTS), num_layers=2)
+    params = flow.init(jax.random.key(0), base=gaussian()[1])
+    assert judged(8, flow, params).verdict.level == "good"
+
+
+RULE = {
+    "good by k-hat": ({"khat": 0.69, "ess": 0.35, "error": 0.029}, "good"),
+    "good with a light tail": ({"khat": 0.39, "ess": 0.05, "error": 0.029}, "good"),
+    "few draws with a heavy tail": ({"khat": 0.41, "ess": 0.05, "error": 0.029}, "bulk good, tails unverified"),
+    "good by equal weights": ({"khat": 0.99, "ess": 0.86, "error": 0.01}, "good"),
+    "tails unverified": ({"khat": 0.75, "ess": 0.2, "error": 0.02}, "bulk good, tails unverified"),
+    "error too large for good": ({"khat": 0.5, "ess": 0.05, "error": 0.04}, "bulk good, tails unverified"),
+    "error too large": ({"khat": 0.5, "ess": 0.05, "error": 0.11}, "not trusted"),
+    "few draws carry all": ({"khat": 0.9, "ess": 0.01, "error": 0.05}, "not trusted"),
+    "no mean": ({"khat": 1.2, "ess": 0.95, "error": 0.01}, "not trusted"),
+    "broken": ({"khat": 0.1, "ess": 0.9, "error": 0.01, "broken": 1}, "not trusted"),
+    "a mode missed": ({"khat": 0.1, "ess": 0.9, "error": 0.01, "missed": 0.02}, "not trusted"),
+    "a speck missed": ({"khat": 0.1, "ess": 0.9, "error": 0.01, "missed": 0.005}, "good"),
+}
+
+
+@pytest.mark.parametrize("name", RULE)
+def test_the_rule(name):
+    figures, level = RULE[name]
+    assert verdict._rule(**{"threshold": 0.7, "broken": 0, **figures})[0] == level
+
+
+def test_it_prints_as_a_table():
+    text = str(judged(0, *gaussian(), optimism=0.25).verdict)
+    assert text.splitlines()[0].startswith("verdict       good: k-hat ")
+    assert "0.25 nats, of fixed draws over fresh ones" in text
+    assert "optima" not in text
+
+
+def test_a_second_verdict_does_not_trace_again():
+    traces = []
+
+    def log_joint(theta):
+        traces.append(1)
+        return GAUSSIAN.log_joint(theta)
+
+    model = minisvi.Model(LATENTS, log_joint)
+    judged(0, *gaussian(), model)
+    before = len(traces)
+    judged(1, *gaussian(LOC + 0.1, SD), model)
+    assert len(traces) == before
