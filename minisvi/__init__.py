@@ -8,7 +8,7 @@ latents; it is imported by name, because it loads Flax. So is `minisvi.plots`, w
 from minisvi.batches import FullBatch, Minibatches
 from minisvi.bounds import CUBO, FixedDraws, ForwardKL, ImportanceWeighted, Renyi
 from minisvi.convergence import Convergence
-from minisvi.deterministic import Deterministic, deterministic, linear_response
+from minisvi.deterministic import Deterministic, deterministic
 from minisvi.draws import Draws
 from minisvi.elbo import ELBO
 from minisvi.export import to_arviz
@@ -37,6 +37,7 @@ from minisvi.guides import (
 from minisvi.model import Model
 from minisvi.newton import newton
 from minisvi.posterior import Posterior, log_weights
+from minisvi.response import linear_response
 from minisvi.result import NonFiniteError, Restarts, SVIResult
 from minisvi.stopping import Patience
 from minisvi.sums import log_conditional, sum_out

@@ -10,13 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# The last two have triangular solves in their derivatives.
+_SOLVES = {"triangular_solve", "cholesky", "lu"}
+
 
 def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`jax.vmap(fun)`, or `jax.lax.map` of it on a CPU if it has triangular solves."""
+    """`jax.vmap(fun)`, or `jax.lax.map` of it on a CPU if it, or its gradient, has triangular solves."""
 
     def apply(xs: Any) -> Any:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], leaf.dtype), xs)
-        if jax.default_backend() == "cpu" and "triangular_solve" in _primitives(jax.make_jaxpr(fun)(one)):
+        if jax.default_backend() == "cpu" and not _SOLVES.isdisjoint(_primitives(jax.make_jaxpr(fun)(one))):
             return jax.lax.map(fun, xs)
         return jax.vmap(fun)(xs)
 

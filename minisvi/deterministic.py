@@ -117,7 +117,7 @@ def deterministic(
     run = partial(_run, model, guide, fresh_key, max_steps, deadline)
     found = run(fixed, x)
     optima = _optima(found)
-    more = num_draws if num_draws > restart_draws else 4 * num_draws
+    more = num_draws if num_draws > restart_draws else 4 * restart_draws
     while (more == num_draws or (found.optimism > max_optimism and more <= max_draws)) and time.monotonic() < deadline:
         fixed = fixed._replace(eps=_fixed_draws(draw_key, more, spec))
         found = run(fixed, found.state.x[found.best][None])
@@ -180,7 +180,7 @@ def _run(
 _begin = jax.jit(jax.vmap(newton.start))
 
 
-def _loss(x: Array, fixed: Fixed, *, model: Model) -> Array:
+def loss(x: Array, fixed: Fixed, *, model: Model) -> Array:
     loc, log_scale = jnp.split(x, 2)
 
     def log_p(eps: Array) -> Array:
@@ -190,7 +190,7 @@ def _loss(x: Array, fixed: Fixed, *, model: Model) -> Array:
     return -jnp.mean(batched(log_p)(fixed.eps)) - jnp.sum(log_scale) - loc.size * Normal().entropy()
 
 
-def _unit(x: Array) -> Array:
+def units(x: Array) -> Array:
     """What one unit of each coordinate is: a location's is its own sd."""
     _, log_scale = jnp.split(x, 2)
     return jnp.concatenate([jnp.exp(log_scale), jnp.ones_like(log_scale)])
@@ -208,7 +208,7 @@ def _starts(model: Model, num_restarts: int, key: Array, first: Any, fixed: Fixe
             num, *_ = carry
             loc = jax.random.uniform(jax.random.fold_in(key, num), spec.shape, spec.dtype, -2.0, 2.0)
             x = jnp.concatenate([jnp.where((index == 0) & (num == 0), first, loc), log_scale])
-            return num + 1, x, jnp.isfinite(_loss(x, fixed, model=model))
+            return num + 1, x, jnp.isfinite(loss(x, fixed, model=model))
 
         none = (0, jnp.zeros(2 * spec.shape[0], spec.dtype), jnp.array(False))
         return jax.lax.while_loop(lambda carry: ~carry[2] & (carry[0] < _NUM_TRIES), attempt, none)[1:]
@@ -219,7 +219,7 @@ def _starts(model: Model, num_restarts: int, key: Array, first: Any, fixed: Fixe
 @partial(jax.jit, static_argnames="model")
 def _descend(model: Model, fixed: Fixed, state: newton.NewtonState, max_steps: Any) -> newton.NewtonState:
     solver: Any = "eigh" if state.x.shape[1] <= 2 * MAX_DENSE else "cg"
-    advance = partial(newton.descend, partial(_loss, model=model), scale=_unit, solver=solver, max_steps=max_steps)
+    advance = partial(newton.descend, partial(loss, model=model), scale=units, solver=solver, max_steps=max_steps)
     return batched(lambda state: advance(state, fixed))(state)
 
 
@@ -233,30 +233,3 @@ def _fresh(model: Model, guide: MeanField, key: Array, x: Array, fixed: Fixed) -
         return model.log_density(u, *fixed.data, scale=fixed.scale) - log_q
 
     return diagnostics.elbo(jax.lax.map(log_w, jax.random.split(key, _NUM_FRESH), batch_size=64))
-
-
-def linear_response(fit: Deterministic, vectors: Array | None = None) -> Array:
-    """The linear-response covariance of u (Giordano, Ingram & Broderick 2024, eq. 9): C = [H^-1]_(loc, loc).
-
-    H is the Hessian of f at the fit, over loc and log_scale alike. (D, D), exact for any Gaussian posterior, of which
-    the mean field itself has too small variances; or, of the rows of `vectors` (n, D), the products (n, D), by
-    conjugate gradients, forming no matrix. NaN where H is not positive definite: there is no maximum there.
-    """
-    return _response(fit.model, np.concatenate([fit.params["loc"], fit.params["log_scale"]]), fit.fixed, vectors)
-
-
-@partial(jax.jit, static_argnames="model")
-def _response(model: Model, x: Array, fixed: Fixed, vectors: Any) -> Array:
-    unit, size = _unit(x), x.size // 2
-    _, times = jax.linearize(jax.grad(partial(_loss, fixed=fixed, model=model)), x)
-
-    def product(v: Array) -> Array:
-        return unit * times(unit * v)
-
-    if vectors is None:
-        factor = jax.scipy.linalg.cho_factor(newton.hessian(product, x))
-        inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(2 * size, size, dtype=x.dtype))[:size]
-        return unit[:size, None] * inverse * unit[None, :size]
-    solve = partial(jax.scipy.sparse.linalg.cg, product, tol=jnp.finfo(x.dtype).eps ** 0.75, maxiter=4 * size)
-    rows = jnp.pad(vectors, ((0, 0), (0, size))) * unit[None]
-    return jax.lax.map(lambda row: solve(row)[0][:size] * unit[:size], rows)

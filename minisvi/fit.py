@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, trees
-from minisvi.deterministic import Deterministic, deterministic, linear_response
+from minisvi.deterministic import Deterministic, deterministic
 from minisvi.draws import Draws, plain
 from minisvi.export import to_arviz
 from minisvi.guides import Guide, affine_coupling, full_rank, low_rank, mean_field, whitened
@@ -22,10 +22,11 @@ from minisvi.guides.flow_layers import mlp
 from minisvi.model import Model
 from minisvi.posterior import Posterior
 from minisvi.progress import StageDisplay
+from minisvi.response import linear_response
 from minisvi.stochastic import stochastic
 from minisvi.verdict import Judged, Verdict, judge
 
-MAX_DENSE = 1000  # latents: the linear response is a D x D matrix, from 2 D Hessian-vector products
+MAX_DENSE = 2000  # latents, for a D x D covariance: the README says what it takes
 RANK = 10
 NUM_DRAWS, MAX_OPTIMISM = 32, 1.0
 MAX_KL = 0.01  # nats, of a flow that needs no more steps
@@ -116,7 +117,7 @@ def fit(
        by sticking the landing: 2,000 steps; and 6,000 more unless it is good and within 0.01 nats of the evidence, for
        a flow has no tails yet to judge it by where it has just left its Gaussian.
 
-    For more than 1,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank Gaussian in its
+    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank Gaussian in its
     coordinates. With a `batch_size` stage 1 sees as many rows as a step of it can afford, and stage 3 a Gaussian of any
     covariance, on minibatches; all stages are judged on all rows.
 

@@ -94,8 +94,9 @@ def _judged(state: NewtonState, trial: Array, value: Array, step: _Step) -> Newt
     eps = jnp.finfo(value.dtype).eps
     rounding = 8 * eps * (1 + jnp.abs(state.value))
     fall, promise = state.value - value, step.promise
-    ratio = fall / promise
-    # Near the end f cannot tell better from worse by its value; the gradient, from which the promise comes, can.
+    # Near the end f cannot tell better from worse by its value; the gradient, from which the promise comes, can: it is
+    # believed, unless the steps are so small for having been damped.
+    ratio = jnp.where((promise < rounding) & (state.damping <= 1), 1.0, fall / promise)
     taken = (fall > 0) | ((promise < rounding) & (fall > -rounding))
     factor = jnp.where(taken, jnp.where(ratio > 0.75, 0.2, jnp.where(ratio < 0.25, 2.0, 1.0)), 4.0)
     damping = jnp.maximum(state.damping * factor, eps)
@@ -124,7 +125,7 @@ def _by_eigenvalues(product: Callable[[Array], Array], grad: Array, damping: Arr
     values, vectors = jnp.linalg.eigh(hessian(product, grad))
     along = grad @ vectors
     p = -along / (jnp.abs(values) + damping)
-    whole = along / jnp.abs(values)
+    whole = jnp.where(along == 0, 0.0, along / jnp.abs(values))  # f may not have a coordinate
     largest = jnp.max(jnp.abs(vectors @ whole))
     return _Step(vectors @ p, -jnp.sum(along * p + 0.5 * values * p**2), largest, 0.5 * jnp.sum(along * whole))
 

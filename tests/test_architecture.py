@@ -24,7 +24,7 @@ LAYERS = [
     ["convergence", "svi"],
     ["posterior", "export", "plots", "bnn"],
     ["deterministic", "defensive", "stochastic"],
-    ["verdict"],
+    ["verdict", "response"],
     ["fit"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

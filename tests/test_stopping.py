@@ -239,6 +239,7 @@ def test_convergence_halves_the_rate_and_ends_near_the_optimum(key):
     assert seen.mcse[-1] < 0.1 * 0.5 ** len(rounds)
 
 
+@pytest.mark.slow
 def test_at_a_rate_that_cannot_be_set_the_first_average_ends(key):
     svi = SVI(MODEL, GUIDE, optax.adam(0.05), ELBO(2))
     result = svi.run(key, 100_000, X, params=at_optimum(key), stop=Convergence(), progress_bar=False)
@@ -320,7 +321,9 @@ def test_restarts_equal_separate_runs(key, capsys):
 LOOSE = Convergence(every=40, snapshots=40, rhat=1.5, mcse=1.0, divergence=1.0)
 
 
-@pytest.mark.parametrize(("svi", "stop", "held_out"), [(ADAM, RULE, HELD_OUT), (HALVING, LOOSE, None)])
+@pytest.mark.parametrize(
+    ("svi", "stop", "held_out"), [(ADAM, RULE, HELD_OUT), pytest.param(HALVING, LOOSE, None, marks=pytest.mark.slow)]
+)
 def test_each_restart_stops_by_itself(svi, stop, held_out, key):
     options = {"params": START, "stop": stop, "held_out": held_out, "progress_bar": False}
     result = svi.run(key, 20_000, X, num_restarts=3, **options)
