@@ -53,6 +53,7 @@ def test_any_gaussian_is_exact_at_two_draws(size, key):
     assert np.max(np.abs(products - expected)) < 100 * RTOL * np.max(np.abs(expected))
 
 
+@pytest.mark.slow
 def test_with_many_draws_the_variances_are_those_given_all_other_coordinates(key):
     model, _, cov, data = gaussian(4)
     fit = deterministic(key, model, *data, num_draws=512, num_restarts=1)
@@ -80,6 +81,7 @@ def logistic(num_rows=60, size=20):
     return Model({"w": real(size)}, log_prior=prior, log_likelihood=rows), (jnp.asarray(x), jnp.asarray(y, float))
 
 
+@pytest.mark.slow
 def test_optimism_grows_with_few_draws_and_buys_more(key):
     model, data = logistic()
     one = {"num_restarts": 1, "restart_draws": 2}
@@ -155,6 +157,7 @@ def test_an_improper_posterior_does_not_converge(key):
     assert fit.params["log_scale"][0] > 5
 
 
+@pytest.mark.slow
 def test_a_scaled_likelihood_is_that_of_repeated_rows(key):
     model, x = conjugate_model(), conjugate_data()
     half = deterministic(key, model, x, scale=3.0, num_restarts=1)

@@ -76,6 +76,7 @@ def test_a_spoiled_guide_is_good_only_where_its_weights_mend_it(name):
     assert (worst < 0.06) == (level == "good")
 
 
+@pytest.mark.slow
 def test_the_error_is_the_spread_of_repeated_answers():
     guide, params = gaussian(LOC + 0.5 * SD, 0.9 * SD)
     answers = [judged(key, guide, params, num_draws=4000, max_draws=4000) for key in range(40)]
@@ -124,6 +125,7 @@ def test_a_draw_outside_the_support_only_has_no_weight():
     assert abs(found.draws.mean()["x"][1] - (-1 - np.sqrt(2 / np.pi))) < 0.05
 
 
+@pytest.mark.slow
 def test_more_draws_are_taken_where_they_are_all_that_is_missing():
     guide, params = gaussian()
     few = judged(6, guide, params, num_draws=600, max_draws=600).verdict
@@ -133,6 +135,7 @@ def test_more_draws_are_taken_where_they_are_all_that_is_missing():
     assert more.num_draws == 2400
 
 
+@pytest.mark.slow
 @pytest.mark.foreign
 def test_any_guide_can_be_judged():
     import distrax
