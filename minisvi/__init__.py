@@ -1,8 +1,9 @@
 """minisvi: stochastic variational inference in pure JAX.
 
 Reading order, which is also the order of the mathematics: `supports` (T), `model` (log p), `guides` (q), `elbo` (E and
-its gradient), `svi` (the maximum over phi), `posterior` (what q says). `minisvi.bnn` makes a Flax module a pytree of
-latents; it is imported by name, because it loads Flax. So is `minisvi.plots`, which draws a fit with Matplotlib.
+its gradient), `svi` (the maximum over phi), `posterior` (what q says); then `diagnostics`, `verdict` (is it true?) and
+`fit`, which needs no tuning. `minisvi.bnn` makes a Flax module a pytree of latents; it is imported by name, because it
+loads Flax. So is `minisvi.plots`, which draws a fit with Matplotlib.
 """
 
 from minisvi.batches import FullBatch, Minibatches
