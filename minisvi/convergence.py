@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from minisvi import checks
 from minisvi.diagnostics import chain_ess, mcse, split_rhat
 from minisvi.guides import base
-from minisvi.stopping import rule_key
+from minisvi.stopping import choose, rule_key
 
 _NUM_WATCHED, _NUM_COMPARED, _CHUNK = 32, 1000, 50  # draws behind the moments, and behind a KL; at a time
 
@@ -126,11 +126,8 @@ class Convergence:
         rates = _learning_rates(state.opt_state)
         settled = look.accurate & (divergence < self.divergence if rates else True)
         again = look.accurate & ~settled
-        opt_state, params = jax.tree.map(
-            lambda new, old: jnp.where(again, new, old),
-            (_halve_rates(state.opt_state), unravel(look.average)),
-            (state.opt_state, state.params),
-        )
+        halved = _halve_rates(state.opt_state), unravel(look.average)
+        opt_state, params = choose(again, halved, (state.opt_state, state.params))
         rate = jnp.asarray(rates[0] if rates else jnp.nan, float)
         seen = Converging(state.step, look.rhat, look.ess, look.mcse, divergence, rate)
         memory = self._thinned(memory)._replace(seen=seen, ended=settled)
@@ -138,9 +135,7 @@ class Convergence:
 
     def params(self, memory: ConvergenceMemory, params: Any) -> Any:
         _, unravel = ravel_pytree(params)
-        return jax.tree.map(
-            lambda mean, last: jnp.where(memory.rounds > 0, mean, last), unravel(memory.average), params
-        )
+        return choose(memory.rounds > 0, unravel(memory.average), params)
 
     def _look(self, memory: ConvergenceMemory, member: Any) -> "_Look":
         """Half of the snapshots if they are stationary, else the last quarter."""
@@ -158,7 +153,7 @@ class Convergence:
             return _Look(stationary, accurate, rhat, ess, error, jnp.mean(latest[-size:], axis=0))
 
         long, short = look(half), look(half // 2)
-        return jax.tree.map(lambda a, b: jnp.where(long.stationary, a, b), long, short)
+        return choose(long.stationary, long, short)
 
     def _thinned(self, memory: ConvergenceMemory) -> ConvergenceMemory:
         """With room for the snapshots until the next check."""

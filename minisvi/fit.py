@@ -47,7 +47,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` comes to. Its figures are those of the best stage: the first good one, or else by level and ESS.
+    """What `fit` comes to. Its figures are those of the best stage, by level and then by ESS.
 
     - `draws`: theta with importance weights (`mean`, `sd`, `quantiles`, `resample`, `predictive`).
     - `verdict`: whether to trust them; print it. `log_evidence` and `elbo`, in nats, are among its figures.
@@ -182,7 +182,7 @@ def _cascade(
             return
     if stages[-1].judged.verdict.elbo < det.elbo:
         cov = np.exp(2 * np.asarray(det.params["log_scale"]))
-    name, guide = _last(model, det.params["loc"].size, batch_size)
+    name, guide = _last(model, size, batch_size)
     display.begin(name)
     params = _init(guide, last_key, loc, cov)
     for state in stochastic(last_key, model, guide, *data, params=params, batch_size=batch_size, deadline=deadline):

@@ -104,18 +104,18 @@ class Patience:
         seen = Scored(state.step, jnp.where(jnp.isnan(score), -jnp.inf, score).astype(memory.best.score.dtype))
         # Before the first finite score nothing is the best, and there is nothing to be patient about.
         none = memory.best.score == -jnp.inf
-        progress = _where(none | (seen.score > memory.progress.score + self.tolerance), seen, memory.progress)
+        progress = choose(none | (seen.score > memory.progress.score + self.tolerance), seen, memory.progress)
         better = none | (seen.score > memory.best.score)
-        best, params = _where(better, (seen, params), (memory.best, memory.params))
+        best, params = choose(better, (seen, params), (memory.best, memory.params))
         waited, taken = state.step - progress.step, state.step - memory.begin
         ended = waited >= jnp.maximum(self.patience, self.growth * taken)
         return state, PatienceMemory(memory.key, memory.begin, progress, best, params, seen, ended)
 
     def params(self, memory: PatienceMemory, params: Any) -> Any:
-        return _where(memory.best.score == -jnp.inf, params, memory.params)
+        return choose(memory.best.score == -jnp.inf, params, memory.params)
 
 
-def _where(condition: Array, new: Any, old: Any) -> Any:
+def choose(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 

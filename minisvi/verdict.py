@@ -19,7 +19,7 @@ from minisvi.posterior import weigh
 Level = Literal["good", "bulk good, tails unverified", "not trusted"]
 NUM_BATCHES = 4
 GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
-EQUAL_ESS, HALF_ESS, LOW_ESS = 0.85, 0.1, 0.02  # of S
+HIGH_ESS, FAIR_ESS, LOW_ESS = 0.85, 0.1, 0.02  # of S
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, 
 
     def log_w_at(loc: Array) -> Array:
         u = trees.unravel(model.latents, loc)
-        return model.log_density(u, *data) - q.log_prob(u)
+        # A guide over theta has a density over theta, and so has its target.
+        point = jax.tree.map(lambda flag, theta, u: theta if flag else u, guide.constrained, model.constrain(u), u)
+        return model.over(guide.constrained).log_density(point, *data) - q.log_prob(point)
 
     uncovered = jax.lax.map(log_w_at, optima.loc) > jnp.nanmax(log_w)
     mass = jnp.exp(optima.elbo - jnp.nanmax(optima.elbo))
@@ -174,9 +176,9 @@ def _rule(
             f"a restart found another optimum, with {missed:.2g} of the best one's mass, that q misses",
         )
     light = khat < threshold
-    if error <= GOOD_ERROR and ((light and khat < 0.35 + ess) or (khat < 1 and ess >= EQUAL_ESS)):
+    if error <= GOOD_ERROR and ((light and khat < 0.35 + ess) or (khat < 1 and ess >= HIGH_ESS)):
         return "good", f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
-    if error <= BULK_ERROR and ((light and ess >= LOW_ESS) or (khat < 1 and ess >= HALF_ESS)):
+    if error <= BULK_ERROR and ((light and ess >= LOW_ESS) or (khat < 1 and ess >= FAIR_ESS)):
         return "bulk good, tails unverified", f"k-hat {khat:.2f}, ESS/S {ess:.2f}, error {error:.2f} sd"
     if not khat < 1:
         return "not trusted", f"k-hat {khat:.2f}: the weights have no mean, so q lacks part of the posterior"
