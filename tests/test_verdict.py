@@ -190,3 +190,25 @@ def test_a_second_verdict_does_not_trace_again():
     before = len(traces)
     judged(1, *gaussian(LOC + 0.1, SD), model)
     assert len(traces) == before
+
+
+@pytest.mark.foreign
+def test_a_guide_over_theta_misses_an_optimum_in_its_own_space():
+    """Log-normal modes at 1 and 1,000: what is compared at an optimum is two densities over theta."""
+    model = minisvi.Model(
+        {"x": minisvi.positive()},
+        lambda t: (
+            jnp.logaddexp(*(jnp.log(0.5) + norm.logpdf(jnp.log(t["x"]), m, 0.5) for m in (0.0, 7.0))) - jnp.log(t["x"])
+        ),
+    )
+    loc = jnp.array([[0.0], [7.0]])
+    both = BOTH._replace(elbo=jnp.log(jnp.array([0.5, 0.5])), loc=loc, log_scale=jnp.log(0.5) * jnp.ones((2, 1)))
+
+    def log_normal(mean, sd):
+        import distrax
+
+        return lambda params, *_: {"x": distrax.Transformed(distrax.Normal(mean, sd), distrax.Lambda(jnp.exp))}
+
+    one, wide = (minisvi.custom(lambda key: {}, log_normal(*at), constrained=True) for at in ((0.0, 0.5), (3.5, 3.6)))
+    assert judged(9, one, {}, model, optima=both).verdict.missed == 1.0
+    assert judged(9, wide, {}, model, optima=both).verdict.missed == 0.0
