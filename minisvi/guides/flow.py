@@ -13,43 +13,22 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, trees
-from minisvi.guides import base
 from minisvi.guides.flow_layers import Autoregressive, Coupling, Network, affine, mlp, spline
+from minisvi.guides.wrapped import Pushed
 from minisvi.record import Record
 
 
 @dataclass(frozen=True)
-class Pushforward(base.FromNoise):
+class Pushforward(Pushed):
     """log q(u) = log q_base(x) - sum_l log|det J_l|, with x the preimage of u."""
 
-    latents: Any
-    base: Any
     layer: Any
     params: Any
     orders: Array
 
     @property
-    def noise_size(self) -> int | None:
-        return base.noise_size(self.base)
-
-    @property
     def noise_dtype(self) -> Any:
         return trees.spec(self.latents).dtype
-
-    @property
-    def reparameterised(self) -> bool:
-        return base.is_reparameterised(self.base)
-
-    @property
-    def stratified(self) -> bool:
-        return base.is_stratified(self.base)
-
-    def from_noise(self, noise: Array) -> tuple[Any, Array]:
-        return self._push(*base.draw(self.base, noise))
-
-    def strata(self, noise: Array) -> tuple[Any, Array, Array]:
-        x, log_q, log_weight = base.strata(self.base, noise)
-        return *jax.vmap(self._push)(x, log_q), log_weight
 
     def _push(self, x: Any, log_q: Array) -> tuple[Any, Array]:
         u, log_det = self._through(x, "forward_and_log_det", reverse=False)

@@ -9,7 +9,7 @@ from jax import Array
 
 from minisvi import checks
 from minisvi.guides import base
-from minisvi.record import Record
+from minisvi.guides.wrapped import Wrapper
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,11 @@ class MixtureOf(base.FromNoise):
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture(Record):
+class Mixture(Wrapper):
     """See `mixture`."""
 
     guide: Any
     num_components: int
-
-    @property
-    def constrained(self) -> Any:
-        return self.guide.constrained
-
-    @property
-    def latents(self) -> Any:
-        return self.guide.latents
 
     def init(self, key: Array, /) -> dict[str, Any]:
         keys = jax.random.split(key, self.num_components)

@@ -11,6 +11,7 @@ from jax import Array
 from minisvi import checks, trees
 from minisvi.guides.base import is_reparameterised, noise_size
 from minisvi.guides.joint import Dependent, Joint
+from minisvi.guides.wrapped import Wrapper
 from minisvi.record import Record
 
 
@@ -115,20 +116,12 @@ def product(parts: Any) -> Product:
 
 
 @dataclass(frozen=True, eq=False)
-class Conditional(Record):
+class Conditional(Wrapper):
     """See `conditional`."""
 
     guide: Any
     on: dict[str, Any]
     network: tuple[Callable[..., Any], Callable[..., Array]] | None = None
-
-    @property
-    def constrained(self) -> Any:
-        return self.guide.constrained
-
-    @property
-    def latents(self) -> Any:
-        return self.guide.latents
 
     def init(self, key: Array, /) -> dict[str, Any]:
         guide_key, network_key = jax.random.split(key)

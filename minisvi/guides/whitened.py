@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.lax import stop_gradient
@@ -12,40 +11,19 @@ from minisvi import trees
 from minisvi.guides import base
 from minisvi.guides.gaussian import log_cholesky
 from minisvi.guides.location_scale import Diagonal, Triangular
-from minisvi.record import Record
+from minisvi.guides.wrapped import Pushed, Wrapper
 
 
 @dataclass(frozen=True)
-class Affine(base.FromNoise):
+class Affine(Pushed):
     """log q(u) = log q_x(L^-1 (u - loc)) - log det L."""
 
-    latents: Any
-    x: Any
     loc: Array
     factor: Any
 
     @property
-    def noise_size(self) -> int | None:
-        return base.noise_size(self.x)
-
-    @property
     def noise_dtype(self) -> Any:
         return self.loc.dtype
-
-    @property
-    def reparameterised(self) -> bool:
-        return base.is_reparameterised(self.x)
-
-    @property
-    def stratified(self) -> bool:
-        return base.is_stratified(self.x)
-
-    def from_noise(self, noise: Array) -> tuple[Any, Array]:
-        return self._push(*base.draw(self.x, noise))
-
-    def strata(self, noise: Array) -> tuple[Any, Array, Array]:
-        x, log_q, log_weight = base.strata(self.x, noise)
-        return *jax.vmap(self._push)(x, log_q), log_weight
 
     def _push(self, x: Any, log_q: Array) -> tuple[Any, Array]:
         vector = self.loc + self.factor.times(trees.ravel(self.latents, x))
@@ -53,26 +31,18 @@ class Affine(base.FromNoise):
 
     def log_prob(self, u: Any, /) -> Array:
         vector = self.factor.solve(trees.ravel(self.latents, u) - self.loc)
-        return self.x.log_prob(trees.unravel(self.latents, vector)) - self.factor.log_det()
+        return self.base.log_prob(trees.unravel(self.latents, vector)) - self.factor.log_det()
 
     def entropy(self) -> Array:
-        return base.entropy(self.x) + self.factor.log_det()
+        return base.entropy(self.base) + self.factor.log_det()
 
 
 @dataclass(frozen=True, eq=False)
-class Whitened(Record):
+class Whitened(Wrapper):
     """See `whitened`."""
 
     guide: Any
     diagonal: bool = False
-
-    @property
-    def constrained(self) -> Any:
-        return self.guide.constrained
-
-    @property
-    def latents(self) -> Any:
-        return self.guide.latents
 
     def init(self, key: Array, /, loc: Any = None, cov: Any = None) -> dict[str, Any]:
         spec = trees.spec(self.latents)
