@@ -141,7 +141,8 @@ class _Found(NamedTuple):
 
     @property
     def optimism(self) -> float:
-        return float(-self.state.value[self.best] - self.elbo[self.best])
+        with np.errstate(invalid="ignore"):  # inf - inf, of a fit that runs away
+            return float(-self.state.value[self.best] - self.elbo[self.best])
 
 
 @jax.jit

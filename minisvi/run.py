@@ -64,7 +64,8 @@ def _best(
     # A large number, for split(key, R)[i] is fold_in(key, i).
     values = np.asarray(_fresh_elbo(svi, jax.random.fold_in(key, 2**31 - 1), outcome.params, data))
     values = np.where(failed[:, None], np.nan, values)
-    elbo, se = values.mean(axis=1), values.std(axis=1, ddof=1) / _NUM_PAIRS**0.5
+    with np.errstate(invalid="ignore"):  # the spread of infinite estimates
+        elbo, se = values.mean(axis=1), values.std(axis=1, ddof=1) / _NUM_PAIRS**0.5
     rank = np.where(np.isfinite(elbo), elbo, np.where(failed, -np.inf, np.finfo(elbo.dtype).min))
     best = int(np.argmax(rank))
     restarts = Restarts(elbo, se, outcome.params, best, outcome.elbo)
