@@ -25,7 +25,7 @@ def sampled_minus_closed(q: Any, model: Model, u: Any, scale: Any) -> Array:
     parts, priors = _marginals(q, u), model.priors(model.constrain(u))
     leaves = jax.tree_util.tree_leaves_with_path(u)
     terms = [
-        trees.weigh(support, _term(parts[path], prior, leaf), scale)
+        trees.weigh(support, _terms(parts[path], prior, leaf), scale)
         for (path, leaf), support, prior in zip(leaves, jax.tree.leaves(model.latents), priors.values(), strict=True)
         if path in parts and isinstance(support.bijector, bijectors.Identity) and prior is not None
     ]
@@ -47,11 +47,11 @@ def _marginals(q: Any, u: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ..
     return found
 
 
-def _term(q: Any, p: Any, u: Array) -> Array:
+def _terms(q: Any, p: Any, u: Array) -> Array:
     try:
         divergence = q.kl_divergence(p)
     except (AttributeError, NotImplementedError):
-        return jnp.zeros(())
+        return jnp.zeros(jnp.shape(u)[:1])
     if divergence.shape != jnp.broadcast_shapes(q.batch_shape):  # a prior of another shape than the latent
-        return jnp.zeros(())
-    return jnp.sum(q.log_prob(u)) - jnp.sum(p.log_prob(u)) - jnp.sum(divergence)
+        return jnp.zeros(jnp.shape(u)[:1])
+    return q.log_prob(u) - p.log_prob(u) - divergence

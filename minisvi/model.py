@@ -59,7 +59,8 @@ class Model(Record):
         """log p(T(u), D) + log|det J_T(u)|: a scalar in nats, the target density on unconstrained space.
 
         `scale` = N/B multiplies the likelihood of a minibatch of B of the N rows, which makes it unbiased for that of
-        all rows (Hoffman et al. 2013, eq. 20). ValueError if it is given and the model is not factored.
+        all rows (Hoffman et al. 2013, eq. 20); an array (B,) is each row's own factor. ValueError if it is given and
+        the model is not factored.
         """
         if self.log_joint is None:
             log_prior, log_likelihood = self.log_terms(u, *data, scale=scale)
@@ -87,17 +88,17 @@ class Model(Record):
         if self.log_likelihood is None:
             raise ValueError("expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`")
         theta, log_det = trees.constrain(self.latents, u, scale)
-        log_likelihood = jnp.sum(self.log_likelihood(theta, *data))
-        return self.prior_term(theta, scale) + log_det, log_likelihood if scale is None else scale * log_likelihood
+        rows = self.log_likelihood(theta, *data)
+        return self.prior_term(theta, scale) + log_det, trees.weighted_sum(rows, scale)
 
     def prior_term(self, theta: Any, scale: Any = None) -> Array:
-        """log p(theta) of a factored model, a scalar in nats; local latents' counts `scale` times."""
+        """log p(theta) of a factored model, a scalar in nats; local latents' counts as the rows do."""
         if self.prior is None:
             assert self.log_prior is not None
             return self.log_prior(theta)
         priors = self.priors(theta)
         terms = [
-            trees.weigh(support, jnp.sum(priors[name].log_prob(value)), scale)
+            trees.weigh(support, priors[name].log_prob(value), scale)
             for (name, support), value in zip(checks.named_leaves(self.latents).items(), jax.tree.leaves(theta))
             if priors[name] is not None
         ]

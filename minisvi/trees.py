@@ -22,16 +22,31 @@ def unconstrained_like(latents: Any) -> Any:
 
 
 def constrain(latents: Any, u: Any, scale: Any = None) -> tuple[Any, Array]:
-    """theta = T(u) for a tree of supports, and the sum of log|det J_T(u)|; that of local ones counts `scale` times."""
-    pairs = jax.tree.map(lambda support, leaf: support.forward_and_log_det(leaf), latents, u)
+    """theta = T(u) for a tree of supports, and the sum of log|det J_T(u)|; local ones count as `scale` says."""
+
+    def one(support: Support, leaf: Array) -> tuple[Array, Array]:
+        forward = jax.vmap(support.forward_and_log_det) if support.local else support.forward_and_log_det
+        value, log_det = forward(leaf)
+        return value, weigh(support, log_det, scale)
+
+    pairs = jax.tree.map(one, latents, u)
     theta = jax.tree.map(lambda _, pair: pair[0], latents, pairs)
-    log_dets = jax.tree.map(lambda support, pair: weigh(support, pair[1], scale), latents, pairs)
+    log_dets = jax.tree.map(lambda _, pair: pair[1], latents, pairs)
     return theta, jnp.asarray(sum(jax.tree.leaves(log_dets), 0.0))
 
 
-def weigh(support: Support, term: Array, scale: Any) -> Array:
-    """A term of one latent, `scale` = N/B times if it is local: the rows that are not in the batch have one too."""
-    return term if scale is None or not support.local else scale * term
+def weigh(support: Support, terms: Array, scale: Any) -> Array:
+    """The sum of a latent's terms. Those of a local one, whose leading axis is the rows, count as the rows do: the rows
+    that are not in the batch have one too.
+    """
+    return weighted_sum(terms.reshape(len(terms), -1).sum(-1), scale) if support.local else jnp.sum(terms)
+
+
+def weighted_sum(rows: Array, scale: Any) -> Array:
+    """sum_i scale_i row_i of rows (B,): `scale` is (B,), one number for all rows, or None for one."""
+    if scale is None:
+        return jnp.sum(rows)
+    return jnp.sum(scale * rows) if jnp.ndim(scale) else scale * jnp.sum(rows)
 
 
 def with_rows(latents: Any, data: Any) -> Any:
@@ -109,3 +124,7 @@ def strongly_typed(tree: Any) -> Any:
     step and compile again.
     """
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
+
+
+def all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]))

@@ -366,7 +366,7 @@ def test_closed_form_kl_through_rows(scale, key):
     assert jnp.std(difference) > 0.1
     assert abs(jnp.mean(difference)) < 4 * jnp.std(difference) / n**0.5
     sampled = jax.jit(jax.vmap(lambda k: kl.sampled_minus_closed(guide.distribution(params, x), target, u, scale)))
-    assert jnp.std(sampled(keys[:3])) == 0
+    assert jnp.std(sampled(keys[:3])) < 1e-6
 
 
 @pytest.mark.parametrize(("name", "batches"), [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())])

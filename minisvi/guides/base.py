@@ -21,7 +21,7 @@ class Distribution(Protocol):
       key; what antithetic and quasi-random draws need;
     - `strata(noise)`: draws of every component of a mixture, with their log weights;
     - `reparameterised`: False if draws carry no gradient, and `score_log_prob(u)` if only some parts of them do;
-    - `scaled(scale)`: the same with the log densities of local latents counted N/B times;
+    - `scaled(scale)`: the same with the log densities of local latents counted as their rows are;
     - `parts`: a tree of independent distributions, for closed-form KLs;
     - `affine()`: the (loc, factor) that takes the draws to about the standard normal, for flows.
     """
@@ -126,5 +126,5 @@ def entropy(q: Any) -> Array:
 
 
 def scaled(q: Any, scale: Any) -> Any:
-    """q with the log densities of its local latents counted `scale` = N/B times."""
+    """q with the log densities of its local latents counted `scale` times, or each row its own."""
     return q if scale is None or not hasattr(q, "scaled") else q.scaled(scale)

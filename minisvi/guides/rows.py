@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import checks
+from minisvi import checks, trees
 from minisvi.guides import base
 from minisvi.record import Record
 
 
 @dataclass(frozen=True)
 class Rows(base.FromNoise):
-    """q(u) = prod_n q_n(u_n) over the B rows of a batch, its log density counted `scale` = N/B times.
+    """q(u) = prod_n q_n(u_n) over the B rows of a batch, row n counted `scale` times, or `scale[n]` times.
 
     `make(params_n)` is the distribution of a row; leaves of `params` and of u have the leading axis B.
     """
 
     make: Callable[[Any], Any]
     params: Any
-    scale: Any = 1.0
+    scale: Any = None
 
     @property
     def _num(self) -> int:
@@ -46,19 +46,20 @@ class Rows(base.FromNoise):
         normals = jnp.issubdtype(noise.dtype, jnp.floating)
         pieces = noise.reshape(self._num, -1) if normals else jax.random.split(noise, self._num)
         u, log_q = jax.vmap(lambda params, piece: base.draw(self.make(params), piece))(self.params, pieces)
-        return u, self.scale * jnp.sum(log_q)
+        return u, trees.weighted_sum(log_q, self.scale)
 
     def _sum(self, term: Callable[..., Array], *rows: Any) -> Array:
-        return jnp.sum(jax.vmap(lambda params, *row: term(self.make(params), *row))(self.params, *rows))
+        terms = jax.vmap(lambda params, *row: term(self.make(params), *row))(self.params, *rows)
+        return trees.weighted_sum(terms, self.scale)
 
     def log_prob(self, u: Any, /) -> Array:
-        return self.scale * self._sum(lambda q, row: q.log_prob(row), u)
+        return self._sum(lambda q, row: q.log_prob(row), u)
 
     def score_log_prob(self, u: Any) -> Array:
-        return self.scale * self._sum(base.score_log_prob, u)
+        return self._sum(base.score_log_prob, u)
 
     def entropy(self) -> Array:
-        return self.scale * self._sum(base.entropy)
+        return self._sum(base.entropy)
 
     def scaled(self, scale: Any) -> "Rows":
         return replace(self, scale=scale)
