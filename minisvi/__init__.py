@@ -8,6 +8,7 @@ loads Flax. So is `minisvi.plots`, which draws a fit with Matplotlib.
 
 from minisvi.batches import FullBatch, Minibatches
 from minisvi.bounds import CUBO, FixedDraws, ForwardKL, ImportanceWeighted, Renyi
+from minisvi.checkpoint import load, save
 from minisvi.convergence import Convergence
 from minisvi.deterministic import Deterministic, deterministic
 from minisvi.draws import Draws
@@ -40,7 +41,9 @@ from minisvi.newton import newton
 from minisvi.posterior import Posterior, log_weights
 from minisvi.response import linear_response
 from minisvi.result import NonFiniteError, Restarts, SVIResult
+from minisvi.sharding import mesh, shard_rows
 from minisvi.stopping import Patience
+from minisvi.streams import Stream, StreamError
 from minisvi.sums import log_conditional, sum_out
 from minisvi.supports import (
     Support,
@@ -87,6 +90,8 @@ __all__ = [
     "SVIResult",
     "SVIState",
     "StepInfo",
+    "Stream",
+    "StreamError",
     "Support",
     "Verdict",
     "affine_coupling",
@@ -107,12 +112,14 @@ __all__ = [
     "judge",
     "laplace",
     "linear_response",
+    "load",
     "local",
     "log_conditional",
     "log_weights",
     "low_rank",
     "lower_cholesky",
     "mean_field",
+    "mesh",
     "mixture",
     "newton",
     "ordered",
@@ -120,6 +127,8 @@ __all__ = [
     "positive",
     "product",
     "real",
+    "save",
+    "shard_rows",
     "simplex",
     "spline_coupling",
     "sum_out",

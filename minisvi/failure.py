@@ -12,11 +12,12 @@ from minisvi.model import Model
 def explain(svi: Any, state: Any, data: tuple[Any, ...]) -> str:
     """When the steps of `svi` failed, and what is not finite at the guide's next draw."""
     _, step_key = jax.random.split(state.key)
-    u, _ = svi.guide.distribution(state.params, *data).sample_and_log_prob(seed=step_key)
+    batch, _ = svi.batches(jnp.maximum(state.step - 1, 0), data)
+    u, _ = svi.guide.distribution(state.params, *batch).sample_and_log_prob(seed=step_key)
     when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"
     return (
         f"the ELBO or the parameters were not finite on {int(state.num_failed)} steps in a row, {when}. "
-        f"At the guide's next draw: {_at(svi.target, u, *data)}"
+        f"At the guide's next draw: {_at(svi.target, u, *batch)}"
     )
 
 

@@ -1,6 +1,5 @@
-"""The compiled loop: blocks of updates on the device, and between them, on the host, all that is not mathematics."""
+"""The compiled loop: a block of updates on the device, with all that has to happen at each of them."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,17 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from minisvi import checks
 from minisvi.averaging import Tail
-from minisvi.progress import ProgressBar, deferred_interrupt
 
 MAX_CONSECUTIVE_FAILURES = 10
 BLOCK_CAPACITY = 4096  # steps; the trace of a block has this length whatever the number of steps asked for
-_BLOCK_SECONDS = 0.25  # how long the bar may stand still and Ctrl-C may wait
-_FIRST_BLOCK = 16
 
 
 class Lane(NamedTuple):
@@ -72,42 +67,6 @@ class Plan:
         return new if self.num_restarts == 1 else jax.tree.map(partial(jnp.where, self.alive(lane)), new, old)
 
 
-class Outcome(NamedTuple):
-    """Where the loop ended, and whether by the rule. Arrays of several starts have an axis R: last in `elbo` and
-    `checks`, first elsewhere.
-    """
-
-    state: Any
-    params: Any
-    ended: np.ndarray
-    elbo: np.ndarray
-    checks: Any
-
-
-def run(
-    svi: Any, plan: Plan, state: Any, num_steps: int, data: tuple[Any, ...], held_out: Any, progress_bar: bool
-) -> Outcome:
-    """`num_steps` of `svi.update`, or fewer if all starts end before, or at Ctrl-C."""
-    lane, blocks, done, limit = _start(svi, plan, state, data, held_out), [], 0, _FIRST_BLOCK
-    with ProgressBar(num_steps, progress_bar) as bar, deferred_interrupt() as interrupted:
-        while done < num_steps and not interrupted.is_set():
-            begin = time.perf_counter()
-            clock = np.array([done, min(done + limit, num_steps), num_steps], np.int32)
-            lane, alive, taken, elbo, seen = _block(svi, plan, lane, clock, data, held_out)
-            steps, looks = map(int, np.asarray(taken))
-            blocks.append((np.asarray(elbo)[:steps], jax.tree.map(lambda a, n=looks: np.asarray(a)[:n], seen)))
-            bar.advance(blocks[-1][0])
-            done += steps
-            if not alive:
-                break
-            pace = _BLOCK_SECONDS / (time.perf_counter() - begin)
-            limit = int(np.clip(limit * pace, 1, min(64 * limit, BLOCK_CAPACITY)))
-    elbo, seen = jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
-    params = lane.state.params if plan.stop is None and not plan.average else _params(plan, lane)
-    ended = np.zeros(lane.state.step.shape, bool) if plan.stop is None else np.asarray(lane.memory.ended)
-    return Outcome(lane.state, params, ended, elbo, seen)
-
-
 class _Carry(NamedTuple):
     lane: Lane
     step: Any  # of this call
@@ -117,7 +76,7 @@ class _Carry(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("svi", "plan"), donate_argnames="lane")
-def _block(svi: Any, plan: Plan, lane: Lane, clock: Any, data: tuple[Any, ...], held_out: Any) -> tuple[Any, ...]:
+def block(svi: Any, plan: Plan, lane: Lane, clock: Any, data: tuple[Any, ...], held_out: Any) -> tuple[Any, ...]:
     # While loops and not scans, so that the number of steps is not part of the program: the last, shorter block runs
     # the same one, the host sets the pace, and a fit that fails ends at once.
     begin, end, last = clock
@@ -171,12 +130,12 @@ def _check(svi: Any, plan: Plan, data: tuple[Any, ...], held_out: Any, lane: Lan
 
 
 @partial(jax.jit, static_argnames=("svi", "plan"))
-def _start(svi: Any, plan: Plan, state: Any, data: tuple[Any, ...], held_out: Any) -> Lane:
+def start(svi: Any, plan: Plan, state: Any, data: tuple[Any, ...], held_out: Any) -> Lane:
     # Blocks overwrite their input: the state that the user holds must stay theirs.
     lane = plan.over_lanes(lambda state: plan.start(svi, state, data, held_out))(state)
     return jax.tree.map(jnp.copy, lane)
 
 
 @partial(jax.jit, static_argnames="plan")
-def _params(plan: Plan, lane: Lane) -> Any:
+def params(plan: Plan, lane: Lane) -> Any:
     return plan.over_lanes(plan.params)(lane)

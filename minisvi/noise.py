@@ -12,6 +12,8 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import ndtri
 
+from minisvi.sharding import along
+
 Draws = Literal["independent", "antithetic", "quasi"]
 MAX_QUASI = 21_201  # dimensions of SciPy's Sobol' nets
 
@@ -38,7 +40,7 @@ def over_particles(
     if draws == "independent":
         if num_particles == 1:  # takes the key as it is, as NumPyro does
             return jax.tree.map(lambda leaf: leaf[None], particle(key))
-        return jax.vmap(particle)(jax.random.split(key, num_particles))
+        return jax.vmap(particle)(along("particles", jax.random.split(key, num_particles)))
     if noise_size is None:
         raise ValueError(f"draws={draws!r}: expected a guide made of normals, with `from_noise`; this draws from keys")
     if draws == "antithetic":

@@ -1,37 +1,56 @@
 """What a person sees and does while a fit runs: a progress bar, and Ctrl-C."""
 
+import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 import numpy as np
 
+logger = logging.getLogger("minisvi")
+_LOG_SECONDS = 10.0
 
-class ProgressBar:
-    """tqdm's bar with the smoothed ELBO; silent if it is not wanted or tqdm is not installed."""
 
-    def __init__(self, total: int, enabled: bool) -> None:
+class Progress:
+    """Steps, their rate, the smoothed ELBO and the time left: in tqdm's bar, if it is wanted and tqdm is installed; and
+    every ten seconds in the log, at level INFO.
+    """
+
+    def __init__(self, total: int, done: int, enabled: bool) -> None:
+        self._total, self._done, self._first = total, done, done
+        self._begin = self._logged = time.monotonic()
         self._bar = None
         if enabled:
             try:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._bar = tqdm(total=total, unit="step")
+            self._bar = tqdm(total=total, initial=done, unit="step")
 
-    def __enter__(self) -> "ProgressBar":
+    def __enter__(self) -> "Progress":
         return self
 
     def advance(self, elbo: np.ndarray) -> None:
         """Move by the steps of these estimates, (n,) or (n, R); show the mean of the last hundred, the best start's."""
+        self._done += len(elbo)
+        now = time.monotonic()
+        due = logger.isEnabledFor(logging.INFO) and (now - self._logged >= _LOG_SECONDS or self._done == self._total)
+        if self._bar is None and not due:
+            return
+        recent = np.atleast_2d(elbo[-100:].T)
+        means = [start[np.isfinite(start)].mean() for start in recent if np.isfinite(start).any()]
+        text = f"ELBO {max(means):.6g}" if means else "ELBO not finite"
         if self._bar is not None:
-            recent = np.atleast_2d(elbo[-100:].T)
-            means = [start[np.isfinite(start)].mean() for start in recent if np.isfinite(start).any()]
-            self._bar.set_postfix_str(f"ELBO {max(means):.6g}" if means else "ELBO not finite", refresh=False)
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(len(elbo))
+        if due:
+            self._logged, rate = now, (self._done - self._first) / (now - self._begin)
+            left = (self._total - self._done) / rate
+            logger.info("step %d of %d: %s, %.3g steps/s, %.0f s left", self._done, self._total, text, rate, left)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:

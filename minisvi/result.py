@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Reason = Literal["finished", "patience", "converged", "interrupted", "non-finite"]
+Reason = Literal["finished", "patience", "converged", "interrupted", "budget", "exhausted", "stream", "non-finite"]
 
 
 class Restarts(NamedTuple):
@@ -25,10 +25,12 @@ class SVIResult(NamedTuple):
 
     - `state`: the last iterate's, where `resume` goes on.
     - `elbo`: one estimate a step, in nats, of the steps that this call took; `num_skipped` of all were not finite.
-    - `reason`: `"finished"`, `"patience"` or `"converged"` (the stopping rules), `"interrupted"` (Ctrl-C) or
-      `"non-finite"` (ten steps in a row; `params` are the last good).
+    - `reason`: `"finished"`, `"patience"` or `"converged"` (the stopping rules), `"interrupted"` (Ctrl-C), `"budget"`
+      (no time left), `"exhausted"` (a stream ended), `"stream"` (one failed) or `"non-finite"` (ten steps in a row;
+      `params` are the last good).
     - `checks`: what the stopping rule saw at each of its checks, if there is one.
     - `restarts`: all the starts, if there are several; the rest is then that of the best.
+    - `num_dropped`: rows of a stream left out for a NaN.
     """
 
     params: Any
@@ -38,6 +40,7 @@ class SVIResult(NamedTuple):
     reason: Reason
     checks: Any = None
     restarts: Restarts | None = None
+    num_dropped: int = 0
 
 
 class NonFiniteError(FloatingPointError):

@@ -1,5 +1,7 @@
 """A whole fit: the loop, what it comes to, and the best of several starts."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks, failure, loop, scores
+from minisvi import checks, drive, failure, loop, scores
+from minisvi.batches import FullBatch
 from minisvi.result import NonFiniteError, Reason, Restarts, SVIResult
+from minisvi.sharding import to_host
+from minisvi.streams import Reader, Stream, StreamError
 
 _NUM_PAIRS = 512  # of fresh draws, to choose among several starts
 
@@ -17,53 +22,64 @@ _NUM_PAIRS = 512  # of fresh draws, to choose among several starts
 def fit(
     svi: Any,
     plan: loop.Plan,
-    state: Any,
+    start: Callable[..., Any],
+    begin: int,
     num_steps: int,
     data: tuple[Any, ...],
     held_out: tuple[Any, ...] | None,
-    progress_bar: bool,
+    host: drive.Host,
     on_failure: str,
     key: Any = None,
 ) -> SVIResult:
-    """`num_steps` from `state`, which is stacked if the plan has several starts; `key` is for choosing among these."""
+    """`num_steps` from the state `start(svi, *data)` at step `begin`, stacked if the plan has several starts; `key` is
+    for choosing among these.
+    """
     checks.positive_integer("num_steps", num_steps)
     if on_failure not in ("raise", "return"):
         raise ValueError(f"`on_failure` must be 'raise' or 'return'; got {on_failure!r}")
     if held_out is not None and plan.stop is None:
         raise ValueError("`held_out` is for a stopping rule: expected `stop`, such as Patience(); got None")
+    svi, feed = _feed(svi, data, begin)
+    state = start(svi, *feed.example)
     state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again
-    begin = np.max(state.step)
-    outcome = loop.run(svi, plan, state, num_steps, data, held_out, progress_bar)
-    if plan.num_restarts == 1:
-        result = _result(outcome, plan, begin, num_steps)
-    else:
-        assert key is not None
-        result = _best(svi, outcome, plan, num_steps, data, key)
-    if result.reason == "non-finite" and on_failure == "raise":
-        raise NonFiniteError(failure.explain(svi, result.state, data), result)
+    outcome = drive.run(svi, plan, state, num_steps, feed, held_out, host)
+    result = _result(outcome, plan, begin) if plan.num_restarts == 1 else _best(svi, outcome, plan, key)
+    result = result._replace(num_dropped=feed.num_dropped)
+    if on_failure == "raise" and result.reason == "non-finite":
+        raise NonFiniteError(failure.explain(svi, result.state, outcome.data), result)
+    if on_failure == "raise" and result.reason == "stream":
+        error = outcome.error or StreamError("the stream of another process failed")
+        error.result = result
+        raise error
     return result
 
 
-def _result(outcome: loop.Outcome, plan: loop.Plan, begin: Any, num_steps: int) -> SVIResult:
-    state, params, ended, elbo, seen = outcome
-    # Fewer than ten steps may all have failed: then nothing was fitted either.
-    failed = state.num_failed >= loop.MAX_CONSECUTIVE_FAILURES or state.num_skipped == state.step
+def _feed(svi: Any, data: tuple[Any, ...], begin: int) -> tuple[Any, Any]:
+    if not any(isinstance(part, Stream) for part in data):
+        return svi, drive.InMemory(data)
+    if len(data) != 1 or svi.batches != FullBatch():
+        raise ValueError(f"a Stream is all of the data, in batches of its own; got {len(data)} data and {svi.batches}")
+    reader = Reader(data[0], begin)
+    return replace(svi, batches=reader.batches), reader
+
+
+def _result(outcome: drive.Outcome, plan: loop.Plan, begin: Any) -> SVIResult:
+    state, seen = outcome.state, outcome.checks
     taken = int(state.step - begin)
-    reason: Reason = "interrupted" if taken < num_steps else "finished"
-    reason = "non-finite" if failed else plan.stop.reason if ended else reason
+    # Fewer than ten steps may all have failed: then nothing was fitted either.
+    failed = state.num_failed >= loop.MAX_CONSECUTIVE_FAILURES or (taken > 0 and state.num_skipped == state.step)
+    reason: Reason = "non-finite" if failed else plan.stop.reason if outcome.ended else outcome.stopped or "finished"
     if seen is not None:  # a start that was over before the others has its last check repeated
         seen = jax.tree.map(lambda column: column[np.diff(seen.step, prepend=-1) > 0], seen)
-    return SVIResult(params, state, elbo[:taken], int(state.num_skipped), reason, seen)
+    return SVIResult(outcome.params, state, outcome.elbo[:taken], int(state.num_skipped), reason, seen)
 
 
-def _best(
-    svi: Any, outcome: loop.Outcome, plan: loop.Plan, num_steps: int, data: tuple[Any, ...], key: Array
-) -> SVIResult:
-    lanes = [_result(_lane(outcome, i), plan, 0, num_steps) for i in range(plan.num_restarts)]
+def _best(svi: Any, outcome: drive.Outcome, plan: loop.Plan, key: Array) -> SVIResult:
+    lanes = [_result(_lane(outcome, i), plan, 0) for i in range(plan.num_restarts)]
     failed = np.array([lane.reason == "non-finite" for lane in lanes])
     # A large number, for split(key, R)[i] is fold_in(key, i).
-    values = np.asarray(_fresh_elbo(svi, jax.random.fold_in(key, 2**31 - 1), outcome.params, data))
-    values = np.where(failed[:, None], np.nan, values)
+    key, step = jax.random.fold_in(key, 2**31 - 1), jnp.max(outcome.state.step)
+    values = np.where(failed[:, None], np.nan, to_host(_fresh_elbo(svi, key, step, outcome.params, outcome.data)))
     with np.errstate(invalid="ignore"):  # the spread of infinite estimates
         elbo, se = values.mean(axis=1), values.std(axis=1, ddof=1) / _NUM_PAIRS**0.5
     rank = np.where(np.isfinite(elbo), elbo, np.where(failed, -np.inf, np.finfo(elbo.dtype).min))
@@ -72,12 +88,25 @@ def _best(
     return lanes[best]._replace(restarts=restarts)
 
 
-def _lane(outcome: loop.Outcome, i: int) -> loop.Outcome:
+def _lane(outcome: drive.Outcome, i: int) -> drive.Outcome:
     state, params, ended = jax.tree.map(lambda a: a[i], outcome[:3])
-    return loop.Outcome(state, params, ended, *jax.tree.map(lambda a: a[:, i], outcome[3:]))
+    elbo, seen = jax.tree.map(lambda a: a[:, i], outcome[3:5])
+    return outcome._replace(state=state, params=params, ended=ended, elbo=elbo, checks=seen)
 
 
 @partial(jax.jit, static_argnames="svi")
-def _fresh_elbo(svi: Any, key: Array, params: Any, data: tuple[Any, ...]) -> Array:
-    """Estimates of the ELBO of each start, (R, S), at the same draws; one start at a time, to bound the memory."""
-    return jax.lax.map(lambda p: scores.elbo(key, svi.model, svi.guide, p, _NUM_PAIRS, *data), params)
+def _fresh_elbo(svi: Any, key: Array, step: Array, params: Any, data: tuple[Any, ...]) -> Array:
+    """Estimates of the ELBO of each start, (R, S): at the same draws for all, each on the rows of one of the latest
+    steps. One start at a time, to bound the memory.
+    """
+
+    def estimates(params: Any) -> Array:
+        def one(pair: tuple[Array, Array]) -> Array:
+            i, key = pair
+            batch, scale = svi.batches(jnp.maximum(step - 1 - i, 0), data)
+            return scores.elbo(key, svi.model, svi.guide, params, 1, *batch, scale=scale)[0]
+
+        pairs = jnp.arange(_NUM_PAIRS), jax.random.split(key, _NUM_PAIRS)
+        return jax.lax.map(one, pairs, batch_size=scores.CHUNK)
+
+    return jax.lax.map(estimates, params)

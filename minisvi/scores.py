@@ -11,7 +11,7 @@ from minisvi.guides import base
 
 # The value of this objective is that of any other gradient's, and it may have discrete latents.
 _PAIR = ELBO(2, "score_function")
-_CHUNK = 8  # pairs at a time, to bound the memory
+CHUNK = 8  # pairs at a time, to bound the memory
 
 
 def elbo(key: Array, model: Any, guide: Any, params: Any, num_pairs: int, *data: Any, scale: Any = None) -> Array:
@@ -21,12 +21,14 @@ def elbo(key: Array, model: Any, guide: Any, params: Any, num_pairs: int, *data:
         _, _, draws = _PAIR.particles("total", key, model, guide, params, *data, scale=scale)
         return draws.mean(draws.log_w)
 
-    return jax.lax.map(estimate, jax.random.split(key, num_pairs), batch_size=_CHUNK)
+    return jax.lax.map(estimate, jax.random.split(key, num_pairs), batch_size=CHUNK)
 
 
-def log_predictive(key: Array, model: Any, guide: Any, params: Any, num_draws: int, data: Any, held_out: Any) -> Array:
+def log_predictive(
+    key: Array, model: Any, guide: Any, params: Any, num_draws: int, num_rows: int, held_out: Any
+) -> Array:
     """(1/M) sum_i log (1/S) sum_s p(row_i | theta_s), theta_s ~ q, of M held-out rows: a scalar in nats per row."""
-    del data
+    del num_rows
     q, target = guide.distribution(params, *held_out), model.over(guide.constrained)
 
     def log_likelihood(key: Array) -> Array:
@@ -42,8 +44,10 @@ def log_predictive(key: Array, model: Any, guide: Any, params: Any, num_draws: i
     return jnp.mean(total) - jnp.log(num_draws)
 
 
-def validation_elbo(key: Array, model: Any, guide: Any, params: Any, num_draws: int, data: Any, held_out: Any) -> Array:
-    """(1/M) E_q[log p(D_val | theta)] - (1/N) KL: the ELBO of a minibatch of M of N rows, over N; in nats per row."""
-    num_rows, num_held_out = (jax.tree.leaves(rows)[0].shape[0] for rows in (data, held_out))
+def validation_elbo(
+    key: Array, model: Any, guide: Any, params: Any, num_draws: int, num_rows: int, held_out: Any
+) -> Array:
+    """(1/M) E_q[log p(D_val | theta)] - (1/N) KL, N = `num_rows`: the ELBO of a minibatch of M rows over N; nats a row."""
+    num_held_out = jax.tree.leaves(held_out)[0].shape[0]
     values = elbo(key, model, guide, params, -(-num_draws // 2), *held_out, scale=num_rows / num_held_out)
     return jnp.mean(values) / num_rows

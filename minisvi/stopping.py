@@ -88,7 +88,7 @@ class Patience:
         local = [name for name, support in checks.named_leaves(svi.model.latents).items() if support.local]
         if local and self.score == "log_predictive":
             raise ValueError(f"latents {local} are local, and q has seen their rows: expected score='elbo'")
-        _check_rows(data, held_out)
+        _check_rows(svi.batches(jnp.zeros((), jnp.int32), data)[0], held_out)
         nothing = Scored(state.step, jnp.full((), -jnp.inf))
         return PatienceMemory(rule_key(state), state.step, nothing, nothing, state.params, nothing, jnp.array(False))
 
@@ -100,7 +100,7 @@ class Patience:
         self, svi: Any, memory: PatienceMemory, state: Any, params: Any, data: tuple[Any, ...], held_out: Any
     ) -> tuple[Any, PatienceMemory]:
         function = scores.log_predictive if self.score == "log_predictive" else scores.validation_elbo
-        score = function(memory.key, svi.model, svi.guide, params, self.num_draws, data, held_out)
+        score = function(memory.key, svi.model, svi.guide, params, self.num_draws, svi.batches.num_rows(data), held_out)
         seen = Scored(state.step, jnp.where(jnp.isnan(score), -jnp.inf, score).astype(memory.best.score.dtype))
         # Before the first finite score nothing is the best, and there is nothing to be patient about.
         none = memory.best.score == -jnp.inf

@@ -7,6 +7,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ import optax
 from jax import Array
 
 from minisvi import checks, trees
-from minisvi.batches import FullBatch, Minibatches
+from minisvi.batches import Blocks, FullBatch, Minibatches
+from minisvi.drive import Host
 from minisvi.elbo import ELBO
 from minisvi.guides import Guide
 from minisvi.loop import Plan
@@ -23,6 +25,7 @@ from minisvi.model import Model
 from minisvi.record import Record
 from minisvi.result import SVIResult
 from minisvi.run import fit
+from minisvi.sharding import along
 
 
 class SVIState(NamedTuple):
@@ -66,7 +69,7 @@ class SVI(Record):
     guide: Guide
     optimizer: optax.GradientTransformation
     objective: Callable[..., Array] = ELBO()
-    batches: FullBatch | Minibatches = FullBatch()
+    batches: FullBatch | Minibatches | Blocks = FullBatch()
 
     @property
     def target(self) -> Model:
@@ -101,7 +104,7 @@ class SVI(Record):
             grad, state.opt_state, state.params, value=value, grad=grad, value_fn=loss
         )
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(value) & _all_finite(params)
+        finite = jnp.isfinite(value) & trees.all_finite(params)
         params, opt_state = jax.tree.map(
             partial(jnp.where, finite), (params, opt_state), (state.params, state.opt_state)
         )
@@ -114,7 +117,8 @@ class SVI(Record):
     def evaluate(self, state: SVIState, *data: Any) -> Array:
         """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
         _, step_key = jax.random.split(state.key)
-        return self.objective(step_key, self.model, self.guide, state.params, *data, step=state.step)
+        batch, scale = self.batches(state.step, data)
+        return self.objective(step_key, self.model, self.guide, state.params, *batch, scale=scale, step=state.step)
 
     def scan(self, state: SVIState, num_steps: int, *data: Any) -> tuple[SVIState, StepInfo]:
         """`num_steps` updates as one pure function; the infos are stacked, shape (num_steps,)."""
@@ -131,6 +135,9 @@ class SVI(Record):
         average: bool = False,
         stop: Any = None,
         held_out: tuple[Any, ...] | None = None,
+        seconds: float = float("inf"),
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: float = 60.0,
         progress_bar: bool = True,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> SVIResult:
@@ -140,9 +147,10 @@ class SVI(Record):
         draws of each is what the result holds; all are in `result.restarts`. A start that fails does not end the rest.
         """
         checks.positive_integer("num_steps", num_steps)
-        plan = Plan(num_restarts, average, stop)
-        state = _init(self, checks.prng_key(key), data, params, num_restarts)
-        return fit(self, plan, state, num_steps, data, held_out, progress_bar, on_failure, key)
+        plan, key = Plan(num_restarts, average, stop), checks.prng_key(key)
+        host = Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
+        start = partial(_init, key=key, params=params, num_restarts=num_restarts)
+        return fit(self, plan, start, 0, num_steps, data, held_out, host, on_failure, key)
 
     def resume(
         self,
@@ -152,6 +160,9 @@ class SVI(Record):
         average: bool = False,
         stop: Any = None,
         held_out: tuple[Any, ...] | None = None,
+        seconds: float = float("inf"),
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: float = 60.0,
         progress_bar: bool = True,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> SVIResult:
@@ -159,11 +170,16 @@ class SVI(Record):
 
         - `average`: `result.params` are the mean over the last half, or more, of the steps of this call (see `Tail`).
         - `stop`: a rule of `stopping`, which sees `held_out`, rows of the form of the data, and chooses the parameters.
+        - `seconds`: a budget. At its end, or at Ctrl-C, the fit ends after the block that runs, with what is done.
+        - `checkpoint_dir`: written to every `checkpoint_every` seconds, and at the end. The same call goes on from what
+          it finds there, and ends bit by bit where it would have; ValueError if that is of another run.
 
-        Ctrl-C ends the fit after the block that runs, with what is done. NonFiniteError after ten steps in a row that
-        were not finite, unless `on_failure="return"`: then the result's `reason` says so.
+        NonFiniteError after ten steps in a row that were not finite, and StreamError if a stream fails, unless
+        `on_failure="return"`: then the result's `reason` says so.
         """
-        return fit(self, Plan(1, average, stop), state, num_steps, data, held_out, progress_bar, on_failure)
+        begin, plan = int(state.step), Plan(1, average, stop)
+        host = Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
+        return fit(self, plan, lambda *_: state, begin, num_steps, data, held_out, host, on_failure)
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         batch, _ = self.batches(jnp.zeros((), jnp.int32), data)
@@ -174,11 +190,8 @@ class SVI(Record):
 
 
 @partial(jax.jit, static_argnames=("svi", "num_restarts"))
-def _init(svi: SVI, key: Array, data: tuple[Any, ...], params: Any, num_restarts: int) -> SVIState:
+def _init(svi: SVI, *data: Any, key: Array, params: Any, num_restarts: int) -> SVIState:
     if num_restarts == 1:
         return svi.init(key, *data, params=params)
-    return jax.vmap(lambda key: svi.init(key, *data, params=params))(jax.random.split(key, num_restarts))
-
-
-def _all_finite(tree: Any) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]))
+    keys = along("restarts", jax.random.split(key, num_restarts))
+    return jax.vmap(lambda key: svi.init(key, *data, params=params))(keys)

@@ -12,9 +12,11 @@ import minisvi
 ROOT = Path(minisvi.__file__).parent
 # A module may import those of the rows above it, and those of its own package's `base`.
 LAYERS = [
-    ["record", "checks", "progress", "bijectors", "noise", "diagnostics", "newton", "averaging", "result", "batching"],
-    ["supports", "batches", "draws", "loop"],
-    ["trees"],
+    ["record", "checks", "progress", "bijectors", "diagnostics", "newton", "averaging", "result", "batching"],
+    ["permutation", "sharding"],
+    ["supports", "batches", "draws", "loop", "checkpoint", "packing", "noise"],
+    ["trees", "streams"],
+    ["drive"],
     ["curvature"],
     ["model", "guides"],
     ["kl", "sums", "failure"],

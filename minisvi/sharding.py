@@ -1,0 +1,50 @@
+"""Many devices: names for their axes, rows laid out over one of them, and what several processes have to agree on.
+
+The engine follows the arrays that it is given; XLA puts in the collectives. It names no device.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def mesh(**axes: int) -> Mesh:
+    """All devices of all processes as a grid, such as `mesh(rows=4, restarts=2)`; use it by `with jax.set_mesh(...)`.
+
+    Names that minisvi knows: `rows` of the data (`shard_rows`), `restarts` and `particles`, over which a fit's starts
+    and an estimate's draws are then spread.
+    """
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def shard_rows(mesh: Mesh, *data: Any) -> tuple[Any, ...]:
+    """The data with their rows, the leading axis, spread over the axis `rows` of a mesh; a fit of them is then too.
+
+    With several processes each gives its own rows, as many as any other, and gets arrays of them all. ValueError unless
+    the number of rows divides.
+    """
+    rows = NamedSharding(mesh, PartitionSpec("rows"))
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, np.asarray(leaf)), data)
+
+
+def along(axis: str, keys: Any) -> Any:
+    """`keys` with the leading axis spread over an axis of the mesh in use, if it has one of this name."""
+    if axis not in jax.sharding.get_abstract_mesh().axis_names:
+        return keys
+    return jax.lax.with_sharding_constraint(keys, PartitionSpec(axis))
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy arrays of what all processes hold."""
+    whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
+    return jax.tree.map(np.asarray, tree) if whole else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def agreed(*votes: int) -> list[int]:
+    """The largest of the processes' votes, one by one: all have to run the same steps."""
+    if jax.process_count() == 1:
+        return list(votes)
+    return multihost_utils.process_allgather(np.array(votes)).max(axis=0).tolist()
