@@ -37,6 +37,7 @@ from minisvi.guides import (
     whitened,
 )
 from minisvi.model import Model
+from minisvi.online import with_prior
 from minisvi.newton import newton
 from minisvi.posterior import Posterior, log_weights
 from minisvi.response import linear_response
@@ -136,4 +137,5 @@ __all__ = [
     "transformed",
     "unit_interval",
     "whitened",
+    "with_prior",
 ]

@@ -14,6 +14,7 @@ from jax import Array
 
 from minisvi import checks
 from minisvi.permutation import shuffled
+from minisvi.sharding import apart
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Minibatches:
             place = jnp.where(there, place, place[0])
             weights = jnp.where(there, num / jnp.where(k < longer, size + 1, size), 0.0)
         order = partial(shuffled, index=place, num=num)
-        return jax.vmap(lambda shard: order(jax.random.fold_in(key, shard)))(jnp.arange(self.shards)), weights
+        orders = jax.vmap(lambda shard: order(jax.random.fold_in(key, shard)))
+        return apart("rows", orders, jnp.arange(self.shards)), weights
 
 
 class Block(NamedTuple):

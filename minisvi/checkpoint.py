@@ -4,10 +4,13 @@ What is written is all that the next step depends on, so that a fit that goes on
 interrupted, bit by bit. A checkpoint is there whole or not at all, and the last three are kept.
 """
 
+import itertools
+import json
 import logging
-import shutil
+import os
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from minisvi import checks
 
@@ -33,16 +37,14 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a directory of its own, one every so many seconds.
-
-    `about` says what the run is of (see `describe`): `restore` raises ValueError if the directory's is of another.
-    """
+    """The checkpoints of one run, in a directory of its own (see `claim`), one every so many seconds."""
 
     def __init__(self, directory: str | Path, every: float, about: dict[str, str]) -> None:
         if not every > 0:
             raise ValueError(f"`checkpoint_every` must be above 0 seconds; got {every}")
         self._path, self._every, self._about = Path(directory).absolute(), every, about
         self._open()
+        claim(self._path, about)
         self._since, self._last = time.monotonic(), -1
 
     def _open(self) -> None:
@@ -54,36 +56,24 @@ class Checkpoints:
         self._manager: Any = ocp.CheckpointManager(self._path, options=options)
 
     def restore(self, lane: Any) -> Saved | None:
-        """The latest that is whole, like `lane`; None if there is none. Damaged ones are removed, and said."""
+        """The latest that is whole, like `lane`; None if there is none. Damaged ones are put aside, and said."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                about = self._read(step, about=self._args.JsonRestore())["about"]
-                if about == self._about:
-                    like = jax.tree.map(_spec, _bits(lane))
-                    found = self._read(step, lane=self._args.StandardRestore(like), trace=self._args.StandardRestore())
+                parts = self._args.StandardRestore(jax.tree.map(_spec, _bits(lane))), self._args.StandardRestore()
+                found = self._manager.restore(step, args=self._args.Composite(lane=parts[0], trace=parts[1]))
+                if int(found["trace"].pop("sum")[0]) != _sum(found["lane"], found["trace"]):
+                    raise ValueError("its numbers are not those that were written")
             except Exception as error:  # whatever the damaged file makes of it
-                logger.warning("the checkpoint %s is damaged, and now removed: %s", self._path / str(step), error)
-                shutil.rmtree(self._path / str(step))
+                aside = _put_aside(self._path / str(step))
+                logger.warning("the checkpoint of step %d is damaged, and now in %s: %s", step, aside, error)
                 self._manager.reload()
                 continue
-            self._check(about)
             self._last = step
             logger.info("going on from step %d, by the checkpoint in %s", step, self._path)
             elbo, *seen = (found["trace"][str(i)] for i in range(len(found["trace"])))
             rule = None if lane.memory is None else jax.tree.unflatten(jax.tree.structure(lane.memory.seen), seen)
             return Saved(step, jax.tree.map(_like, lane, found["lane"]), elbo, rule)
         return None
-
-    def _read(self, step: int, **parts: Any) -> Any:
-        return self._manager.restore(step, args=self._args.Composite(**parts))
-
-    def _check(self, about: dict[str, str]) -> None:
-        for leaf in {**self._about, **about}:
-            there, here = about.get(leaf, "absent"), self._about.get(leaf, "absent")
-            if there != here:
-                raise ValueError(
-                    f"the checkpoints in {self._path} are of another run: `{leaf}` is {there} there, and {here} here"
-                )
 
     @property
     def due(self) -> bool:
@@ -97,13 +87,11 @@ class Checkpoints:
         # A copy, for the next block overwrites the lane while it is being written.
         lane = jax.tree.map(jnp.copy, _bits(saved.lane))
         trace = dict(zip(map(str, range(99)), [saved.elbo, *jax.tree.leaves(saved.seen)]))
-        parts = {
-            "lane": self._args.StandardSave(lane),
-            "trace": self._args.StandardSave(trace),
-            "about": self._args.JsonSave(self._about),
-        }
+        trace["sum"] = np.array([_sum(lane, trace)], np.uint32)  # for Orbax has none of the numbers themselves
+        parts = self._args.StandardSave(lane), self._args.StandardSave(trace)
         with self._surviving():
-            self._manager.save(saved.done, args=self._args.Composite(**parts))
+            claim(self._path, self._about)  # the directory may have been emptied
+            self._manager.save(saved.done, args=self._args.Composite(lane=parts[0], trace=parts[1]))
             self._last = saved.done
 
     def close(self) -> None:
@@ -123,6 +111,27 @@ class Checkpoints:
                 self._open()
 
 
+def claim(directory: Path, about: dict[str, str]) -> None:
+    """Write down what a directory's checkpoints are of, if that is not there yet; ValueError names the first leaf in
+    which it is of something else.
+    """
+    file = directory / "about.json"
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}")
+        with draft.open("w") as opened:
+            json.dump(about, opened, indent=1)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(draft, file)  # there whole or not at all
+        return
+    written = json.loads(file.read_text())
+    for leaf in {**about, **written}:
+        there, here = written.get(leaf, "absent"), about.get(leaf, "absent")
+        if there != here:
+            raise ValueError(f"{directory} has checkpoints of another run: `{leaf}` is {there} there, and {here} here")
+
+
 def describe(name: str, thing: Any) -> dict[str, str]:
     """What it is, leaf by leaf: shapes and dtypes of arrays, fields of records, names of classes and functions."""
     if isinstance(thing, str | int | float | bool | None):
@@ -138,6 +147,27 @@ def describe(name: str, thing: Any) -> dict[str, str]:
         parts = dict(zip(getattr(thing, "_fields", range(len(thing))), thing))
     kind = getattr(thing, "__qualname__", type(thing).__qualname__)
     return {name: kind} | {k: v for key, part in parts.items() for k, v in describe(f"{name}.{key}", part).items()}
+
+
+def fingerprint(key: Any) -> str:
+    """Of a PRNG key, or some: all else being equal, it makes the run."""
+    return f"{zlib.crc32(np.asarray(_bits(key)).tobytes()):08x}"
+
+
+def remembered(path: Path, compute: Callable[[], Any], like: Any, deadline: float) -> Any:
+    """compute(), a tree of arrays structured as `like`: read if the path has it, else computed, and written unless that
+    took until the `deadline`, of `time.monotonic()`.
+    """
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        if path.exists():
+            found = checkpointer.restore(path)
+            return jax.tree.unflatten(jax.tree.structure(like), [found[str(i)] for i in range(len(found))])
+        tree = compute()
+        if time.monotonic() < deadline:
+            checkpointer.save(path, {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))})
+    return tree
 
 
 def save(path: str | Path, params: Any) -> None:
@@ -162,6 +192,33 @@ def load(path: str | Path, guide: Any) -> Any:
     found = checks.named_leaves(found)
     checks.same_tree(f"the parameters in {path}", names, found)
     return jax.tree.unflatten(jax.tree.structure(expected), [found[name] for name in names])
+
+
+def _put_aside(path: Path) -> Path:
+    """Renamed, so that it is no checkpoint any more; not removed, for it may be something else of the user's."""
+    free = (path.with_name(f"{path.name}.damaged{i or ''}") for i in itertools.count())
+    return path.rename(next(name for name in free if not name.exists()))
+
+
+def _sum(lane: Any, trace: dict[str, np.ndarray]) -> int:
+    """Another one if a bit of the numbers is."""
+    bits = zlib.crc32(b"".join(np.ascontiguousarray(trace[name]).tobytes() for name in sorted(trace)))
+    return bits ^ int(_lane_sum(lane))
+
+
+@jax.jit
+def _lane_sum(lane: Any) -> Array:
+    """Where the lane is, for no process may have all of it: integers add up to the same in any order."""
+    total = jnp.zeros((), jnp.uint32)
+    for i, leaf in enumerate(jax.tree.leaves(lane)):
+        words = leaf.astype(jnp.uint32) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, _word(leaf))
+        place = 2 * jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape) + 1
+        total += (2 * i + 1) * jnp.sum(place * words.astype(jnp.uint32), dtype=jnp.uint32)
+    return total
+
+
+def _word(leaf: Any) -> Any:
+    return {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
 
 
 def _bits(tree: Any) -> Any:

@@ -5,7 +5,6 @@ agree before each on what to do next.
 """
 
 import time
-import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from minisvi import loop
-from minisvi.checkpoint import Checkpoints, Saved, describe
+from minisvi.checkpoint import Checkpoints, Saved, describe, fingerprint
 from minisvi.progress import Progress, deferred_interrupt
 from minisvi.result import Reason
 from minisvi.sharding import agreed, to_host
@@ -78,7 +77,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
     lane = loop.start(svi, plan, state, data, held_out)
     now = Saved(0, lane, np.zeros((0, *state.step.shape), np.float32), _no_checks(lane))
     with ExitStack() as stack:
-        checkpoints = host.checkpoints(svi=svi, plan=plan, lane=lane, data=data, key=_fingerprint(state))
+        checkpoints = host.checkpoints(svi=svi, plan=plan, lane=lane, data=data, key=fingerprint(state.key))
         if checkpoints is not None:
             stack.callback(checkpoints.close)
             now = checkpoints.restore(lane) or now
@@ -139,9 +138,3 @@ def _joined(trace: list[Saved], done: int, lane: loop.Lane) -> Saved:
     elbo, seen = jax.tree.map(lambda *parts: np.concatenate(parts), *((part.elbo, part.seen) for part in trace))
     trace[:] = [Saved(done, lane, elbo, seen)]
     return trace[0]
-
-
-def _fingerprint(state: Any) -> str:
-    """Of the keys that the run begins with: all else being equal, they make it."""
-    key = state.key if state.key.dtype == np.uint32 else jax.random.key_data(state.key)
-    return f"{zlib.crc32(np.asarray(key).tobytes()):08x}"

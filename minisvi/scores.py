@@ -47,7 +47,7 @@ def log_predictive(
 def validation_elbo(
     key: Array, model: Any, guide: Any, params: Any, num_draws: int, num_rows: int, held_out: Any
 ) -> Array:
-    """(1/M) E_q[log p(D_val | theta)] - (1/N) KL, N = `num_rows`: the ELBO of a minibatch of M rows over N; nats a row."""
+    """(1/M) E_q[log p(D_val | theta)] - (1/N) KL, N = `num_rows`: a minibatch's ELBO over N; in nats per row."""
     num_held_out = jax.tree.leaves(held_out)[0].shape[0]
     values = elbo(key, model, guide, params, -(-num_draws // 2), *held_out, scale=num_rows / num_held_out)
     return jnp.mean(values) / num_rows

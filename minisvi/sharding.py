@@ -3,10 +3,12 @@
 The engine follows the arrays that it is given; XLA puts in the collectives. It names no device.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -30,11 +32,22 @@ def shard_rows(mesh: Mesh, *data: Any) -> tuple[Any, ...]:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, np.asarray(leaf)), data)
 
 
-def along(axis: str, keys: Any) -> Any:
-    """`keys` with the leading axis spread over an axis of the mesh in use, if it has one of this name."""
-    if axis not in jax.sharding.get_abstract_mesh().axis_names:
-        return keys
-    return jax.lax.with_sharding_constraint(keys, PartitionSpec(axis))
+def along(axis: str, keys: Array) -> Array:
+    """`keys` with the leading axis spread over the axis of this name of the mesh in use, if it has one that divides."""
+    return jax.lax.with_sharding_constraint(keys, PartitionSpec(axis)) if _divides(axis, len(keys)) else keys
+
+
+def apart(axis: str, function: Callable[[Array], Array], index: Array) -> Array:
+    """function(index), each device at its own part of the leading axis, so that a loop in it waits for no other's."""
+    if not _divides(axis, len(index)):
+        return function(index)
+    spec = PartitionSpec(axis)
+    return jax.jit(jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names={axis}))(index)
+
+
+def _divides(axis: str, num: int) -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return axis in mesh.auto_axes and num % mesh.shape[axis] == 0
 
 
 def to_host(tree: Any) -> Any:

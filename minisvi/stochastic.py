@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from minisvi.elbo import ELBO
 from minisvi.guides import Guide
 from minisvi.model import Model
 from minisvi.svi import SVI, SVIState
-
-_BLOCK = 250  # steps between two looks at the clock
 
 
 def stochastic(
@@ -30,6 +29,8 @@ def stochastic(
     num_particles: int = 32,
     batch_size: int | None = None,
     deadline: float = np.inf,
+    checkpoint_dir: Path | None = None,
+    checkpoint_every: float = 60.0,
 ) -> Iterator[SVIState]:
     """The state after each of some runs of Adam, one going on from the other, as long as the caller asks for more.
 
@@ -38,7 +39,8 @@ def stochastic(
     far from it: start at `params` near by, of a `whitened` guide, for which one rate suits all latents (Kim et al.
     2024).
 
-    `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there.
+    `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there. Each run has its checkpoints in a
+    directory of its own, below `checkpoint_dir`.
     """
     if len(num_steps) != len(learning_rates):
         raise ValueError(f"expected one of `learning_rates` for each of `num_steps`; got {learning_rates}, {num_steps}")
@@ -47,12 +49,16 @@ def stochastic(
     svi = SVI(model, guide, optimizer, ELBO(num_particles, "sticking_the_landing"), batches)
     state = svi.init(key, *data, params=params)
     for end in itertools.accumulate(num_steps):
-        while state.step < end and time.monotonic() < deadline:
-            size = min(_BLOCK, end - int(state.step))
-            result = svi.resume(state, size, *data, progress_bar=False, on_failure="return")
-            state = result.state
-            if result.reason != "finished":
-                break
+        state = svi.resume(
+            state,
+            end - int(state.step),
+            *data,
+            seconds=deadline - time.monotonic(),
+            checkpoint_dir=checkpoint_dir and checkpoint_dir / f"{end} steps",
+            checkpoint_every=checkpoint_every,
+            progress_bar=False,
+            on_failure="return",
+        ).state
         yield state
         if state.step < end:
             return

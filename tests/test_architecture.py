@@ -19,7 +19,7 @@ LAYERS = [
     ["drive"],
     ["curvature"],
     ["model", "guides"],
-    ["kl", "sums", "failure"],
+    ["kl", "sums", "failure", "online"],
     ["elbo"],
     ["bounds", "scores"],
     ["stopping", "run"],
@@ -27,6 +27,7 @@ LAYERS = [
     ["posterior", "export", "plots", "bnn"],
     ["deterministic", "defensive", "stochastic"],
     ["verdict", "response"],
+    ["cascade"],
     ["fit"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
