@@ -37,8 +37,8 @@ from minisvi.guides import (
     whitened,
 )
 from minisvi.model import Model
-from minisvi.online import with_prior
 from minisvi.newton import newton
+from minisvi.online import with_prior
 from minisvi.posterior import Posterior, log_weights
 from minisvi.response import linear_response
 from minisvi.result import NonFiniteError, Restarts, SVIResult

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -61,10 +62,12 @@ class Draws(NamedTuple):
         num_samples: int,
         *inputs: Any,
         batch_size: int | None = None,
+        out: str | Path | None = None,
     ) -> Any:
         """fn(key, theta, *inputs) at `resample(key, num_samples)`, stacked along a leading axis.
 
-        `batch_size` bounds the memory, and equal functions and shapes are compiled once: see `Posterior.predictive`.
+        `batch_size` and `out` bound the memory, and equal functions and shapes are compiled once: see
+        `Posterior.predictive`.
         """
         theta = self.resample(key, num_samples).theta
         keys = jax.random.split(jax.random.fold_in(key, 1), num_samples)
@@ -72,7 +75,7 @@ class Draws(NamedTuple):
         def compute(rows: Any) -> Any:
             return _map_theta(fn, keys[rows], jax.tree.map(lambda leaf: leaf[rows], theta), inputs)
 
-        return in_chunks(compute, num_samples, batch_size)
+        return in_chunks(compute, num_samples, batch_size, out)
 
 
 _moments = jax.jit(diagnostics.weighted_moments)
@@ -115,15 +118,34 @@ def quantiles(x: Array, log_weights: Array, probabilities: Any) -> Array:
     return jax.lax.map(one, p.ravel()).reshape(*p.shape, *x.shape[1:])
 
 
-def in_chunks(compute: Callable[[Any], Any], num_samples: int, batch_size: int | None) -> Any:
-    """compute(rows) for the rows 0..num_samples - 1, at once; or `batch_size` at a time, and each chunk to the host."""
+def in_chunks(compute: Callable[[Any], Any], num_samples: int, batch_size: int | None, out: str | Path | None) -> Any:
+    """compute(rows) for the rows 0..num_samples - 1, at once; or `batch_size` at a time, and each chunk to the host, or
+    to files in the directory `out`, one a leaf, which come back memory-mapped.
+    """
     if batch_size is None:
+        if out is not None:
+            raise ValueError("`out` takes the draws in chunks: expected a `batch_size`; got None")
         return compute(np.arange(num_samples))
-    size = checks.positive_integer("batch_size", batch_size)
-    # The last chunk is filled up with repeated draws, cut off afterwards, to keep the one compiled shape.
-    index = np.minimum(np.arange(-(-num_samples // size) * size), num_samples - 1).reshape(-1, size)
-    chunks = [jax.device_get(compute(rows)) for rows in index]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_samples], *chunks)
+    size, whole = checks.positive_integer("batch_size", batch_size), None
+    for start in range(0, num_samples, size):
+        # The last chunk is filled up with repeated draws, cut off again, to keep the one compiled shape.
+        chunk = jax.device_get(compute(np.minimum(np.arange(start, start + size), num_samples - 1)))
+        if whole is None:
+            whole = jax.tree_util.tree_map_with_path(partial(_room, num_samples, out), chunk)
+        jax.tree.map(partial(_write, start), whole, chunk)
+    return whole
+
+
+def _room(num_samples: int, out: str | Path | None, path: Any, leaf: np.ndarray) -> np.ndarray:
+    shape = num_samples, *leaf.shape[1:]
+    if out is None:
+        return np.empty(shape, leaf.dtype)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return np.lib.format.open_memmap(Path(out) / f"{checks.path_name(path)}.npy", "w+", leaf.dtype, shape)
+
+
+def _write(start: int, whole: np.ndarray, chunk: np.ndarray) -> None:
+    whole[start : start + len(chunk)] = chunk[: len(whole) - start]
 
 
 @partial(jax.jit, static_argnames="fn")

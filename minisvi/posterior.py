@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -75,16 +76,19 @@ class Posterior:
         num_samples: int,
         *inputs: Any,
         batch_size: int | None = None,
+        out: str | Path | None = None,
     ) -> Any:
         """fn(key, theta, *inputs) at `num_samples` draws of theta, stacked along a leading axis.
 
         The draws are those of `sample(key, num_samples)`. With a `batch_size`, that many are drawn and computed at a
         time and each chunk goes to the host as it comes, so that device memory holds one chunk; the numbers do not
-        depend on it. Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are not compiled again.
+        depend on it. With a directory `out` too it goes to a file there, `value.npy`, or one a leaf by its name, and
+        what comes back is memory-mapped: then host memory holds one chunk as well. Keep `fn` at hand and pass new data
+        as `inputs`: equal function and shapes are not compiled again.
         """
         keys = _split(key, num_samples)
         args = self.model, self.guide, fn, self.params, self.data
-        return in_chunks(lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size)
+        return in_chunks(lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size, out)
 
 
 def log_weights(

@@ -45,6 +45,22 @@ def noisy(key, theta, x):
     return {"mean": theta["a"] @ x, "draw": theta["a"] @ x + theta["tau"] * jax.random.normal(key, x.shape[1:])}
 
 
+def test_predictions_spilled_to_files_are_those_in_memory(key, tmp_path):
+    x = jnp.array([0.3, -2.0, 5.0])
+    whole = POSTERIOR.predictive(key, by_name, 23, x)
+    spilled = POSTERIOR.predictive(key, by_name, 23, x, batch_size=7, out=tmp_path / "new")
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["noise.npy", "shifted.y.npy"]
+    assert isinstance(spilled["shifted"]["y"], np.memmap)
+    jax.tree.map(np.testing.assert_array_equal, spilled, jax.device_get(whole))
+    np.testing.assert_array_equal(np.load(tmp_path / "new" / "noise.npy"), whole["noise"])
+    with pytest.raises(ValueError, match="`out` takes the draws in chunks: expected a `batch_size`"):
+        POSTERIOR.predictive(key, by_name, 23, x, out=tmp_path)
+
+
+def by_name(key, theta, x):
+    return {"noise": jax.random.normal(key), "shifted": {"y": x + jnp.sum(jax.tree.leaves(theta)[0])}}
+
+
 def test_predictions_do_not_depend_on_the_batch_size(key):
     x = jnp.arange(10.0).reshape(2, 5)
     whole = POSTERIOR.predictive(key, noisy, 23, x)
