@@ -19,6 +19,7 @@ from minisvi.guides import Guide
 from minisvi.model import Model
 from minisvi.posterior import Posterior
 from minisvi.progress import StageDisplay
+from minisvi.streams import Stream
 from minisvi.verdict import Judged, Verdict, judge
 
 _ORDER = ("not trusted", "bulk good, tails unverified", "good")
@@ -123,6 +124,8 @@ def fit(
 
     Equal models and shapes are compiled once; equal keys give equal fits, unless the budget ends them.
     """
+    if any(isinstance(part, Stream) for part in data):
+        raise TypeError("`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run")
     judge_key, key = jax.random.split(checks.prng_key(key))
     begin = time.monotonic()
     deadline = begin + seconds
