@@ -58,9 +58,8 @@ class Model(Record):
     def log_density(self, u: Any, *data: Any, scale: Any = None) -> Array:
         """log p(T(u), D) + log|det J_T(u)|: a scalar in nats, the target density on unconstrained space.
 
-        `scale` = N/B multiplies the likelihood of a minibatch of B of the N rows, which makes it unbiased for that of
-        all rows (Hoffman et al. 2013, eq. 20); an array (B,) is each row's own factor. ValueError if it is given and
-        the model is not factored.
+        `scale` = N/B multiplies the likelihood of B of the N rows, which makes it unbiased (Hoffman et al. 2013, eq.
+        20); an array (B,) is each row's own factor. ValueError if it is given and the model is not factored.
         """
         if self.log_joint is None:
             log_prior, log_likelihood = self.log_terms(u, *data, scale=scale)

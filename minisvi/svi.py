@@ -146,10 +146,8 @@ class SVI(Record):
         `num_restarts=R`: R starts at the keys split(key, R), in one compiled loop. The best by the ELBO at 1,024 fresh
         draws of each is what the result holds; all are in `result.restarts`. A start that fails does not end the rest.
         """
-        checks.positive_integer("num_steps", num_steps)
-        plan, key = Plan(num_restarts, average, stop), checks.prng_key(key)
-        host = Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
-        start = partial(_init, key=key, params=params, num_restarts=num_restarts)
+        plan, host = Plan(num_restarts, average, stop), Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
+        start = partial(_init, key=checks.prng_key(key), params=params, num_restarts=num_restarts)
         return fit(self, plan, start, 0, num_steps, data, held_out, host, on_failure, key)
 
     def resume(
@@ -177,9 +175,8 @@ class SVI(Record):
         NonFiniteError after ten steps in a row that were not finite, and StreamError if a stream fails, unless
         `on_failure="return"`: then the result's `reason` says so.
         """
-        begin, plan = int(state.step), Plan(1, average, stop)
-        host = Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
-        return fit(self, plan, lambda *_: state, begin, num_steps, data, held_out, host, on_failure)
+        plan, host = Plan(1, average, stop), Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
+        return fit(self, plan, lambda *_: state, int(state.step), num_steps, data, held_out, host, on_failure)
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         batch, _ = self.batches(jnp.zeros((), jnp.int32), data)
