@@ -1,5 +1,7 @@
 """The table of families: a new guide costs one line here and meets every property of `test_families.py`."""
 
+from functools import lru_cache, partial
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -117,25 +119,30 @@ FAMILIES = {
     "custom flowjax": flowjax_affine,
 }
 FOREIGN = [n for n in FAMILIES if any(word in n for word in ("custom", "coupling", "autoregressive", "flow"))]
-NAMES = [pytest.param(name, marks=pytest.mark.foreign) if name in FOREIGN else name for name in FAMILIES]
+FLOWS = [n for n in FAMILIES if "layer" in repr(FAMILIES[n](TREES[3]))]
+
+
+def marked(name, *more, marks=()):
+    """A pytest parameter, `foreign` where it is."""
+    return pytest.param(name, *more, marks=[*marks, *([pytest.mark.foreign] if name in FOREIGN else [])])
+
+
+NAMES = [marked(name) for name in FAMILIES]
 # For the tests that take a flow some ten seconds each.
-FLOWS_SLOW = [
-    pytest.param(name, marks=[pytest.mark.foreign, pytest.mark.slow])
-    if "layer" in repr(FAMILIES[name](TREES[3]))
-    else n
-    for name, n in zip(FAMILIES, NAMES)
-]
+FLOWS_SLOW = [marked(name, marks=[pytest.mark.slow] if name in FLOWS else []) for name in FAMILIES]
 
 
 def members_of(name, dimension, key, spread=1.0):
     """(guide, latents, params) away from the start: off the origin, with unequal scales."""
+    return _members_of(name, dimension, tuple(jax.random.key_data(key).tolist()), spread)
+
+
+@lru_cache
+def _members_of(name, dimension, seed, spread):
     latents = TREES[dimension]
     guide = FAMILIES[name](latents)
-    init_key, noise_key = jax.random.split(key)
-    params = guide.init(init_key)
-    keys = iter(jax.random.split(noise_key, len(jax.tree.leaves(params))))
 
-    def move(path, leaf):
+    def move(keys, path, leaf):
         noise, last = jax.random.normal(next(keys), leaf.shape, leaf.dtype), str(path[-1])
         if "factor" in last:  # of `whitened`, which no fit changes
             return leaf
@@ -150,4 +157,11 @@ def members_of(name, dimension, key, spread=1.0):
             return 0.4 * noise + jnp.diag(jnp.linspace(-1.2, 0.4, leaf.shape[-1], dtype=leaf.dtype))
         return leaf + (0.1 if "spline" in name else 0.3) * noise  # a spline has 25 numbers a coordinate
 
-    return guide, latents, tree_map_with_path(move, params)
+    @jax.jit
+    def moved(key):
+        init_key, noise_key = jax.random.split(key)
+        params = guide.init(init_key)
+        keys = iter(jax.random.split(noise_key, len(jax.tree.leaves(params))))
+        return tree_map_with_path(partial(move, keys), params)
+
+    return guide, latents, moved(jax.random.wrap_key_data(jnp.array(seed, jnp.uint32)))

@@ -34,7 +34,7 @@ def gaussian(size):
     return Model({"x": real(size)}, log_joint), loc, cov, (jnp.asarray(loc, FLOAT), jnp.asarray(precision, FLOAT))
 
 
-@pytest.mark.parametrize("size", [1, 2, 10, 16, 17, 50])
+@pytest.mark.parametrize("size", [1, 16, 17, 50])
 def test_any_gaussian_is_exact_at_two_draws(size, key):
     model, loc, cov, data = gaussian(size)
     fit = deterministic(key, model, *data, **TWO)

@@ -170,6 +170,7 @@ def test_diagonal_and_low_rank_form_no_square_matrix(key):
     assert size * size in array_sizes(lambda x: curvature.eigenpairs(model, x, data, ones), x)
 
 
+@pytest.mark.slow
 def test_low_rank_finds_the_variances_that_a_diagonal_misses(key):
     loc, scale, factor = structured()
     variances = scale**2 * (1 + np.sum(factor**2, axis=1))
@@ -350,11 +351,16 @@ def test_columns_that_depend_on_each_other_are_found_in_either_precision(hessian
 
 
 def started(guide, found, key):
-    q = guide.distribution(guide.init(key, loc=found.loc, cov=found.cov))
-    draw = lambda eps: trees.ravel(guide.latents, q.from_noise(eps)[0])  # noqa: E731
-    zeros = jnp.zeros(q.noise_size, FLOAT)
-    half = np.asarray(jax.jacobian(draw)(zeros), np.float64)
-    assert np.allclose(draw(zeros), vector(found.loc), rtol=RTOL)
+    @jax.jit
+    def centre_and_factor(loc, cov):
+        q = guide.distribution(guide.init(key, loc=loc, cov=cov))
+        draw = lambda eps: trees.ravel(guide.latents, q.from_noise(eps)[0])  # noqa: E731
+        zeros = jnp.zeros(q.noise_size, FLOAT)
+        return draw(zeros), jax.jacobian(draw)(zeros)
+
+    centre, half = centre_and_factor(found.loc, found.cov)
+    assert np.allclose(centre, vector(found.loc), rtol=RTOL)
+    half = np.asarray(half, np.float64)
     return half @ half.T
 
 
@@ -391,12 +397,18 @@ def test_a_flow_starts_from_a_fit(make, key):
     loc, cov = gaussian(3, seed=2)
     found = fit(key, loc, np.linalg.inv(cov))
     flow = make(found.guide, num_layers=2)
-    q = flow.distribution(flow.init(key, base=found.params))
+    q = flow.distribution(jax.jit(lambda key: flow.init(key, base=found.params))(key))
     exact = found.guide.distribution(found.params)
-    for k in jax.random.split(key, 3):
+
+    @jax.jit
+    @jax.vmap
+    def log_qs(k):
         u, log_q = q.sample_and_log_prob(seed=k)
-        assert np.allclose(log_q, exact.log_prob(u), rtol=10 * RTOL)
-        assert np.allclose(q.log_prob(u), exact.log_prob(u), rtol=10 * RTOL)
+        return log_q, q.log_prob(u), exact.log_prob(u)
+
+    drawn, scored, expected = log_qs(jax.random.split(key, 3))
+    assert np.allclose(drawn, expected, rtol=10 * RTOL)
+    assert np.allclose(scored, expected, rtol=10 * RTOL)
 
 
 # --- Bad input, and compilation. ---
