@@ -4,7 +4,6 @@ What is written is all that the next step depends on, so that a fit that goes on
 interrupted, bit by bit. A checkpoint is there whole or not at all, and the last three are kept.
 """
 
-import itertools
 import json
 import logging
 import os
@@ -22,18 +21,20 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks
+from minisvi.sharding import to_host
 
 logger = logging.getLogger("minisvi")
 KEEP = 3
 
 
 class Saved(NamedTuple):
-    """A run after `done` steps: the loop's `lane`, and the trace and the rule's checks up to there."""
+    """A run after `done` steps: the loop's `lane`, and up to there the trace, the checks and the rows dropped."""
 
     done: int
     lane: Any
     elbo: np.ndarray
     seen: Any
+    num_dropped: int = 0
 
 
 class Checkpoints:
@@ -59,20 +60,24 @@ class Checkpoints:
         """The latest that is whole, like `lane`; None if there is none. Damaged ones are put aside, and said."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                parts = self._args.StandardRestore(jax.tree.map(_spec, _bits(lane))), self._args.StandardRestore()
-                found = self._manager.restore(step, args=self._args.Composite(lane=parts[0], trace=parts[1]))
+                like = self._args.StandardRestore(jax.tree.map(_spec, _bits(lane)))
+                args = self._args.Composite(lane=like, trace=self._args.StandardRestore())
+                found = self._manager.restore(step, args=args)
                 if int(found["trace"].pop("sum")[0]) != _sum(found["lane"], found["trace"]):
                     raise ValueError("its numbers are not those that were written")
             except Exception as error:  # whatever the damaged file makes of it
-                aside = _put_aside(self._path / str(step))
-                logger.warning("the checkpoint of step %d is damaged, and now in %s: %s", step, aside, error)
+                aside = self._path / f"{step}.damaged-{time.time_ns()}"  # it may be something else of the user's
+                with suppress(FileNotFoundError):  # another process was faster
+                    (self._path / str(step)).rename(aside)
+                logger.warning("the checkpoint of step %d is damaged, and now in %s: %.200r", step, aside, error)
                 self._manager.reload()
                 continue
             self._last = step
             logger.info("going on from step %d, by the checkpoint in %s", step, self._path)
-            elbo, *seen = (found["trace"][str(i)] for i in range(len(found["trace"])))
+            dropped = int(found["trace"].pop("dropped")[0])
+            elbo, *seen = (found["trace"][str(i)][1:] for i in range(len(found["trace"])))
             rule = None if lane.memory is None else jax.tree.unflatten(jax.tree.structure(lane.memory.seen), seen)
-            return Saved(step, jax.tree.map(_like, lane, found["lane"]), elbo, rule)
+            return Saved(step, jax.tree.map(_like, lane, found["lane"]), elbo, rule, dropped)
         return None
 
     @property
@@ -86,7 +91,9 @@ class Checkpoints:
             return
         # A copy, for the next block overwrites the lane while it is being written.
         lane = jax.tree.map(jnp.copy, _bits(saved.lane))
-        trace = dict(zip(map(str, range(99)), [saved.elbo, *jax.tree.leaves(saved.seen)]))
+        columns = enumerate([saved.elbo, *jax.tree.leaves(saved.seen)])
+        trace = {str(i): np.concatenate([np.zeros_like(a, shape=(1, *a.shape[1:])), a]) for i, a in columns}
+        trace["dropped"] = np.array([saved.num_dropped])
         trace["sum"] = np.array([_sum(lane, trace)], np.uint32)  # for Orbax has none of the numbers themselves
         parts = self._args.StandardSave(lane), self._args.StandardSave(trace)
         with self._surviving():
@@ -106,7 +113,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of this write or of the last one: whatever the disk makes of it
             self._last = -1
-            logger.warning("no checkpoint could be written to %s, and the fit goes on: %r", self._path, error)
+            logger.warning("no checkpoint could be written to %s, and the fit goes on: %.200r", self._path, error)
             with suppress(Exception):
                 self._open()
 
@@ -116,7 +123,13 @@ def claim(directory: Path, about: dict[str, str]) -> None:
     which it is of something else.
     """
     file = directory / "about.json"
-    if not file.exists():
+    written = None
+    with suppress(FileNotFoundError):
+        try:
+            written = json.loads(file.read_text())
+        except ValueError as error:
+            logger.warning("%s is damaged, and written again as of this run: %s", file, error)
+    if written is None:
         directory.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
         with draft.open("w") as opened:
@@ -125,7 +138,6 @@ def claim(directory: Path, about: dict[str, str]) -> None:
             os.fsync(opened.fileno())
         os.replace(draft, file)  # there whole or not at all
         return
-    written = json.loads(file.read_text())
     for leaf in {**about, **written}:
         there, here = written.get(leaf, "absent"), about.get(leaf, "absent")
         if there != here:
@@ -151,7 +163,7 @@ def describe(name: str, thing: Any) -> dict[str, str]:
 
 def fingerprint(key: Any) -> str:
     """Of a PRNG key, or some: all else being equal, it makes the run."""
-    return f"{zlib.crc32(np.asarray(_bits(key)).tobytes()):08x}"
+    return f"{zlib.crc32(to_host(_bits(key)).tobytes()):08x}"
 
 
 def remembered(path: Path, compute: Callable[[], Any], like: Any, deadline: float) -> Any:
@@ -175,7 +187,7 @@ def save(path: str | Path, params: Any) -> None:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), params)
+        checkpointer.save(Path(path).absolute(), {n: a for n, a in checks.named_leaves(params).items() if a.size})
 
 
 def load(path: str | Path, guide: Any) -> Any:
@@ -189,15 +201,9 @@ def load(path: str | Path, guide: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(Path(path).absolute())
     names = checks.named_leaves(expected)
-    found = checks.named_leaves(found)
+    found = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in names.items() if not leaf.size} | found
     checks.same_tree(f"the parameters in {path}", names, found)
     return jax.tree.unflatten(jax.tree.structure(expected), [found[name] for name in names])
-
-
-def _put_aside(path: Path) -> Path:
-    """Renamed, so that it is no checkpoint any more; not removed, for it may be something else of the user's."""
-    free = (path.with_name(f"{path.name}.damaged{i or ''}") for i in itertools.count())
-    return path.rename(next(name for name in free if not name.exists()))
 
 
 def _sum(lane: Any, trace: dict[str, np.ndarray]) -> int:
@@ -211,19 +217,20 @@ def _lane_sum(lane: Any) -> Array:
     """Where the lane is, for no process may have all of it: integers add up to the same in any order."""
     total = jnp.zeros((), jnp.uint32)
     for i, leaf in enumerate(jax.tree.leaves(lane)):
-        words = leaf.astype(jnp.uint32) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, _word(leaf))
+        word = f"uint{8 * min(leaf.dtype.itemsize, 4)}"
+        words = leaf.astype(word) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, word)
         place = 2 * jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape) + 1
         total += (2 * i + 1) * jnp.sum(place * words.astype(jnp.uint32), dtype=jnp.uint32)
     return total
 
 
-def _word(leaf: Any) -> Any:
-    return {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-
-
 def _bits(tree: Any) -> Any:
-    """With PRNG keys as the integers that they are."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+    """With PRNG keys as the integers that they are, and a number in place of none, as Orbax wants it."""
+
+    def bits(leaf: Any) -> Any:
+        return jax.random.key_data(leaf) if _is_key(leaf) else leaf if leaf.size else jnp.zeros(1, leaf.dtype)
+
+    return jax.tree.map(bits, tree)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -236,6 +243,8 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _like(leaf: Any, found: Any) -> Any:
     """What was found, as the kind of array that `leaf` is."""
+    if not leaf.size:
+        return leaf
     if leaf.sharding.num_devices == 1:  # free to follow other arrays to where they are
         found = jnp.asarray(np.asarray(found))
     return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else found

@@ -29,14 +29,20 @@ class InMemory(NamedTuple):
     """Data that are all there, for a loop that takes them as it does those of a `streams.Reader`."""
 
     example: tuple[Any, ...]
-    num_dropped: int = 0
 
-    def start(self, first: int, last: int) -> None:
-        del first, last
+    def start(self, first: int, last: int, num_dropped: int, several: bool) -> None:
+        del first, last, num_dropped, several
 
     def block(self, step: int, limit: int) -> tuple[tuple[Any, ...], int]:
         del step
         return self.example, limit
+
+    def latest(self, step: int) -> tuple[tuple[Any, ...], int]:
+        return self.example, max(step, 1)
+
+    def num_dropped(self, step: int) -> int:
+        del step
+        return 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Outcome(NamedTuple):
 
 def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_out: Any, host: Host) -> Outcome:
     """`num_steps` of `svi.update`, or fewer: if all starts end before, or are stopped."""
-    deadline, limit, begin = time.monotonic() + host.seconds, _FIRST_BLOCK, int(np.max(state.step))
+    deadline, limit, begin = time.monotonic() + host.seconds, _FIRST_BLOCK, int(to_host(state.step).max())
     data, stopped, error = feed.example, None, None
     lane = loop.start(svi, plan, state, data, held_out)
     now = Saved(0, lane, np.zeros((0, *state.step.shape), np.float32), _no_checks(lane))
@@ -84,7 +90,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
             if now.done > num_steps:
                 raise ValueError(f"`num_steps`: expected {now.done} or more, which the checkpoint has; got {num_steps}")
         trace, done, lane = [now], now.done, now.lane
-        feed.start(begin + done, begin + num_steps)
+        feed.start(begin + done, begin + num_steps, now.num_dropped, plan.num_restarts > 1)
         bar = stack.enter_context(Progress(num_steps, done, host.progress_bar and jax.process_index() == 0))
         interrupted = stack.enter_context(deferred_interrupt())
         while done < num_steps:
@@ -98,7 +104,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
             minus_size, code, save = agreed(-size, _STOPS.index(stop), due)
             stopped = _STOPS[code]
             if checkpoints is not None and save:
-                checkpoints.save(_joined(trace, done, lane))
+                checkpoints.save(_joined(trace, done, lane, feed.num_dropped(begin + done)))
             if stopped is not None:
                 break
             clock = np.array([done, done - minus_size, num_steps], np.int32)
@@ -112,7 +118,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
                 break
             pace = _BLOCK_SECONDS / (time.perf_counter() - since)
             limit = int(np.clip(limit * pace, 1, min(64 * limit, loop.BLOCK_CAPACITY)))
-        end = _joined(trace, done, lane)
+        end = _joined(trace, done, lane, feed.num_dropped(begin + done))
         if checkpoints is not None:
             checkpoints.save(end)
     params = lane.state.params if plan.stop is None and not plan.average else loop.params(plan, lane)
@@ -134,7 +140,7 @@ def _no_checks(lane: loop.Lane) -> Any:
     return None if lane.memory is None else jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), lane.memory.seen)
 
 
-def _joined(trace: list[Saved], done: int, lane: loop.Lane) -> Saved:
+def _joined(trace: list[Saved], done: int, lane: loop.Lane, num_dropped: int) -> Saved:
     elbo, seen = jax.tree.map(lambda *parts: np.concatenate(parts), *((part.elbo, part.seen) for part in trace))
-    trace[:] = [Saved(done, lane, elbo, seen)]
+    trace[:] = [Saved(done, lane, elbo, seen, num_dropped)]
     return trace[0]

@@ -1,5 +1,6 @@
 """Batches from outside, checked against the first one and laid side by side in one array a leaf."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -36,24 +37,24 @@ class Form(NamedTuple):
         dtypes = [jax.dtypes.canonicalize_dtype(dtype) for dtype in self.dtypes]
         return [np.zeros((num_batches, *shape), dtype) for shape, dtype in zip(self.shapes, dtypes)]
 
-    def put(self, batch: Any, slots: list[np.ndarray], skip_nan: bool) -> np.ndarray:
-        """Write a batch into its slots, (B, ...) each; returns which of their rows count, (B,).
+    def put(self, batch: Any, slots: list[np.ndarray], skip_nan: bool) -> tuple[int, np.ndarray | None]:
+        """Write a batch into its slots, (B, ...) each; returns its number of rows, and which of them do not count.
 
-        The others are copies of one that does: rows beyond a smaller batch, and those with a NaN if `skip_nan`.
+        These, with a NaN and `skip_nan`, become copies of one that counts, and so do those beyond a smaller batch.
         ValueError or TypeError for a batch of another form, for a NaN otherwise, and if no row is left.
         """
         arrays = self._arrays(batch)
         num = len(arrays[0])
         bad = self._with_nan(arrays, skip_nan)
-        if bad.all():
+        if bad is not None and bad.all():
             raise ValueError(f"no row of {num} is without a NaN")
-        good = int(np.argmin(bad))
+        good = 0 if bad is None else int(np.argmin(bad))
         for array, slot in zip(arrays, slots):
             slot[:num] = array
             slot[num:] = array[good]
-            if bad.any():
+            if bad is not None:
                 slot[:num][bad] = array[good]
-        return np.arange(self.num_rows) < num if not bad.any() else np.pad(~bad, (0, self.num_rows - num))
+        return num, bad
 
     def _arrays(self, batch: Any) -> list[np.ndarray]:
         if jax.tree.structure(batch) != self.treedef:
@@ -69,8 +70,8 @@ class Form(NamedTuple):
                 raise TypeError(f"`{name}`: expected {dtype}; got {array.dtype}")
         return arrays
 
-    def _with_nan(self, arrays: list[np.ndarray], skip: bool) -> np.ndarray:
-        bad = np.zeros(len(arrays[0]), bool)
+    def _with_nan(self, arrays: list[np.ndarray], skip: bool) -> np.ndarray | None:
+        bad = None
         for name, array in zip(self.names, arrays):
             # The least of numbers is NaN if one of them is, and takes one pass.
             if array.size and np.issubdtype(array.dtype, np.inexact) and np.isnan(array.min()):
@@ -79,5 +80,35 @@ class Form(NamedTuple):
                     raise ValueError(
                         f"`{name}` has a NaN in {rows.sum()} of {len(rows)} rows: drop them, or nan='skip'"
                     )
-                bad |= rows
+                bad = rows if bad is None else bad | rows
         return bad
+
+
+@dataclass
+class Packed:
+    """Room for S batches from number `first` on, of which `num` are there: `arrays` (S, B, ...), a leaf each and last
+    the weights of the rows, and how many rows were `dropped`, (S,).
+    """
+
+    form: Form
+    first: int
+    arrays: list[np.ndarray]
+    dropped: np.ndarray
+    num: int = 0
+
+    @classmethod
+    def empty(cls, form: Form, first: int, size: int) -> "Packed":
+        weights = np.zeros((size, form.num_rows), np.dtype(jax.dtypes.canonicalize_dtype(float)))
+        return cls(form, first, [*form.empty(size), weights], np.zeros(size, int))
+
+    def add(self, batch: Any, num_data: float, skip_nan: bool) -> None:
+        """The next batch, whose rows stand for `num_data`; ValueError or TypeError as in `Form.put`."""
+        *leaves, weights = (array[self.num] for array in self.arrays)
+        num, bad = self.form.put(batch, leaves, skip_nan)
+        dropped = 0 if bad is None else bad.sum()
+        weights[:num] = num_data / (num - dropped)
+        weights[num:] = 0.0
+        if bad is not None:
+            weights[:num][bad] = 0.0
+        self.dropped[self.num] = dropped
+        self.num += 1

@@ -38,7 +38,8 @@ class Progress:
         """Move by the steps of these estimates, (n,) or (n, R); show the mean of the last hundred, the best start's."""
         self._done += len(elbo)
         now = time.monotonic()
-        due = logger.isEnabledFor(logging.INFO) and (now - self._logged >= _LOG_SECONDS or self._done == self._total)
+        due = logger.isEnabledFor(logging.INFO) and self._done > self._first  # one that was over takes no step
+        due = due and (now - self._logged >= _LOG_SECONDS or self._done == self._total)
         if self._bar is None and not due:
             return
         recent = np.atleast_2d(elbo[-100:].T)

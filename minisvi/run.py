@@ -13,7 +13,7 @@ from jax import Array
 from minisvi import checks, drive, failure, loop, scores
 from minisvi.batches import FullBatch
 from minisvi.result import NonFiniteError, Reason, Restarts, SVIResult
-from minisvi.sharding import to_host
+from minisvi.sharding import to_host, whole
 from minisvi.streams import Reader, Stream, StreamError
 
 _NUM_PAIRS = 512  # of fresh draws, to choose among several starts
@@ -43,8 +43,9 @@ def fit(
     state = start(svi, *feed.example)
     state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again
     outcome = drive.run(svi, plan, state, num_steps, feed, held_out, host)
-    result = _result(outcome, plan, begin) if plan.num_restarts == 1 else _best(svi, outcome, plan, key)
-    result = result._replace(num_dropped=feed.num_dropped)
+    end = begin + len(outcome.elbo)
+    result = _result(outcome, plan, begin) if plan.num_restarts == 1 else _best(svi, outcome, plan, key, feed, end)
+    result = result._replace(num_dropped=feed.num_dropped(end))
     if on_failure == "raise" and result.reason == "non-finite":
         raise NonFiniteError(failure.explain(svi, result.state, outcome.data), result)
     if on_failure == "raise" and result.reason == "stream":
@@ -74,12 +75,14 @@ def _result(outcome: drive.Outcome, plan: loop.Plan, begin: Any) -> SVIResult:
     return SVIResult(outcome.params, state, outcome.elbo[:taken], int(state.num_skipped), reason, seen)
 
 
-def _best(svi: Any, outcome: drive.Outcome, plan: loop.Plan, key: Array) -> SVIResult:
+def _best(svi: Any, outcome: drive.Outcome, plan: loop.Plan, key: Array, feed: Any, step: int) -> SVIResult:
+    outcome = outcome._replace(state=whole(outcome.state), params=whole(outcome.params))
     lanes = [_result(_lane(outcome, i), plan, 0) for i in range(plan.num_restarts)]
     failed = np.array([lane.reason == "non-finite" for lane in lanes])
     # A large number, for split(key, R)[i] is fold_in(key, i).
-    key, step = jax.random.fold_in(key, 2**31 - 1), jnp.max(outcome.state.step)
-    values = np.where(failed[:, None], np.nan, to_host(_fresh_elbo(svi, key, step, outcome.params, outcome.data)))
+    key = jax.random.fold_in(key, 2**31 - 1)
+    fresh = _fresh_elbo(svi, key, step, *feed.latest(step), outcome.params)
+    values = np.where(failed[:, None], np.nan, to_host(fresh))
     with np.errstate(invalid="ignore"):  # the spread of infinite estimates
         elbo, se = values.mean(axis=1), values.std(axis=1, ddof=1) / _NUM_PAIRS**0.5
     rank = np.where(np.isfinite(elbo), elbo, np.where(failed, -np.inf, np.finfo(elbo.dtype).min))
@@ -95,15 +98,15 @@ def _lane(outcome: drive.Outcome, i: int) -> drive.Outcome:
 
 
 @partial(jax.jit, static_argnames="svi")
-def _fresh_elbo(svi: Any, key: Array, step: Array, params: Any, data: tuple[Any, ...]) -> Array:
+def _fresh_elbo(svi: Any, key: Array, step: Any, data: tuple[Any, ...], num: Any, params: Any) -> Array:
     """Estimates of the ELBO of each start, (R, S): at the same draws for all, each on the rows of one of the latest
-    steps. One start at a time, to bound the memory.
+    `num` steps. One start at a time, to bound the memory.
     """
 
     def estimates(params: Any) -> Array:
         def one(pair: tuple[Array, Array]) -> Array:
             i, key = pair
-            batch, scale = svi.batches(jnp.maximum(step - 1 - i, 0), data)
+            batch, scale = svi.batches(jnp.maximum(step - 1 - i % num, 0), data)
             return scores.elbo(key, svi.model, svi.guide, params, 1, *batch, scale=scale)[0]
 
         pairs = jnp.arange(_NUM_PAIRS), jax.random.split(key, _NUM_PAIRS)

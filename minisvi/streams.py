@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,10 +16,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from minisvi import checks
 from minisvi.batches import Block, Blocks
-from minisvi.packing import Form
+from minisvi.packing import Form, Packed
+from minisvi.sharding import check_rows
 
 _BLOCK_BYTES = 2**25
 _MAX_BATCHES = 1024  # in a block
+_NUM_LATEST = 64  # batches to compare several starts on
 _BLOCK_SECONDS = 0.25  # after which a block goes on its way, full or not
 
 
@@ -48,7 +50,8 @@ class Stream:
     - `nan`: a row with a NaN in it ends the fit (`"refuse"`), or is left out and counted (`"skip"`).
     - `timeout`: seconds that a batch may take.
     - `sharding`: a `NamedSharding` of a batch's rows over devices, such as `NamedSharding(mesh, P("rows"))`. Of several
-      processes each reads its own source, and a batch is the rows of all, each process's being as good as any other's.
+      processes each reads its own source, and a batch is the rows of all, each process's being as good as any other's,
+      and in the first batch as many.
 
     The fit ends when the stream does, with the reason "exhausted"; epochs are the source's affair.
     """
@@ -67,44 +70,82 @@ class Stream:
             raise ValueError(f"`timeout` must be above 0 seconds; got {self.timeout}")
 
 
-class _Filled(NamedTuple):
-    block: Block
-    num_batches: int
-    num_dropped: int
-
-
 class Reader:
-    """A stream at work. `example` is data of its form, for static checks; then `start`, and `block` time after time.
-
-    `num_dropped` counts the rows left out so far.
-    """
+    """A stream at work. `example` is data of its form, for static checks; then `start`, and `block` time after time."""
 
     def __init__(self, stream: Stream, begin: int) -> None:
-        """The first batch is number `begin`, unless `start` says otherwise."""
+        """For a fit that begins with batch number `begin`; the form is that of number 0 all the same."""
         self._stream = stream
         self._iterator: Iterator[Any] | None = None
-        self._number, self._since = begin, time.monotonic()  # of the batch that comes next
-        self.num_dropped = 0
+        self._number, self._since = 0, time.monotonic()  # of the batch that comes next
         self._error: StreamError | None = None
         self._form: Form = self._wait(_in_background(lambda: self._peek(begin)))
+        if stream.sharding is not None:
+            check_rows([self._form.num_rows])
         size = sum(leaf.nbytes for leaf in self._form.empty(1))
         self._capacity = int(np.clip(_BLOCK_BYTES // max(size, 1), 1, _MAX_BATCHES))
         self.batches = Blocks(stream.num_data)
-        self.example = (self._sent(begin, self._form.empty(self._capacity), self._no_weights()),)
+        self.example = (self._sent(begin, Packed.empty(self._form, begin, self._capacity).arrays),)
 
-    def start(self, first: int, last: int) -> None:
-        """Read the batches from number `first` to before `last`."""
-        self._end, self._last = first, last
-        self._next_block = _in_background(lambda: self._fill(first))
+    def start(self, first: int, last: int, num_dropped: int, several: bool) -> None:
+        """Read the batches from number `first` to before `last`; `num_dropped` rows of those before were left out. With
+        `several` starts the latest of these are read again, so that `latest` has them.
+        """
+        self._num_latest = min(self._capacity, _NUM_LATEST) if several else 1
+        begin = max(first - self._num_latest, 0) if several else first
+        self._end, self._first, self._last, self._num_dropped = begin, first, last, num_dropped
+        self._block, self._now = self.example[0], Packed.empty(self._form, begin, 0)
+        self._older = self._now.arrays
+        self._read_on()
 
     def block(self, step: int, limit: int) -> tuple[tuple[Block], int]:
         """Data for the steps from `step` on, and for how many, `limit` at most; 0 at the end of the stream."""
-        if step == self._end:
-            self._block, num_batches, num_dropped = self._wait(self._next_block)
-            self._end += num_batches
-            self.num_dropped += num_dropped
-            self._next_block = _in_background(lambda: self._fill(self._number))
+        while step >= self._end:
+            block = self._next()
+            if not self._next_packed.num:
+                break
+            self._older = self._last_of(self._now.num)
+            self._num_dropped += self._dropped(self._now.num)
+            self._block, self._now = block, self._next_packed
+            self._end += self._now.num
+            self._read_on()
         return (self._block,), min(limit, self._end - step)
+
+    def latest(self, step: int) -> tuple[tuple[Block], int]:
+        """Data for the steps before `step`, and for how many of them: the same however the blocks were cut."""
+        if step > self._end:  # nothing was left to do
+            self.block(step - 1, 1)
+        arrays = self._last_of(self._now.num - (self._end - step))
+        num = len(arrays[-1])
+        return ((self._sent(step - num, arrays),), num) if num else (self.example, 1)
+
+    def num_dropped(self, step: int) -> int:
+        """Rows left out of the batches before number `step`."""
+        return self._num_dropped + self._dropped(self._now.num - (self._end - step))
+
+    def _dropped(self, num: int) -> int:
+        """Rows left out of the block's first `num` batches, but for those that were counted before the start."""
+        return int(self._now.dropped[max(self._first - self._now.first, 0) : max(num, 0)].sum())
+
+    def _last_of(self, num: int) -> list[np.ndarray]:
+        """The latest of the batches up to the block's `num` first."""
+        begin = max(num - self._num_latest, 0)
+        parts = (np.concatenate([old, new[begin:num]]) for old, new in zip(self._older, self._now.arrays))
+        return [part[-self._num_latest :] for part in parts]
+
+    def _read_on(self) -> None:
+        packed = self._next_packed = Packed.empty(self._form, self._end, self._capacity)
+        self._next_block = _in_background(lambda: self._fill(packed))
+
+    def _next(self) -> Block:
+        try:
+            return self._wait(self._next_block)
+        except StreamError as error:
+            packed = replace(self._next_packed)  # as it is now: a source that hangs may come back
+            if not packed.num:
+                raise
+            self._error, self._next_packed = error, packed  # for the next call: the batches before it are good
+            return self._sent(packed.first, packed.arrays)
 
     def _wait(self, future: Future[Any]) -> Any:
         while True:
@@ -120,17 +161,22 @@ class Reader:
 
     # What follows runs in the background, one call at a time.
 
-    def _peek(self, number: int) -> Form:
-        self._go_to(number)
+    def _peek(self, begin: int) -> Form:
+        if begin and isinstance(self._stream.source, Iterator):
+            raise ValueError(
+                f"the fit goes on at batch {begin}, and an iterator cannot begin anew: expected an iterable, such as a "
+                "list or a loader, or a function of a batch's number"
+            )
+        self._go_to(0)
         first = self._take()
         if first is None:
-            raise StreamError(f"the stream has no batch {number}")
+            raise StreamError("the stream has no batch 0")
         assert self._iterator is not None
-        self._iterator, self._number = itertools.chain([first], self._iterator), number
+        self._iterator, self._number = itertools.chain([first], self._iterator), 0
         try:
             return Form.of(first)
         except ValueError as error:
-            raise StreamError(f"batch {number}: {error}") from error
+            raise StreamError(f"batch 0: {error}") from error
 
     def _go_to(self, number: int) -> None:
         """The next batch taken is that one."""
@@ -141,11 +187,6 @@ class Reader:
             return
         if self._iterator is None:
             self._iterator, self._number = iter(source), 0
-            if number and self._iterator is source:
-                raise ValueError(
-                    f"the fit goes on at batch {number}, and an iterator cannot begin anew: expected an iterable, such "
-                    "as a list or a loader, or a function of a batch's number"
-                )
         while self._number < number and self._take() is not None:
             pass
 
@@ -160,50 +201,32 @@ class Reader:
         self._number += 1
         return tuple(batch) if isinstance(batch, tuple | list) else batch if batch is None else (batch,)
 
-    def _fill(self, first: int) -> _Filled:
+    def _fill(self, packed: Packed) -> Block:
         if self._error is not None:
             raise self._error
         self._since = time.monotonic()
-        self._go_to(first)
-        leaves, weights, num, num_dropped = self._form.empty(self._capacity), self._no_weights(), 0, 0
+        self._go_to(packed.first)
         # Each process has the same share of N, for what the others have is not known here.
-        share, end = self._stream.num_data / jax.process_count(), min(first + self._capacity, self._last)
+        share, num = self._stream.num_data / jax.process_count(), min(self._capacity, self._last - packed.first)
         begin = time.monotonic()
-        while first + num < end and (num == 0 or time.monotonic() - begin < _BLOCK_SECONDS):
-            try:
-                batch = self._take()
-                if batch is None:
-                    break
-                there = self._put(batch, first + num, [leaf[num] for leaf in leaves])
-            except StreamError as error:
-                if num == 0:
-                    raise
-                self._error = error  # for the next call: the batches before it are good
+        while packed.num < num and (packed.num == 0 or time.monotonic() - begin < _BLOCK_SECONDS):
+            number, batch = self._number, self._take()
+            if batch is None:
+                self._number = number
                 break
-            weights[num] = np.where(there, share / there.sum(), 0.0)
-            num_dropped += len(jax.tree.leaves(batch)[0]) - int(there.sum())
-            num += 1
-        self._number = first + num
-        return _Filled(self._sent(first, leaves, weights), num, num_dropped)
+            try:
+                packed.add(batch, share, self._stream.nan == "skip")
+            except (TypeError, ValueError) as error:
+                raise StreamError(f"batch {number}: {error}") from error
+        return self._sent(packed.first, packed.arrays)
 
-    def _put(self, batch: Any, number: int, slots: list[np.ndarray]) -> np.ndarray:
-        try:
-            return self._form.put(batch, slots, self._stream.nan == "skip")
-        except (TypeError, ValueError) as error:
-            raise StreamError(f"batch {number}: {error}") from error
-
-    def _no_weights(self) -> np.ndarray:
-        return np.zeros((self._capacity, self._form.num_rows), np.dtype(jax.dtypes.canonicalize_dtype(float)))
-
-    def _sent(self, first: int, leaves: list[np.ndarray], weights: np.ndarray) -> Block:
+    def _sent(self, first: int, arrays: list[np.ndarray]) -> Block:
         sharding = self._stream.sharding
         if sharding is None:
-            leaves, weights = jax.device_put((leaves, weights))
+            *leaves, weights = jax.device_put(arrays)
         else:
             rows = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[:1]))
-            leaves, weights = jax.tree.map(
-                lambda leaf: jax.make_array_from_process_local_data(rows, leaf), (leaves, weights)
-            )
+            *leaves, weights = [jax.make_array_from_process_local_data(rows, leaf) for leaf in arrays]
         return Block(np.int32(first), jax.tree.unflatten(self._form.treedef, leaves), weights)
 
 
