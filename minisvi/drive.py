@@ -30,15 +30,12 @@ class InMemory(NamedTuple):
 
     example: tuple[Any, ...]
 
-    def start(self, first: int, last: int, num_dropped: int, several: bool) -> None:
-        del first, last, num_dropped, several
+    def start(self, first: int, last: int, num_dropped: int) -> None:
+        del first, last, num_dropped
 
     def block(self, step: int, limit: int) -> tuple[tuple[Any, ...], int]:
         del step
         return self.example, limit
-
-    def latest(self, step: int) -> tuple[tuple[Any, ...], int]:
-        return self.example, max(step, 1)
 
     def num_dropped(self, step: int) -> int:
         del step
@@ -62,8 +59,8 @@ class Host:
 
 class Outcome(NamedTuple):
     """Where the loop ended: by the rule or not, or `stopped` from outside, by an `error` of the stream if there is one;
-    and the `data` that it saw last. Arrays of several starts have an axis R: last in `elbo` and `checks`, first
-    elsewhere.
+    the `data` that it saw last, and the rows of a stream that were left out. Arrays of several starts have an axis R:
+    last in `elbo` and `checks`, first elsewhere.
     """
 
     state: Any
@@ -74,56 +71,88 @@ class Outcome(NamedTuple):
     stopped: Reason | None
     error: StreamError | None
     data: tuple[Any, ...]
+    num_dropped: int
 
 
 def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_out: Any, host: Host) -> Outcome:
     """`num_steps` of `svi.update`, or fewer: if all starts end before, or are stopped."""
-    deadline, limit, begin = time.monotonic() + host.seconds, _FIRST_BLOCK, int(to_host(state.step).max())
-    data, stopped, error = feed.example, None, None
+    deadline, first, data = time.monotonic() + host.seconds, int(to_host(state.step).max()), feed.example
     lane = loop.start(svi, plan, state, data, held_out)
-    now = Saved(0, lane, np.zeros((0, *state.step.shape), np.float32), _no_checks(lane))
     with ExitStack() as stack:
         checkpoints = host.checkpoints(svi=svi, plan=plan, lane=lane, data=data, key=fingerprint(state.key))
+        now = _Run(num_steps, lane)
         if checkpoints is not None:
             stack.callback(checkpoints.close)
-            now = checkpoints.restore(lane) or now
-            if now.done > num_steps:
-                raise ValueError(f"`num_steps`: expected {now.done} or more, which the checkpoint has; got {num_steps}")
-        trace, done, lane = [now], now.done, now.lane
-        feed.start(begin + done, begin + num_steps, now.num_dropped, plan.num_restarts > 1)
-        bar = stack.enter_context(Progress(num_steps, done, host.progress_bar and jax.process_index() == 0))
+            now.go_on(checkpoints.restore(lane))
+        feed.start(first + now.done, first + num_steps, now.num_dropped)
+        bar = stack.enter_context(Progress(num_steps, now.done, host.progress_bar and jax.process_index() == 0))
         interrupted = stack.enter_context(deferred_interrupt())
-        while done < num_steps:
+        stopped, error, limit = None, None, _FIRST_BLOCK
+        while now.done < num_steps:
             since, size = time.perf_counter(), 0
             try:
-                data, size = feed.block(begin + done, min(limit, num_steps - done))
+                data, size = feed.block(first + now.done, min(limit, num_steps - now.done))
             except StreamError as caught:
                 error = caught
             stop = _stop(size, error, deadline, interrupted.is_set())
             due = checkpoints is not None and checkpoints.due
             minus_size, code, save = agreed(-size, _STOPS.index(stop), due)
-            stopped = _STOPS[code]
+            now.num_dropped, stopped = feed.num_dropped(first + now.done), _STOPS[code]
             if checkpoints is not None and save:
-                checkpoints.save(_joined(trace, done, lane, feed.num_dropped(begin + done)))
+                checkpoints.save(now.saved())
             if stopped is not None:
                 break
-            clock = np.array([done, done - minus_size, num_steps], np.int32)
-            lane, alive, taken, elbo, seen = loop.block(svi, plan, lane, clock, data, held_out)
-            steps, looks = map(int, np.asarray(taken))
-            elbo, seen = to_host((elbo, seen))
-            trace.append(Saved(steps, None, elbo[:steps], jax.tree.map(lambda a, n=looks: a[:n], seen)))
-            bar.advance(elbo[:steps])
-            done += steps
+            elbo, alive = now.advance(svi, plan, -minus_size, data, held_out)
+            bar.advance(elbo)
             if not alive:
                 break
             pace = _BLOCK_SECONDS / (time.perf_counter() - since)
             limit = int(np.clip(limit * pace, 1, min(64 * limit, loop.BLOCK_CAPACITY)))
-        end = _joined(trace, done, lane, feed.num_dropped(begin + done))
+        now.num_dropped = feed.num_dropped(first + now.done)
         if checkpoints is not None:
-            checkpoints.save(end)
-    params = lane.state.params if plan.stop is None and not plan.average else loop.params(plan, lane)
-    ended = np.zeros(lane.state.step.shape, bool) if plan.stop is None else to_host(lane.memory.ended)
-    return Outcome(lane.state, params, ended, end.elbo, end.seen, stopped, error, data)
+            checkpoints.save(now.saved())
+    return now.outcome(plan, stopped, error, data)
+
+
+class _Run:
+    """Where a run is: so many steps done, its lane, and what it has seen in blocks."""
+
+    def __init__(self, num_steps: int, lane: loop.Lane) -> None:
+        self._num_steps, self._lane, self.done, self.num_dropped = num_steps, lane, 0, 0
+        seen = (
+            None if lane.memory is None else jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), lane.memory.seen)
+        )
+        self._blocks = [(np.zeros((0, *lane.state.step.shape), np.float32), seen)]
+
+    def go_on(self, saved: Saved | None) -> None:
+        if saved is not None:
+            if saved.done > self._num_steps:
+                raise ValueError(
+                    f"`num_steps` must be {saved.done} or more, as the checkpoint has; got {self._num_steps}"
+                )
+            self.done, self._lane, self.num_dropped = saved.done, saved.lane, saved.num_dropped
+            self._blocks = [(saved.elbo, saved.seen)]
+
+    def advance(self, svi: Any, plan: loop.Plan, size: int, data: Any, held_out: Any) -> tuple[np.ndarray, bool]:
+        """One block of at most `size` steps: their estimates, and whether there is anything left to do."""
+        clock = np.array([self.done, self.done + size, self._num_steps], np.int32)
+        self._lane, alive, taken, elbo, seen = loop.block(svi, plan, self._lane, clock, data, held_out)
+        steps, looks = map(int, np.asarray(taken))
+        elbo, seen = to_host((elbo, seen))
+        self._blocks.append((elbo[:steps], jax.tree.map(lambda a: a[:looks], seen)))
+        self.done += steps
+        return elbo[:steps], bool(alive)
+
+    def saved(self) -> Saved:
+        self._blocks = [jax.tree.map(lambda *parts: np.concatenate(parts), *self._blocks)]
+        return Saved(self.done, self._lane, *self._blocks[0], self.num_dropped)
+
+    def outcome(self, plan: loop.Plan, stopped: Reason | None, error: StreamError | None, data: Any) -> Outcome:
+        state, memory = self._lane.state, self._lane.memory
+        params = state.params if plan.stop is None and not plan.average else loop.params(plan, self._lane)
+        ended = np.zeros(state.step.shape, bool) if plan.stop is None else to_host(memory.ended)
+        _, _, elbo, seen, num_dropped = self.saved()
+        return Outcome(state, params, ended, elbo, seen, stopped, error, data, num_dropped)
 
 
 def _stop(size: int, error: StreamError | None, deadline: float, interrupted: bool) -> Reason | None:
@@ -134,13 +163,3 @@ def _stop(size: int, error: StreamError | None, deadline: float, interrupted: bo
     if time.monotonic() >= deadline:
         return "budget"
     return None if size else "exhausted"
-
-
-def _no_checks(lane: loop.Lane) -> Any:
-    return None if lane.memory is None else jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), lane.memory.seen)
-
-
-def _joined(trace: list[Saved], done: int, lane: loop.Lane, num_dropped: int) -> Saved:
-    elbo, seen = jax.tree.map(lambda *parts: np.concatenate(parts), *((part.elbo, part.seen) for part in trace))
-    trace[:] = [Saved(done, lane, elbo, seen, num_dropped)]
-    return trace[0]

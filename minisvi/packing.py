@@ -87,28 +87,27 @@ class Form(NamedTuple):
 @dataclass
 class Packed:
     """Room for S batches from number `first` on, of which `num` are there: `arrays` (S, B, ...), a leaf each and last
-    the weights of the rows, and how many rows were `dropped`, (S,).
+    the weights of the rows.
     """
 
     form: Form
     first: int
     arrays: list[np.ndarray]
-    dropped: np.ndarray
     num: int = 0
 
     @classmethod
     def empty(cls, form: Form, first: int, size: int) -> "Packed":
         weights = np.zeros((size, form.num_rows), np.dtype(jax.dtypes.canonicalize_dtype(float)))
-        return cls(form, first, [*form.empty(size), weights], np.zeros(size, int))
+        return cls(form, first, [*form.empty(size), weights])
 
-    def add(self, batch: Any, num_data: float, skip_nan: bool) -> None:
-        """The next batch, whose rows stand for `num_data`; ValueError or TypeError as in `Form.put`."""
+    def add(self, batch: Any, num_data: float, skip_nan: bool) -> int:
+        """The next batch, whose rows stand for `num_data`; returns how many were left out, and raises as `Form.put`."""
         *leaves, weights = (array[self.num] for array in self.arrays)
         num, bad = self.form.put(batch, leaves, skip_nan)
-        dropped = 0 if bad is None else bad.sum()
+        dropped = 0 if bad is None else int(bad.sum())
         weights[:num] = num_data / (num - dropped)
         weights[num:] = 0.0
         if bad is not None:
             weights[:num][bad] = 0.0
-        self.dropped[self.num] = dropped
         self.num += 1
+        return dropped

@@ -11,12 +11,12 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, drive, failure, loop, scores
-from minisvi.batches import FullBatch
+from minisvi.batches import Blocks, FullBatch
 from minisvi.result import NonFiniteError, Reason, Restarts, SVIResult
 from minisvi.sharding import to_host, whole
 from minisvi.streams import Reader, Stream, StreamError
 
-_NUM_PAIRS = 512  # of fresh draws, to choose among several starts
+_NUM_ESTIMATES = 512  # of the ELBO, to choose among several starts
 
 
 def fit(
@@ -43,9 +43,7 @@ def fit(
     state = start(svi, *feed.example)
     state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again
     outcome = drive.run(svi, plan, state, num_steps, feed, held_out, host)
-    end = begin + len(outcome.elbo)
-    result = _result(outcome, plan, begin) if plan.num_restarts == 1 else _best(svi, outcome, plan, key, feed, end)
-    result = result._replace(num_dropped=feed.num_dropped(end))
+    result = _result(outcome, plan, begin) if plan.num_restarts == 1 else _best(svi, outcome, plan, data, key)
     if on_failure == "raise" and result.reason == "non-finite":
         raise NonFiniteError(failure.explain(svi, result.state, outcome.data), result)
     if on_failure == "raise" and result.reason == "stream":
@@ -72,19 +70,31 @@ def _result(outcome: drive.Outcome, plan: loop.Plan, begin: Any) -> SVIResult:
     reason: Reason = "non-finite" if failed else plan.stop.reason if outcome.ended else outcome.stopped or "finished"
     if seen is not None:  # a start that was over before the others has its last check repeated
         seen = jax.tree.map(lambda column: column[np.diff(seen.step, prepend=-1) > 0], seen)
-    return SVIResult(outcome.params, state, outcome.elbo[:taken], int(state.num_skipped), reason, seen)
+    return SVIResult(
+        params=outcome.params,
+        state=state,
+        elbo=outcome.elbo[:taken],
+        num_skipped=int(state.num_skipped),
+        reason=reason,
+        checks=seen,
+        num_dropped=outcome.num_dropped,
+    )
 
 
-def _best(svi: Any, outcome: drive.Outcome, plan: loop.Plan, key: Array, feed: Any, step: int) -> SVIResult:
+def _best(svi: Any, outcome: drive.Outcome, plan: loop.Plan, data: tuple[Any, ...], key: Array) -> SVIResult:
     outcome = outcome._replace(state=whole(outcome.state), params=whole(outcome.params))
     lanes = [_result(_lane(outcome, i), plan, 0) for i in range(plan.num_restarts)]
     failed = np.array([lane.reason == "non-finite" for lane in lanes])
-    # A large number, for split(key, R)[i] is fold_in(key, i).
-    key = jax.random.fold_in(key, 2**31 - 1)
-    fresh = _fresh_elbo(svi, key, step, *feed.latest(step), outcome.params)
-    values = np.where(failed[:, None], np.nan, to_host(fresh))
+    if isinstance(svi.batches, Blocks):  # whose rows are gone: what the last steps saw, all starts the same rows
+        values = [lane.elbo[-_NUM_ESTIMATES:] for lane in lanes]
+    else:
+        # A large number, for split(key, R)[i] is fold_in(key, i).
+        values = to_host(_fresh_elbo(svi, jax.random.fold_in(key, 2**31 - 1), data, outcome.params))
     with np.errstate(invalid="ignore"):  # the spread of infinite estimates
-        elbo, se = values.mean(axis=1), values.std(axis=1, ddof=1) / _NUM_PAIRS**0.5
+        moments = np.array(
+            [(v.mean(), v.std(ddof=1) / v.size**0.5) if v.size > 1 else (np.nan, np.nan) for v in values]
+        )
+    elbo, se = np.where(failed[:, None], np.nan, moments).T
     rank = np.where(np.isfinite(elbo), elbo, np.where(failed, -np.inf, np.finfo(elbo.dtype).min))
     best = int(np.argmax(rank))
     restarts = Restarts(elbo, se, outcome.params, best, outcome.elbo)
@@ -98,18 +108,18 @@ def _lane(outcome: drive.Outcome, i: int) -> drive.Outcome:
 
 
 @partial(jax.jit, static_argnames="svi")
-def _fresh_elbo(svi: Any, key: Array, step: Any, data: tuple[Any, ...], num: Any, params: Any) -> Array:
-    """Estimates of the ELBO of each start, (R, S): at the same draws for all, each on the rows of one of the latest
-    `num` steps. One start at a time, to bound the memory.
+def _fresh_elbo(svi: Any, key: Array, data: tuple[Any, ...], params: Any) -> Array:
+    """Estimates of the ELBO of each start, (R, S): at the same draws for all, and on the rows of a step each. One start
+    at a time, to bound the memory.
     """
 
     def estimates(params: Any) -> Array:
         def one(pair: tuple[Array, Array]) -> Array:
-            i, key = pair
-            batch, scale = svi.batches(jnp.maximum(step - 1 - i % num, 0), data)
+            step, key = pair
+            batch, scale = svi.batches(step, data)
             return scores.elbo(key, svi.model, svi.guide, params, 1, *batch, scale=scale)[0]
 
-        pairs = jnp.arange(_NUM_PAIRS), jax.random.split(key, _NUM_PAIRS)
+        pairs = jnp.arange(_NUM_ESTIMATES), jax.random.split(key, _NUM_ESTIMATES)
         return jax.lax.map(one, pairs, batch_size=scores.CHUNK)
 
     return jax.lax.map(estimates, params)

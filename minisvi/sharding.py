@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
@@ -26,10 +27,18 @@ def shard_rows(mesh: Mesh, *data: Any) -> tuple[Any, ...]:
     """The data with their rows, the leading axis, spread over the axis `rows` of a mesh; a fit of them is then too.
 
     With several processes each gives its own rows, as many as any other, and gets arrays of them all. ValueError unless
-    the number of rows divides.
+    all give as many, and the devices divide their number.
     """
+    check_rows([sum(np.shape(leaf)[:1]) for leaf in jax.tree.leaves(data)])
     rows = NamedSharding(mesh, PartitionSpec("rows"))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, np.asarray(leaf)), data)
+
+
+def check_rows(nums: list[int]) -> None:
+    """ValueError unless all processes bring these numbers of rows: their arrays would not be parts of one."""
+    least = [-num for num in agreed(*(-num for num in nums))]
+    if agreed(*nums) != least:
+        raise ValueError(f"expected as many rows from each process; got {nums} from this one, and {least} from another")
 
 
 def along(axis: str, keys: Array) -> Array:
@@ -50,10 +59,20 @@ def _divides(axis: str, num: int) -> bool:
     return axis in mesh.auto_axes and num % mesh.shape[axis] == 0
 
 
+def whole(tree: Any) -> Any:
+    """With all of every array on every process, where some have a part of it only."""
+
+    def gathered(leaf: Any) -> Any:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return jax.jit(jnp.copy, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+
+    return jax.tree.map(gathered, tree)
+
+
 def to_host(tree: Any) -> Any:
     """NumPy arrays of what all processes hold."""
-    whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
-    return jax.tree.map(np.asarray, tree) if whole else multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, whole(tree))
 
 
 def agreed(*votes: int) -> list[int]:

@@ -21,7 +21,6 @@ from minisvi.sharding import check_rows
 
 _BLOCK_BYTES = 2**25
 _MAX_BATCHES = 1024  # in a block
-_NUM_LATEST = 64  # batches to compare several starts on
 _BLOCK_SECONDS = 0.25  # after which a block goes on its way, full or not
 
 
@@ -87,65 +86,40 @@ class Reader:
         self.batches = Blocks(stream.num_data)
         self.example = (self._sent(begin, Packed.empty(self._form, begin, self._capacity).arrays),)
 
-    def start(self, first: int, last: int, num_dropped: int, several: bool) -> None:
-        """Read the batches from number `first` to before `last`; `num_dropped` rows of those before were left out. With
-        `several` starts the latest of these are read again, so that `latest` has them.
-        """
-        self._num_latest = min(self._capacity, _NUM_LATEST) if several else 1
-        begin = max(first - self._num_latest, 0) if several else first
-        self._end, self._first, self._last, self._num_dropped = begin, first, last, num_dropped
-        self._block, self._now = self.example[0], Packed.empty(self._form, begin, 0)
-        self._older = self._now.arrays
+    def start(self, first: int, last: int, num_dropped: int) -> None:
+        """Read the batches from number `first` to before `last`, `num_dropped` rows having been left out before."""
+        self._end, self._last, self._num_dropped = first, last, num_dropped
+        self._dropped: dict[int, int] = {}
+        self._block = self.example[0]
         self._read_on()
 
     def block(self, step: int, limit: int) -> tuple[tuple[Block], int]:
         """Data for the steps from `step` on, and for how many, `limit` at most; 0 at the end of the stream."""
-        while step >= self._end:
-            block = self._next()
-            if not self._next_packed.num:
-                break
-            self._older = self._last_of(self._now.num)
-            self._num_dropped += self._dropped(self._now.num)
-            self._block, self._now = block, self._next_packed
-            self._end += self._now.num
-            self._read_on()
+        if step == self._end:
+            block, num = self._next()
+            if num:
+                self._block, self._end, self._num_dropped = block, self._end + num, self.num_dropped(step)
+                self._dropped = {number: num for number, num in self._dropped.items() if number >= step}
+                self._read_on()
         return (self._block,), min(limit, self._end - step)
-
-    def latest(self, step: int) -> tuple[tuple[Block], int]:
-        """Data for the steps before `step`, and for how many of them: the same however the blocks were cut."""
-        if step > self._end:  # nothing was left to do
-            self.block(step - 1, 1)
-        arrays = self._last_of(self._now.num - (self._end - step))
-        num = len(arrays[-1])
-        return ((self._sent(step - num, arrays),), num) if num else (self.example, 1)
 
     def num_dropped(self, step: int) -> int:
         """Rows left out of the batches before number `step`."""
-        return self._num_dropped + self._dropped(self._now.num - (self._end - step))
-
-    def _dropped(self, num: int) -> int:
-        """Rows left out of the block's first `num` batches, but for those that were counted before the start."""
-        return int(self._now.dropped[max(self._first - self._now.first, 0) : max(num, 0)].sum())
-
-    def _last_of(self, num: int) -> list[np.ndarray]:
-        """The latest of the batches up to the block's `num` first."""
-        begin = max(num - self._num_latest, 0)
-        parts = (np.concatenate([old, new[begin:num]]) for old, new in zip(self._older, self._now.arrays))
-        return [part[-self._num_latest :] for part in parts]
+        return self._num_dropped + sum(num for number, num in [*self._dropped.items()] if number < step)
 
     def _read_on(self) -> None:
-        packed = self._next_packed = Packed.empty(self._form, self._end, self._capacity)
-        self._next_block = _in_background(lambda: self._fill(packed))
+        packed = self._packed = Packed.empty(self._form, self._end, self._capacity)
+        self._filling = _in_background(lambda: self._fill(packed))
 
-    def _next(self) -> Block:
+    def _next(self) -> tuple[Block, int]:
         try:
-            return self._wait(self._next_block)
+            return self._wait(self._filling), self._packed.num
         except StreamError as error:
-            packed = replace(self._next_packed)  # as it is now: a source that hangs may come back
+            packed = replace(self._packed)  # as it is now: a source that hangs may come back
             if not packed.num:
                 raise
-            self._error, self._next_packed = error, packed  # for the next call: the batches before it are good
-            return self._sent(packed.first, packed.arrays)
+            self._error = error  # for the next call: the batches before it are good
+            return self._sent(packed.first, packed.arrays), packed.num
 
     def _wait(self, future: Future[Any]) -> Any:
         while True:
@@ -215,9 +189,11 @@ class Reader:
                 self._number = number
                 break
             try:
-                packed.add(batch, share, self._stream.nan == "skip")
+                dropped = packed.add(batch, share, self._stream.nan == "skip")
             except (TypeError, ValueError) as error:
                 raise StreamError(f"batch {number}: {error}") from error
+            if dropped:
+                self._dropped[number] = dropped
         return self._sent(packed.first, packed.arrays)
 
     def _sent(self, first: int, arrays: list[np.ndarray]) -> Block:

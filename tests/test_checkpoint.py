@@ -265,7 +265,7 @@ def test_another_runs_checkpoint_is_refused_with_the_leaf_that_differs(name, thr
 
 def test_a_checkpoint_beyond_the_last_step_is_refused(three):
     directory, _ = three
-    with pytest.raises(ValueError, match=rf"`num_steps`: expected {PART} or more.*got 600"):
+    with pytest.raises(ValueError, match=rf"`num_steps` must be {PART} or more.*got 600"):
         run(PLAIN, 600, X, average=True, checkpoint_dir=directory)
     assert steps(directory) == [300, 500, PART]
 

@@ -26,7 +26,7 @@ pytestmark = unraisable
 
 # --- Kills. ---
 
-EVERY, NUM_KILLS = 0.2, 20
+EVERY, NUM_KILLS = 0.2, int(os.environ.get("NUM_KILLS", "6"))  # the short form; NUM_KILLS=20 for the whole
 # All that a state may have: an optimiser's, minibatches, a tail average, a rule with its best so far.
 CHILD = """
 import logging, sys, time
