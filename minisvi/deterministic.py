@@ -123,7 +123,7 @@ def deterministic(
         found = run(fixed, found.state.x[found.best][None])
         more *= 4
     loc, log_scale = map(jnp.asarray, np.split(found.state.x[found.best], 2))
-    elbo, elbo_se, converged = (a[found.best] for a in (found.elbo, found.elbo_se, found.state.converged))
+    elbo, elbo_se, converged = (a[found.best] for a in (found.elbo, found.elbo_se, found.converged))
     params = {"loc": loc, "log_scale": log_scale}
     return Deterministic(model, guide, params, fixed, elbo, elbo_se, found.optimism, bool(converged), optima)
 
@@ -140,6 +140,11 @@ class _Found(NamedTuple):
         return int(np.argmax(np.where(np.isfinite(self.elbo), self.elbo, -np.inf)))
 
     @property
+    def converged(self) -> Any:
+        """A location that has run to infinity is at rest there."""
+        return self.state.converged & jnp.isfinite(self.elbo)
+
+    @property
     def optimism(self) -> float:
         with np.errstate(invalid="ignore"):  # inf - inf, of a fit that runs away
             return float(-self.state.value[self.best] - self.elbo[self.best])
@@ -149,7 +154,7 @@ class _Found(NamedTuple):
 def _optima(found: _Found) -> Optima:
     loc, log_scale = jnp.split(found.state.x, 2, axis=1)
     optimum = diagnostics.distinct_optima(found.elbo, loc, jnp.exp(log_scale))
-    return Optima(found.elbo, found.elbo_se, loc, log_scale, found.state.converged, optimum)
+    return Optima(found.elbo, found.elbo_se, loc, log_scale, found.converged, optimum)
 
 
 @partial(jax.jit, static_argnames=("num_draws", "spec"))
