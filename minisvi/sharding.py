@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def mesh(**axes: int) -> Mesh:
-    """All devices of all processes as a grid, such as `mesh(rows=4, restarts=2)`; use it by `with jax.set_mesh(...)`.
+    """The devices of all processes as a grid, such as `mesh(rows=4, restarts=2)`; use it by `with jax.set_mesh(...)`.
 
     Names that minisvi knows: `rows` of the data (`shard_rows`), `restarts` and `particles`, over which a fit's starts
     and an estimate's draws are then spread.
