@@ -87,6 +87,21 @@ def test_a_stream_goes_to_all_devices(key):
     assert_same_fit(fit(NamedSharding(minisvi.mesh(rows=8), PartitionSpec("rows"))), fit(None))
 
 
+def test_latents_stay_where_their_parameters_are_put(key):
+    """Parameters and optimiser through a whole fit, of latents spread over all devices."""
+    loc, sd = np.linspace(-5.0, 5.0, 64), np.geomspace(0.1, 10.0, 64)
+    model = minisvi.Model(
+        {"x": minisvi.real(64)}, lambda theta: jnp.sum(jax.scipy.stats.norm.logpdf(theta["x"], loc, sd))
+    )
+    svi = SVI(model, mean_field(model.latents), ADAM)
+    params, spread = svi.guide.init(key), NamedSharding(minisvi.mesh(latents=8), PartitionSpec("latents"))
+    sharded = svi.run(key, 500, params=jax.device_put(params, spread), progress_bar=False)
+    assert_same_fit(sharded, svi.run(key, 500, params=params, progress_bar=False))
+    vectors = [leaf for leaf in jax.tree.leaves((sharded.params, sharded.state.opt_state)) if leaf.ndim]
+    assert len(vectors) == 6
+    assert all(leaf.sharding.is_equivalent_to(spread, 1) for leaf in vectors)
+
+
 @pytest.mark.slow
 def test_rows_alone_need_no_mesh_in_use(key):
     svi = svi_of(batches=BY_SHARDS)
