@@ -9,9 +9,9 @@ Reason = Literal["finished", "patience", "converged", "interrupted", "budget", "
 
 class Restarts(NamedTuple):
     """All of R starts. `elbo` and `elbo_se` (R,): the ELBO of each at fresh draws, the same for all, and its standard
-    error, in nats; of a stream, whose rows are gone, what the last 512 steps saw; NaN for those that failed. `params`:
-    stacked, R first. `best`: the one with the highest `elbo`. `trace` (steps, R): the estimates that the steps saw, NaN
-    after a start has ended.
+    error, in nats; NaN for those that failed. Of a stream, whose rows are gone, it is what the last 512 steps saw, or
+    the last half. `params`: stacked, R first. `best`: the one with the highest `elbo`. `trace` (steps, R): the
+    estimates that the steps saw, NaN after a start has ended.
     """
 
     elbo: np.ndarray
