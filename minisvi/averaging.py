@@ -34,8 +34,8 @@ class Tail(NamedTuple):
         return Tail(older, newer, jnp.where(full, step, self.turn), step)
 
     def mean(self) -> Any:
-        """The mean over (t0, t]."""
-        newer, both = self.step - self.turn, self.step - self.turn // 2
+        """The mean over (t0, t]; before the first step, the start."""
+        newer, both = self.step - self.turn, jnp.maximum(self.step - self.turn // 2, 1)
 
         def combine(old: Array, new: Array) -> Array:
             return old + newer.astype(old.dtype) / both.astype(old.dtype) * (new - old)

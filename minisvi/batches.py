@@ -46,7 +46,8 @@ class Minibatches:
       from each. On as many devices, with the rows sharded over them, no row leaves its device; the batches are the same
       on any number of devices.
 
-    TypeError or ValueError unless batch_size is in 1..N, all arrays have N rows, and `shards` divides both.
+    TypeError or ValueError unless batch_size is in 1..N, all arrays have N rows, `shards` divides both, and a shard has
+    fewer than 2^31.
     """
 
     batch_size: int
@@ -67,6 +68,8 @@ class Minibatches:
             raise ValueError(f"`batch_size` must be in 1..{num}; got {self.batch_size}")
         if num % self.shards:
             raise ValueError(f"`shards` must divide the number of rows, {num}; got {self.shards}")
+        if num // self.shards >= 2**31:
+            raise ValueError(f"expected fewer than 2^31 rows a shard; got {num} in {self.shards}: give more `shards`")
         return num
 
     def __call__(self, step: Array, data: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
@@ -77,7 +80,7 @@ class Minibatches:
 
         def take(leaf: Array) -> Array:
             # One gather a run, with the runs as its batch: XLA then needs no other device's rows.
-            runs = leaf.reshape(self.shards, -1, *leaf.shape[1:])
+            runs = leaf.reshape(self.shards, num // self.shards, *leaf.shape[1:])
             return jax.vmap(lambda run, rows: run[rows])(runs, rows).reshape(-1, *leaf.shape[1:])
 
         return jax.tree.map(take, data), weights if jnp.ndim(weights) == 0 else jnp.tile(weights, self.shards)

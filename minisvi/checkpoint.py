@@ -4,14 +4,11 @@ What is written is all that the next step depends on, so that a fit that goes on
 interrupted, bit by bit. A checkpoint is there whole or not at all, and the last three are kept.
 """
 
-import json
 import logging
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks
+from minisvi.claims import claim
 from minisvi.sharding import to_host
 
 logger = logging.getLogger("minisvi")
@@ -44,8 +42,8 @@ class Checkpoints:
         if not every > 0:
             raise ValueError(f"`checkpoint_every` must be above 0 seconds; got {every}")
         self._path, self._every, self._about = Path(directory).absolute(), every, about
-        self._open()
         claim(self._path, about)
+        self._open()
         self._since, self._last = time.monotonic(), -1
 
     def _open(self) -> None:
@@ -66,10 +64,7 @@ class Checkpoints:
                 if int(found["trace"].pop("sum")[0]) != _sum(found["lane"], found["trace"]):
                     raise ValueError("its numbers are not those that were written")
             except Exception as error:  # whatever the damaged file makes of it
-                aside = self._path / f"{step}.damaged-{time.time_ns()}"  # it may be something else of the user's
-                with suppress(FileNotFoundError):  # another process was faster
-                    (self._path / str(step)).rename(aside)
-                logger.warning("the checkpoint of step %d is damaged, and now in %s: %.200r", step, aside, error)
+                _put_aside(self._path / str(step), error)
                 self._manager.reload()
                 continue
             self._last = step
@@ -118,76 +113,45 @@ class Checkpoints:
                 self._open()
 
 
-def claim(directory: Path, about: dict[str, str]) -> None:
-    """Write down what a directory's checkpoints are of, if that is not there yet; ValueError names the first leaf in
-    which it is of something else.
-    """
-    file = directory / "about.json"
-    written = None
-    with suppress(FileNotFoundError):
-        try:
-            written = json.loads(file.read_text())
-        except ValueError as error:
-            logger.warning("%s is damaged, and written again as of this run: %s", file, error)
-    if written is None:
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}")
-        with draft.open("w") as opened:
-            json.dump(about, opened, indent=1)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(draft, file)  # there whole or not at all
-        return
-    for leaf in {**about, **written}:
-        there, here = written.get(leaf, "absent"), about.get(leaf, "absent")
-        if there != here:
-            raise ValueError(f"{directory} has checkpoints of another run: `{leaf}` is {there} there, and {here} here")
-
-
-def describe(name: str, thing: Any) -> dict[str, str]:
-    """What it is, leaf by leaf: shapes and dtypes of arrays, fields of records, names of classes and functions."""
-    if isinstance(thing, str | int | float | bool | None):
-        return {name: repr(thing)}
-    if hasattr(thing, "shape") and hasattr(thing, "dtype"):
-        return {name: f"{thing.dtype}{list(thing.shape)}"}
-    parts: dict[Any, Any] = {}
-    if is_dataclass(thing) and not isinstance(thing, type):
-        parts = {field.name: getattr(thing, field.name) for field in fields(thing)}
-    elif isinstance(thing, dict):
-        parts = thing
-    elif isinstance(thing, tuple | list):
-        parts = dict(zip(getattr(thing, "_fields", range(len(thing))), thing))
-    kind = getattr(thing, "__qualname__", type(thing).__qualname__)
-    return {name: kind} | {k: v for key, part in parts.items() for k, v in describe(f"{name}.{key}", part).items()}
-
-
-def fingerprint(key: Any) -> str:
-    """Of a PRNG key, or some: all else being equal, it makes the run."""
-    return f"{zlib.crc32(to_host(_bits(key)).tobytes()):08x}"
-
-
 def remembered(path: Path, compute: Callable[[], Any], like: Any, deadline: float) -> Any:
     """compute(), a tree of arrays structured as `like`: read if the path has it, else computed, and written unless that
-    took until the `deadline`, of `time.monotonic()`.
+    took until the `deadline`, of `time.monotonic()`. What is damaged is put aside, and computed again.
     """
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
         if path.exists():
-            found = checkpointer.restore(path)
-            return jax.tree.unflatten(jax.tree.structure(like), [found[str(i)] for i in range(len(found))])
+            try:
+                found = checkpointer.restore(path)
+                return jax.tree.unflatten(jax.tree.structure(like), [found[str(i)] for i in range(len(found))])
+            except Exception as error:  # whatever the damaged file makes of it
+                _put_aside(path, error)
         tree = compute()
         if time.monotonic() < deadline:
             checkpointer.save(path, {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))})
     return tree
 
 
+def _put_aside(path: Path, error: Exception) -> None:
+    """Renamed and not removed, for it may be something else of the user's."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.rename(aside)
+    logger.warning("the checkpoint %s is damaged, and now in %s: %.200r", path, aside, error)
+
+
 def save(path: str | Path, params: Any) -> None:
-    """Write a fitted guide's parameters, or any tree of arrays, to a directory, which must not exist."""
+    """Write a fitted guide's parameters, or any tree of arrays, to a directory, which must not exist: ValueError else.
+
+    Wherever the arrays lie, `load` has them on the default device.
+    """
     import orbax.checkpoint as ocp
 
+    named = checks.named_leaves(params)
+    if len(named) != len(jax.tree.leaves(params)):
+        raise ValueError(f"expected leaves with names of their own; got {[*named]} for {jax.tree.structure(params)}")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), {n: a for n, a in checks.named_leaves(params).items() if a.size})
+        checkpointer.save(Path(path).absolute(), {name: a for name, a in to_host(named).items() if a.size})
 
 
 def load(path: str | Path, guide: Any) -> Any:
@@ -203,7 +167,7 @@ def load(path: str | Path, guide: Any) -> Any:
     names = checks.named_leaves(expected)
     found = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in names.items() if not leaf.size} | found
     checks.same_tree(f"the parameters in {path}", names, found)
-    return jax.tree.unflatten(jax.tree.structure(expected), [found[name] for name in names])
+    return jax.tree.unflatten(jax.tree.structure(expected), [jnp.asarray(found[name]) for name in names])
 
 
 def _sum(lane: Any, trace: dict[str, np.ndarray]) -> int:

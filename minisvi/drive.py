@@ -5,16 +5,20 @@ agree before each on what to do next.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from minisvi import loop
-from minisvi.checkpoint import Checkpoints, Saved, describe, fingerprint
+from minisvi.checkpoint import Checkpoints, Saved
+from minisvi.claims import describe, fingerprint
 from minisvi.progress import Progress, deferred_interrupt
 from minisvi.result import Reason
 from minisvi.sharding import agreed, to_host
@@ -33,9 +37,11 @@ class InMemory(NamedTuple):
     def start(self, first: int, last: int, num_dropped: int) -> None:
         del first, last, num_dropped
 
-    def block(self, step: int, limit: int) -> tuple[tuple[Any, ...], int]:
-        del step
+    def block(self, step: int, limit: int, over: Callable[[], bool]) -> tuple[tuple[Any, ...], int]:
+        del step, over
         return self.example, limit
+
+    def close(self) -> None: ...
 
     def num_dropped(self, step: int) -> int:
         del step
@@ -50,6 +56,10 @@ class Host:
     seconds: float = np.inf
     checkpoint_dir: str | Path | None = None
     checkpoint_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.seconds):
+            raise ValueError("`seconds` must be a number; got nan")
 
     def checkpoints(self, **run: Any) -> Checkpoints | None:
         if self.checkpoint_dir is None:
@@ -79,29 +89,32 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
     deadline, first, data = time.monotonic() + host.seconds, int(to_host(state.step).max()), feed.example
     lane = loop.start(svi, plan, state, data, held_out)
     with ExitStack() as stack:
-        checkpoints = host.checkpoints(svi=svi, plan=plan, lane=lane, data=data, key=fingerprint(state.key))
+        run = {"begin": first, "key": fingerprint(state.key), "lane": jax.eval_shape(lambda lane: lane, lane)}
+        checkpoints = host.checkpoints(svi=svi, plan=plan, data=data, held_out=held_out, **run)
         now = _Run(num_steps, lane)
         if checkpoints is not None:
             stack.callback(checkpoints.close)
             now.go_on(checkpoints.restore(lane))
         feed.start(first + now.done, first + num_steps, now.num_dropped)
+        stack.callback(feed.close)
         bar = stack.enter_context(Progress(num_steps, now.done, host.progress_bar and jax.process_index() == 0))
         interrupted = stack.enter_context(deferred_interrupt())
+        over = partial(_over, deadline, interrupted)
         stopped, error, limit = None, None, _FIRST_BLOCK
         while now.done < num_steps:
             since, size = time.perf_counter(), 0
             try:
-                data, size = feed.block(first + now.done, min(limit, num_steps - now.done))
+                data, size = feed.block(first + now.done, min(limit, num_steps - now.done), over)
             except StreamError as caught:
                 error = caught
-            stop = _stop(size, error, deadline, interrupted.is_set())
+            stop = "stream" if error is not None else over() or (None if size else "exhausted")
             due = checkpoints is not None and checkpoints.due
             minus_size, code, save = agreed(-size, _STOPS.index(stop), due)
             now.num_dropped, stopped = feed.num_dropped(first + now.done), _STOPS[code]
-            if checkpoints is not None and save:
-                checkpoints.save(now.saved())
             if stopped is not None:
                 break
+            if checkpoints is not None and save:
+                checkpoints.save(now.saved())
             elbo, alive = now.advance(svi, plan, -minus_size, data, held_out)
             bar.advance(elbo)
             if not alive:
@@ -111,6 +124,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
         now.num_dropped = feed.num_dropped(first + now.done)
         if checkpoints is not None:
             checkpoints.save(now.saved())
+        now.look_at_the_end(svi, plan, data, held_out)  # after it was saved, for a longer fit does not look here
     return now.outcome(plan, stopped, error, data)
 
 
@@ -135,13 +149,18 @@ class _Run:
 
     def advance(self, svi: Any, plan: loop.Plan, size: int, data: Any, held_out: Any) -> tuple[np.ndarray, bool]:
         """One block of at most `size` steps: their estimates, and whether there is anything left to do."""
-        clock = np.array([self.done, self.done + size, self._num_steps], np.int32)
-        self._lane, alive, taken, elbo, seen = loop.block(svi, plan, self._lane, clock, data, held_out)
+        span = np.array([self.done, self.done + size], np.int32)
+        self._lane, alive, taken, elbo, seen = loop.block(svi, plan, self._lane, span, data, held_out)
         steps, looks = map(int, np.asarray(taken))
         elbo, seen = to_host((elbo, seen))
         self._blocks.append((elbo[:steps], jax.tree.map(lambda a: a[:looks], seen)))
         self.done += steps
         return elbo[:steps], bool(alive)
+
+    def look_at_the_end(self, svi: Any, plan: loop.Plan, data: Any, held_out: Any) -> None:
+        """The rule's look at the last step of all, where it was not due there."""
+        if plan.stop is not None and self.done == self._num_steps and self.done % plan.stop.every:
+            self.advance(svi, plan, 0, data, held_out)
 
     def saved(self) -> Saved:
         self._blocks = [jax.tree.map(lambda *parts: np.concatenate(parts), *self._blocks)]
@@ -155,11 +174,7 @@ class _Run:
         return Outcome(state, params, ended, elbo, seen, stopped, error, data, num_dropped)
 
 
-def _stop(size: int, error: StreamError | None, deadline: float, interrupted: bool) -> Reason | None:
-    if error is not None:
-        return "stream"
-    if interrupted:
+def _over(deadline: float, interrupted: Event) -> Reason | None:
+    if interrupted.is_set():
         return "interrupted"
-    if time.monotonic() >= deadline:
-        return "budget"
-    return None if size else "exhausted"
+    return "budget" if time.monotonic() >= deadline else None

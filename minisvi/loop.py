@@ -76,15 +76,17 @@ class _Carry(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("svi", "plan"), donate_argnames="lane")
-def block(svi: Any, plan: Plan, lane: Lane, clock: Any, data: tuple[Any, ...], held_out: Any) -> tuple[Any, ...]:
+def block(svi: Any, plan: Plan, lane: Lane, span: Any, data: tuple[Any, ...], held_out: Any) -> tuple[Any, ...]:
+    # From step to step of the span; one of no steps is a look by the rule.
     # While loops and not scans, so that the number of steps is not part of the program: the last, shorter block runs
     # the same one, the host sets the pace, and a fit that fails ends at once.
-    begin, end, last = clock
+    begin, end = span
+    looking = begin == end
     advance = plan.over_lanes(partial(_advance, svi, plan, data))
     check = plan.over_lanes(partial(_check, svi, plan, data, held_out))
 
-    def while_alive(step: Callable[[_Carry], _Carry], carry: _Carry, until: Any) -> _Carry:
-        return jax.lax.while_loop(lambda c: (c.step < until) & jnp.any(plan.alive(c.lane)), step, carry)
+    def while_alive(step: Callable[[_Carry], _Carry], carry: _Carry, unfinished: Callable[[_Carry], Array]) -> _Carry:
+        return jax.lax.while_loop(lambda c: unfinished(c) & jnp.any(plan.alive(c.lane)), step, carry)
 
     def step(carry: _Carry) -> _Carry:
         lane, elbo = advance(carry.lane)
@@ -98,18 +100,20 @@ def block(svi: Any, plan: Plan, lane: Lane, clock: Any, data: tuple[Any, ...], h
     def steps_and_check(carry: _Carry) -> _Carry:
         # The steps up to the next check have a loop of their own, which then carries no branch.
         every = plan.stop.every
-        carry = while_alive(step, carry, jnp.minimum(end, (carry.step // every + 1) * every))
-        due = (carry.step % every == 0) | (carry.step == last)
+        until = jnp.minimum(end, (carry.step // every + 1) * every)
+        carry = while_alive(step, carry, lambda c: c.step < until)
+        due = (carry.step % every == 0) | looking
         return jax.lax.cond(due & jnp.any(plan.alive(carry.lane)), look, lambda carry: carry, carry)
 
     dtype = jax.eval_shape(plan.over_lanes(lambda state: svi.evaluate(state, *data)), lane.state).dtype
     carry = _Carry(lane, begin, jnp.zeros((BLOCK_CAPACITY, *lane.state.step.shape), dtype), jnp.int32(0), None)
     if plan.stop is None:
-        carry = while_alive(step, carry, end)
+        carry = while_alive(step, carry, lambda c: c.step < end)
     else:
         size = BLOCK_CAPACITY // plan.stop.every + 2
         seen = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), lane.memory.seen)
-        carry = while_alive(steps_and_check, carry._replace(checks=seen), end)
+        unfinished = lambda c: (c.step < end) | (looking & (c.num_checks == 0))  # noqa: E731
+        carry = while_alive(steps_and_check, carry._replace(checks=seen), unfinished)
     taken = jnp.stack([carry.step - begin, carry.num_checks])
     return carry.lane, jnp.any(plan.alive(carry.lane)), taken, carry.elbo, carry.checks
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from minisvi import checks
@@ -19,12 +20,15 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, batch: Any) -> "Form":
-        """ValueError unless all leaves have as many rows, one at least."""
+        """ValueError unless all leaves have as many rows, one at least, of numbers."""
         named = checks.named_leaves(batch)
         shapes = {name: np.shape(leaf) for name, leaf in named.items()}
         if len({shape[:1] for shape in shapes.values()}) != 1 or {(), (0,)} & {shape[:1] for shape in shapes.values()}:
             raise ValueError(f"expected arrays with equally many rows, one at least; got shapes {shapes}")
         dtypes = tuple(np.asarray(leaf).dtype for leaf in named.values())
+        for name, dtype in zip(named, dtypes):
+            if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+                raise ValueError(f"`{name}`: expected numbers; got {dtype}")
         return cls(jax.tree.structure(batch), tuple(named), tuple(shapes.values()), dtypes)
 
     @property
@@ -74,7 +78,7 @@ class Form(NamedTuple):
         bad = None
         for name, array in zip(self.names, arrays):
             # The least of numbers is NaN if one of them is, and takes one pass.
-            if array.size and np.issubdtype(array.dtype, np.inexact) and np.isnan(array.min()):
+            if array.size and jnp.issubdtype(array.dtype, jnp.inexact) and np.isnan(array.min()):
                 rows = np.isnan(array).reshape(len(array), -1).any(axis=1)
                 if not skip:
                     raise ValueError(

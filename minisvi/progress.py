@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,24 +16,34 @@ logger = logging.getLogger("minisvi")
 _LOG_SECONDS = 10.0
 
 
-class Progress:
-    """Steps, their rate, the smoothed ELBO and the time left: in tqdm's bar, if it is wanted and tqdm is installed; and
-    every ten seconds in the log, at level INFO.
+class _Bar:
+    """tqdm's bar, if it is wanted and tqdm is installed."""
+
+    def __init__(self, enabled: bool, **options: Any) -> None:
+        self._bar = None
+        if enabled:
+            with suppress(ImportError):
+                from tqdm import tqdm
+
+                self._bar = tqdm(**options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Progress(_Bar):
+    """Steps, their rate, the smoothed ELBO and the time left: in a bar, and every ten seconds in the log, at
+    level INFO.
     """
 
     def __init__(self, total: int, done: int, enabled: bool) -> None:
         self._total, self._done, self._first = total, done, done
         self._begin = self._logged = time.monotonic()
-        self._bar = None
-        if enabled:
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(total=total, initial=done, unit="step")
-
-    def __enter__(self) -> "Progress":
-        return self
+        super().__init__(enabled, total=total, initial=done, unit="step")
 
     def advance(self, elbo: np.ndarray) -> None:
         """Move by the steps of these estimates, (n,) or (n, R); show the mean of the last hundred, the best start's."""
@@ -53,25 +64,12 @@ class Progress:
             left = (self._total - self._done) / rate
             logger.info("step %d of %d: %s, %.3g steps/s, %.0f s left", self._done, self._total, text, rate, left)
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
-
-class StageDisplay:
-    """One line with the stage of a longer work, above it what the former ones came to; silent as `ProgressBar`."""
+class StageDisplay(_Bar):
+    """One line with the stage of a longer work, and above it what the former ones came to."""
 
     def __init__(self, enabled: bool) -> None:
-        self._bar = None
-        if enabled:
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(bar_format="{desc} [{elapsed}]", leave=False)
-
-    def __enter__(self) -> "StageDisplay":
-        return self
+        super().__init__(enabled, bar_format="{desc} [{elapsed}]", leave=False)
 
     def begin(self, name: str) -> None:
         if self._bar is not None:
@@ -80,10 +78,6 @@ class StageDisplay:
     def end(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 @contextmanager
@@ -98,6 +92,9 @@ def deferred_interrupt() -> Iterator[threading.Event]:
         yield interrupted
         return
     previous = signal.getsignal(signal.SIGINT)
+    if previous in (signal.SIG_IGN, None):  # as of a job in the background; or not Python's to put back
+        yield interrupted
+        return
 
     def handle(signum: int, frame: FrameType | None) -> None:
         interrupted.set()

@@ -86,7 +86,8 @@ def _best(svi: Any, outcome: drive.Outcome, plan: loop.Plan, data: tuple[Any, ..
     lanes = [_result(_lane(outcome, i), plan, 0) for i in range(plan.num_restarts)]
     failed = np.array([lane.reason == "non-finite" for lane in lanes])
     if isinstance(svi.batches, Blocks):  # whose rows are gone: what the last steps saw, all starts the same rows
-        values = [lane.elbo[lane.elbo.size // 2 :][-_NUM_ESTIMATES:] for lane in lanes]  # and not the way there
+        recent = [lane.elbo[lane.elbo.size // 2 :][-_NUM_ESTIMATES:] for lane in lanes]  # and not the way there
+        values = [v[~np.isnan(v)] for v in recent]  # which a skipped step's is
     else:
         # A large number, for split(key, R)[i] is fold_in(key, i).
         values = to_host(_fresh_elbo(svi, jax.random.fold_in(key, 2**31 - 1), data, outcome.params))

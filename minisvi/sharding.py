@@ -63,7 +63,7 @@ def whole(tree: Any) -> Any:
     """With all of every array on every process, where some have a part of it only."""
 
     def gathered(leaf: Any) -> Any:
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        if not hasattr(leaf, "sharding") or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
         return jax.jit(jnp.copy, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
 

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from minisvi.sharding import check_rows
 _BLOCK_BYTES = 2**25
 _MAX_BATCHES = 1024  # in a block
 _BLOCK_SECONDS = 0.25  # after which a block goes on its way, full or not
+_POLL_SECONDS = 0.1  # between two looks at whether the fit is to end, while the source is slow
+_CLOSE_SECONDS = 1.0  # for a source to give the batch that it is at, before its owner may close it
 
 
 class StreamError(RuntimeError):
@@ -50,7 +52,7 @@ class Stream:
     - `timeout`: seconds that a batch may take.
     - `sharding`: a `NamedSharding` of a batch's rows over devices, such as `NamedSharding(mesh, P("rows"))`. Of several
       processes each reads its own source, and a batch is the rows of all, each process's being as good as any other's,
-      and in the first batch as many.
+      and in the first batch as many. The devices divide the rows of the first batch.
 
     The fit ends when the stream does, with the reason "exhausted"; epochs are the source's affair.
     """
@@ -78,6 +80,7 @@ class Reader:
         self._iterator: Iterator[Any] | None = None
         self._number, self._since = 0, time.monotonic()  # of the batch that comes next
         self._error: StreamError | None = None
+        self._closed = False
         self._form: Form = self._wait(_in_background(lambda: self._peek(begin)))
         if stream.sharding is not None:
             check_rows([self._form.num_rows])
@@ -93,10 +96,12 @@ class Reader:
         self._block = self.example[0]
         self._read_on()
 
-    def block(self, step: int, limit: int) -> tuple[tuple[Block], int]:
-        """Data for the steps from `step` on, and for how many, `limit` at most; 0 at the end of the stream."""
+    def block(self, step: int, limit: int, over: Callable[[], bool]) -> tuple[tuple[Block], int]:
+        """Data for the steps from `step` on, and for how many, `limit` at most; 0 at the end of the stream, and where
+        the fit is `over` before the next batch has come.
+        """
         if step == self._end:
-            block, num = self._next()
+            block, num = self._next(over)
             if num:
                 self._block, self._end, self._num_dropped = block, self._end + num, self.num_dropped(step)
                 self._dropped = {number: num for number, num in self._dropped.items() if number >= step}
@@ -107,13 +112,19 @@ class Reader:
         """Rows left out of the batches before number `step`."""
         return self._num_dropped + sum(num for number, num in [*self._dropped.items()] if number < step)
 
+    def close(self) -> None:
+        """No batch is asked for any more."""
+        self._closed = True
+        wait([self._filling], _CLOSE_SECONDS)
+
     def _read_on(self) -> None:
         packed = self._packed = Packed.empty(self._form, self._end, self._capacity)
         self._filling = _in_background(lambda: self._fill(packed))
 
-    def _next(self) -> tuple[Block, int]:
+    def _next(self, over: Callable[[], bool]) -> tuple[Block, int]:
         try:
-            return self._wait(self._filling), self._packed.num
+            block = self._wait(self._filling, over)
+            return block, 0 if block is None else self._packed.num
         except StreamError as error:
             packed = replace(self._packed)  # as it is now: a source that hangs may come back
             if not packed.num:
@@ -121,14 +132,16 @@ class Reader:
             self._error = error  # for the next call: the batches before it are good
             return self._sent(packed.first, packed.arrays), packed.num
 
-    def _wait(self, future: Future[Any]) -> Any:
+    def _wait(self, future: Future[Any], over: Callable[[], bool] = lambda: False) -> Any:
         while True:
             left = self._since + self._stream.timeout - time.monotonic()
             try:
-                return future.result(max(left, 0.01))
+                return future.result(min(max(left, 0.01), _POLL_SECONDS))
             except TimeoutError:
                 if future.done():
                     raise
+                if over():
+                    return None
                 if left < 0:
                     late = f"batch {self._number} did not come within {self._stream.timeout:g} s"
                     raise StreamError(late) from None
@@ -157,33 +170,41 @@ class Reader:
         source = self._stream.source
         if callable(source):
             if self._iterator is None or number != self._number:
-                self._iterator, self._number = iter(source(number)), number
+                self._open(lambda: iter(source(number)), number)
             return
         if self._iterator is None:
-            self._iterator, self._number = iter(source), 0
+            self._open(lambda: iter(source), 0)
         while self._number < number and self._take() is not None:
             pass
+
+    def _open(self, iterator: Callable[[], Iterator[Any]], number: int) -> None:
+        self._since, self._number = time.monotonic(), number
+        try:
+            self._iterator = iterator()
+        except Exception as error:
+            raise StreamError(f"batch {number}: the source raised {error!r}") from error
 
     def _take(self) -> Any:
         """The next batch, as a tuple; None at the end."""
         assert self._iterator is not None
         self._since = time.monotonic()
         try:
-            batch = next(self._iterator, None)
+            batch = next(self._iterator)
+        except StopIteration:
+            return None
         except Exception as error:
             raise StreamError(f"batch {self._number}: the source raised {error!r}") from error
         self._number += 1
-        return tuple(batch) if isinstance(batch, tuple | list) else batch if batch is None else (batch,)
+        return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
     def _fill(self, packed: Packed) -> Block:
         if self._error is not None:
             raise self._error
         self._since = time.monotonic()
         self._go_to(packed.first)
-        # Each process has the same share of N, for what the others have is not known here.
-        share, num = self._stream.num_data / jax.process_count(), min(self._capacity, self._last - packed.first)
+        share, num = self._share(), min(self._capacity, self._last - packed.first)
         begin = time.monotonic()
-        while packed.num < num and (packed.num == 0 or time.monotonic() - begin < _BLOCK_SECONDS):
+        while packed.num < num and not self._closed and (packed.num == 0 or time.monotonic() - begin < _BLOCK_SECONDS):
             number, batch = self._number, self._take()
             if batch is None:
                 self._number = number
@@ -195,6 +216,13 @@ class Reader:
             if dropped:
                 self._dropped[number] = dropped
         return self._sent(packed.first, packed.arrays)
+
+    def _share(self) -> float:
+        """What this process's rows stand for: as much as any other's, for theirs are not known here."""
+        sharding = self._stream.sharding
+        if sharding is None:
+            return self._stream.num_data
+        return self._stream.num_data / len({device.process_index for device in sharding.mesh.devices.flat})
 
     def _sent(self, first: int, arrays: list[np.ndarray]) -> Block:
         sharding = self._stream.sharding

@@ -14,8 +14,8 @@ ROOT = Path(minisvi.__file__).parent
 LAYERS = [
     ["record", "checks", "progress", "bijectors", "diagnostics", "newton", "averaging", "result", "batching"],
     ["permutation", "sharding"],
-    ["supports", "batches", "draws", "loop", "checkpoint", "packing", "noise"],
-    ["trees", "streams"],
+    ["supports", "batches", "draws", "loop", "claims", "packing", "noise"],
+    ["trees", "streams", "checkpoint"],
     ["drive"],
     ["curvature"],
     ["model", "guides"],

@@ -178,6 +178,10 @@ WRONG = {
     "unequal rows": (lambda: minisvi.Minibatches(2)(0, (jnp.zeros(3), jnp.zeros(4))), "same number of rows"),
     "too large": (lambda: minisvi.Minibatches(4)(0, (jnp.zeros(3),)), r"`batch_size` must be in 1..3; got 4"),
     "shards and batch": (lambda: minisvi.Minibatches(4, shards=3), "`shards` must divide `batch_size`, 4; got 3"),
+    "rows of a shard": (
+        lambda: minisvi.Minibatches(4).num_rows((jax.ShapeDtypeStruct((2**31,), float),)),
+        "fewer than 2\\^31 rows a shard; got 2147483648 in 1",
+    ),
     "shards and rows": (lambda: minisvi.Minibatches(4, shards=2)(0, (jnp.zeros(5),)), "the number of rows, 5; got 2"),
 }
 

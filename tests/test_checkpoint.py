@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from conftest import FLOAT
 from flax import nnx
@@ -16,9 +17,9 @@ from problems import NUM_ROWS, conjugate_data, conjugate_model
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, Stream, bnn, full_rank, mean_field, real
-from minisvi.checkpoint import KEEP
+from minisvi.checkpoint import KEEP, remembered
 
-PART, WHOLE = 700, 1000
+PART, WHOLE = 730, 1000  # the first is no multiple of the rules' `every`
 MODEL, X, ADAM = conjugate_model(), conjugate_data(), optax.adam(0.05)
 GUIDE = mean_field(MODEL.latents)
 HALVED = SVI(MODEL, GUIDE, optax.inject_hyperparams(optax.adam)(0.1))  # the rate is part of the state
@@ -201,7 +202,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(name, 
     damage(max(files, key=lambda file: file.stat().st_size))
     caplog.set_level(logging.INFO, "minisvi")
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
-    assert f"step {PART} is damaged" in caplog.text
+    assert f"{PART} is damaged" in caplog.text
     assert "going on from step 500" in caplog.text
     assert steps(directory) == [300, 500, WHOLE]
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
@@ -229,6 +230,19 @@ def test_a_torn_description_is_written_again_and_says_so(damage, three, tmp_path
         run(PLAIN, WHOLE, X, checkpoint_dir=directory)
 
 
+@unraisable
+def test_damage_to_what_was_remembered_is_put_aside_and_computed_again(tmp_path, caplog):
+    like, deadline = {"a": 0, "b": 0}, float("inf")
+    compute = lambda: {"a": np.arange(3.0), "b": np.float32(2)}  # noqa: E731
+    first = remembered(tmp_path / "fit", compute, like, deadline)
+    same(remembered(tmp_path / "fit", pytest.fail, like, deadline), first)
+    for file in (tmp_path / "fit" / "d").iterdir():
+        halve(file)
+    same(remembered(tmp_path / "fit", compute, like, deadline), first)
+    assert "fit is damaged" in caplog.text
+    same(remembered(tmp_path / "fit", pytest.fail, like, deadline), first)
+
+
 # --- Another run's. ---
 
 
@@ -245,7 +259,8 @@ OTHERS = {
     "optimiser": (SVI(MODEL, GUIDE, optax.sgd(0.01), ELBO(2)), (X,), {}, r"opt"),
     "objective": (SVI(MODEL, GUIDE, ADAM, ELBO(3)), (X,), {}, r"num_particles.* is 2 there, and 3 here"),
     "batches": (BATCHED, (X,), {}, r"svi\.batches"),
-    "rows": (PLAIN, (X[:4],), {}, r"data\.0` is float\d+\[7, 3\] there, and float\d+\[4, 3\] here"),
+    "rows": (PLAIN, (X[:4],), {}, r"data\.0` is float\d+\[7, 3\], sum \w+ there, and float\d+\[4, 3\], sum \w+ here"),
+    "numbers": (PLAIN, (X.at[6, 2].add(1),), {}, r"data\.0` is float\d+\[7, 3\], sum \w+ there, and float"),
     "key": (PLAIN, (X,), {"key": jax.random.key(21)}, r"run\.key"),
     "average": (PLAIN, (X,), {"average": False}, r"plan\.average` is True there, and False here"),
     "rule": (PLAIN, (X,), {"stop": PATIENCE, "held_out": (X,)}, r"plan\.stop"),
@@ -261,6 +276,44 @@ def test_another_runs_checkpoint_is_refused_with_the_leaf_that_differs(name, thr
     with pytest.raises(ValueError, match=leaf):
         run(svi, WHOLE, *data, **({"average": True} | options), checkpoint_dir=directory)
     assert steps(directory) == [300, 500, PART]
+
+
+FITTED = GUIDE.init(KEY)
+TWO = {
+    "a prior's numbers": lambda scale: {"svi": prior_of(scale)},
+    "held-out rows": lambda scale: {"stop": PATIENCE, "held_out": (scale * X[:3],)},
+    "a stream's N": lambda scale: {"data": Stream([np.asarray(X)] * 20, np.int64(scale * NUM_ROWS))},
+}
+
+
+def prior_of(scale):
+    params = jax.tree.map(lambda leaf: scale * leaf, FITTED)
+    return SVI(minisvi.with_prior(MODEL, GUIDE, params), GUIDE, ADAM)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_numbers_that_differ_are_another_run(name, tmp_path):
+    def fit(scale):
+        options = {"svi": PLAIN, "data": X} | TWO[name](scale)
+        return run(options.pop("svi"), 20, options.pop("data"), checkpoint_dir=tmp_path, **options)
+
+    same(fit(1), fit(1))
+    with pytest.raises(ValueError, match="another run"):
+        fit(2)
+
+
+def test_a_state_of_another_step_is_another_run(tmp_path):
+    first = run(PLAIN, 20, X, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"run\.begin` is 0 there, and 20 here"):
+        PLAIN.resume(first.state, 40, X, progress_bar=False, checkpoint_dir=tmp_path)
+
+
+def test_a_directory_of_checkpoints_that_are_not_ours_is_left_alone(tmp_path):
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(1, args=ocp.args.StandardSave({"a": np.ones(3)}))
+    with pytest.raises(ValueError, match="not minisvi's"):
+        run(PLAIN, 20, X, checkpoint_dir=tmp_path)
+    assert steps(tmp_path) == [1]
 
 
 def test_a_checkpoint_beyond_the_last_step_is_refused(three):
@@ -308,11 +361,17 @@ def test_a_saved_guide_loads_bit_for_bit(name, key, tmp_path):
     guide = GUIDES[name]()
     params = guide.init(key)
     minisvi.save(tmp_path / "guide", params)
+    assert not (tmp_path / "guide" / "_sharding").exists()  # it may be loaded where there are other devices
     loaded = minisvi.load(tmp_path / "guide", GUIDES[name]())
     same(loaded, params)
     for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True):
         assert isinstance(new, jax.Array)
         assert new.dtype == old.dtype
+
+
+def test_a_tree_whose_leaves_share_a_name_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="names of their own"):
+        minisvi.save(tmp_path / "guide", {"a.b": jnp.ones(2, FLOAT), "a": {"b": jnp.ones(2, FLOAT)}})
 
 
 def test_what_was_saved_is_not_written_over(key, tmp_path):

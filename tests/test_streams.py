@@ -17,6 +17,7 @@ from problems import NUM_ROWS, conjugate_data, conjugate_model
 from test_checkpoint import same
 
 from minisvi import ELBO, SVI, Minibatches, Model, Patience, Stream, StreamError, mean_field, progress, real, streams
+from minisvi.packing import Form
 
 MODEL, X = conjugate_model(), conjugate_data()
 HOST = np.asarray(X)
@@ -219,6 +220,7 @@ def hanging(batches):
 
 NAN = np.concatenate([np.full((1, 3), np.nan, FLOAT), HOST[:2]])
 INT = np.ones((3, 3), int)
+BRAIN = np.full((3, 3), np.nan, jnp.bfloat16)  # whose dtype is not NumPy's
 FAULTS = {
     "raises": (raising, rf"batch {BAD}: the source raised OSError\('the disk is gone'\)"),
     "hangs": (hanging, rf"batch {BAD} did not come within 0\.5 s"),
@@ -229,8 +231,64 @@ FAULTS = {
     "NaN": (lambda b: replaced(b, NAN), rf"batch {BAD}: `0` has a NaN in 1 of 3 rows"),
     "no rows": (lambda b: replaced(b, HOST[:0]), rf"batch {BAD}: `0`: expected 1 to 3 rows.*got 0"),
     "too many rows": (lambda b: replaced(b, HOST[:4]), rf"batch {BAD}: `0`: expected 1 to 3 rows.*got 4"),
+    "none": (lambda b: replaced(b, None), rf"batch {BAD}: expected a tree"),
     "an empty tree": (lambda b: replaced(b, [None]), rf"batch {BAD}: expected a tree"),
 }
+
+
+def test_a_nan_is_seen_in_any_dtype():
+    form = Form.of((BRAIN,))
+    with pytest.raises(ValueError, match="has a NaN in 3 of 3 rows"):
+        form.put((BRAIN,), [slot[0] for slot in form.empty(1)], skip_nan=False)
+
+
+def test_a_source_that_cannot_be_opened_is_an_error_with_the_batch(batches):
+    def closed(begin):
+        if begin:
+            raise OSError("no such file")
+        return iter(batches)
+
+    class Loader:
+        def __iter__(self):
+            raise OSError("no such file")
+
+    with pytest.raises(StreamError, match=r"batch 0: the source raised OSError"):
+        run(Stream(Loader(), NUM_ROWS))
+    half = run(Stream(closed, NUM_ROWS), BAD)
+    with pytest.raises(StreamError, match=rf"batch {BAD}: the source raised OSError") as caught:
+        SVI_ALL.resume(half.state, 10, Stream(closed, NUM_ROWS), progress_bar=False)
+    same(caught.value.result.state, half.state)
+
+
+def test_a_budget_and_the_end_of_a_fit_do_not_wait_for_the_source(batches):
+    release, asked = threading.Event(), []
+
+    def source(begin):
+        for number in itertools.count(begin):
+            asked.append(number)
+            if number >= BAD:
+                release.wait(10)
+            yield batches[number]
+
+    begin = time.monotonic()
+    result = run(Stream(source, NUM_ROWS), seconds=1.0)
+    assert time.monotonic() - begin < 5
+    assert result.reason == "budget"
+    release.set()
+    time.sleep(0.2)
+    assert asked[-1] == BAD  # the one that was waited for is the last
+
+
+def test_a_skipped_step_rules_no_start_out(batches):
+    # Where the density is not a number if a row is above 1e6: two steps see one, in the last half.
+    fragile = replace(
+        MODEL, log_likelihood=lambda w, x: MODEL.log_likelihood(w, x) + jnp.where(x[:, 0] > 1e6, jnp.nan, 0)
+    )
+    spoiled = [*batches]
+    spoiled[STEPS - 10] = np.full((3, 3), 1e7, FLOAT)
+    restarts = run(Stream(spoiled, NUM_ROWS), svi=replace(SVI_ALL, model=fragile), num_restarts=2)
+    assert restarts.num_skipped == 1
+    assert np.all(np.isfinite(restarts.restarts.elbo))
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -258,6 +316,7 @@ def test_a_first_batch_that_is_none_is_an_error():
         (np.ones(()), "equally many rows"),
         (HOST[:0], "one at least"),
         ((HOST, HOST[:2]), "equally"),
+        (np.array(["a", "b"]), "expected numbers; got <U1"),
     ):
         with pytest.raises(StreamError, match=rf"batch 0: .*{message}"):
             run(Stream([first], NUM_ROWS))

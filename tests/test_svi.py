@@ -21,6 +21,7 @@ from problems import conjugate_data, conjugate_model, conjugate_posterior
 import minisvi
 from minisvi import ELBO, SVI, Model, Posterior, mean_field, positive, real
 from minisvi.loop import BLOCK_CAPACITY
+from minisvi.progress import deferred_interrupt
 
 
 def small_svi(optimizer=None, model=None, objective=ELBO(2)):  # noqa: B008
@@ -343,6 +344,30 @@ def test_ctrl_c_returns_what_is_done(key):
     assert signal.getsignal(signal.SIGINT) is previous
     whole = svi.run(key, len(result.elbo), x, progress_bar=False)
     chex.assert_trees_all_equal(whole.state, result.state)
+
+
+def test_an_interrupt_that_is_ignored_stays_so(key):
+    # As of a shell's job in the background.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with deferred_interrupt() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert not interrupted.is_set()
+
+
+def test_a_budget_that_is_no_number_is_refused(key):
+    with pytest.raises(ValueError, match="`seconds` must be a number; got nan"):
+        small_svi().run(key, 10, conjugate_data(), seconds=float("nan"), progress_bar=False)
+
+
+def test_the_average_of_no_steps_is_the_start(key):
+    svi, x = small_svi(), conjugate_data()
+    result = svi.run(key, 10, x, seconds=0.0, average=True, progress_bar=False)
+    assert (result.reason, len(result.elbo)) == ("budget", 0)
+    chex.assert_trees_all_equal(result.params, result.state.params)
+    assert np.all(np.isfinite(result.params["loc"]))
 
 
 def test_runs_outside_the_main_thread(key):

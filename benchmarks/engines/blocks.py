@@ -28,7 +28,7 @@ class Block:
         plan, start = loop.Plan(num_restarts), lambda key: svi.init(key, *data, params=params)
         keys = jax.random.split(jax.random.key(0), num_restarts)
         state = jax.jit(jax.vmap(start))(keys) if num_restarts > 1 else jax.jit(start)(keys[0])
-        self._args = np.array([0, num_steps, num_steps], np.int32), data, None
+        self._args = np.array([0, num_steps], np.int32), data, None
         self._lane = loop.start(svi, plan, state, data, None)
         self._block = loop.block.lower(svi, plan, self._lane, *self._args).compile()
 
