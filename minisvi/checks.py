@@ -76,6 +76,12 @@ def same_tree(name: str, expected: Any, got: Any) -> None:
             raise TypeError(f"{name} `{leaf}`: expected {_A[kind]} dtype; got {jnp.result_type(value)}")
 
 
+def factored(model: Any) -> None:
+    """Raise unless the model has a likelihood apart, which is what a minibatch scales."""
+    if model.log_likelihood is None:
+        raise ValueError("a minibatch needs a factored model: give `log_prior` and `log_likelihood`")
+
+
 def density_term(
     name: str, function: Callable[..., Any], shape: tuple[int, ...] | None, known: Any, *args: Any
 ) -> None:

@@ -50,8 +50,8 @@ class Convergence:
     what they say: E_q[u_i] in units of q's sd, and log sd_q[u_i], at the same draws throughout, so that any guide is
     watched alike. Every `every` steps:
 
-    1. stationary: the longest window of the last snapshots, of at least `every` steps and at most 95 % of those at this
-       rate, with split R-hat <= `rhat` in every coordinate;
+    1. stationary: the last K / 2 snapshots or, failing that, the last K / 4, if they take at least `every` steps and at
+       most 95 % of those at this rate, with split R-hat <= `rhat` in every coordinate;
     2. accurate: MCSE < `mcse` 2^-j and ESS > window / 8 in every coordinate: its mean is average j = 0, 1, ...;
     3. with `optax.inject_hyperparams`, the rate is halved and the iterate goes on from the average, until the symmetric
        KL between successive averages is < `divergence` nats. Any other optimiser ends at its first average.

@@ -79,6 +79,8 @@ def pareto_fit(exceedances: Array) -> tuple[Array, Array]:
     num = 30 + math.isqrt(size)
     grid = 1 - jnp.sqrt(num / (jnp.arange(1, num + 1) - 0.5))
     b = grid / (3 * x[int(size / 4 + 0.5) - 1]) + 1 / x[-1]
+    # One may be zero, the exponential distribution, where k is too and -b / k is 1 / mean: a small one has that ratio.
+    b = jnp.where(b == 0, jnp.finfo(x.dtype).eps / x[-1], b)
     k = jnp.mean(jnp.log1p(-b[:, None] * x[None, :]), axis=1)
     posterior = jax.nn.softmax(size * (jnp.log(-b / k) - k - 1))
     mean_b = jnp.sum(b * posterior)
@@ -167,7 +169,8 @@ def distinct_optima(elbo: Array, loc: Array, sd: Array, tolerance: float = 0.5) 
     """
     order = jnp.argsort(-jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
     z = jnp.abs(loc[:, None] - loc[None]) / jnp.maximum(sd[:, None], sd[None])
-    same = jnp.max(z, axis=2, initial=0.0) <= tolerance
+    # Its own at the least, though a location of NaN is within no distance of itself.
+    same = (jnp.max(z, axis=2, initial=0.0) <= tolerance) | jnp.eye(elbo.size, dtype=bool)
     return order[jnp.argmax(same[:, order], axis=1)]
 
 

@@ -53,7 +53,7 @@ class Draws(NamedTuple):
             raise ValueError(f"`num_samples` must be in 1..{most}, the draws that have a weight; got {num_samples}")
         noise = jax.random.gumbel(checks.prng_key(key), self.log_weights.shape, self.log_weights.dtype)
         _, rows = jax.lax.top_k(self.log_weights + noise, num_samples)
-        return plain(jax.tree.map(lambda leaf: leaf[rows], self.theta))
+        return plain(jax.tree.map(lambda leaf: leaf[rows], self.theta), num_samples)
 
     def predictive(
         self,
@@ -81,11 +81,10 @@ class Draws(NamedTuple):
 _moments = jax.jit(diagnostics.weighted_moments)
 
 
-def plain(theta: Any) -> Draws:
-    """Draws that all count alike."""
-    leaves = jax.tree.leaves(theta)
-    num, dtype = leaves[0].shape[0], jnp.result_type(float, *leaves)
-    return Draws(theta, jnp.full(num, -np.log(num), dtype))
+def plain(theta: Any, num_samples: int) -> Draws:
+    """`num_samples` draws that all count alike."""
+    dtype = jnp.result_type(float, *jax.tree.leaves(theta))
+    return Draws(theta, jnp.full(num_samples, -np.log(num_samples), dtype))
 
 
 @jax.jit

@@ -39,7 +39,7 @@ def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: 
     if log_weights is not None:
         stats["log_weight"] = log_weights
     if model is not None:
-        terms = jax.device_get(_terms(model, draws.theta, data))
+        terms = jax.device_get(_terms(model, draws, data))
         lp = sum(term.reshape(term.shape[0], -1).sum(axis=1) for term in terms.values())
         stats["lp"] = lp
         if "log_likelihood" in terms:
@@ -55,5 +55,5 @@ def _as_chain(tree: Any) -> dict[str, np.ndarray]:
 
 
 @partial(jax.jit, static_argnames="model")
-def _terms(model: Model, theta: Any, data: tuple[Any, ...]) -> dict[str, Array]:
-    return jax.lax.map(lambda theta: model.terms(theta, *data), theta, batch_size=50)
+def _terms(model: Model, draws: Draws, data: tuple[Any, ...]) -> dict[str, Array]:
+    return jax.lax.map(lambda draw: model.terms(draw.theta, *data), draws, batch_size=50)

@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, trees
+from minisvi.batches import Minibatches
 from minisvi.cascade import Settings, cascade
-from minisvi.checkpoint import claim, describe, fingerprint
+from minisvi.claims import claim, describe, fingerprint
 from minisvi.deterministic import Deterministic
 from minisvi.draws import Draws, plain
 from minisvi.export import to_arviz
@@ -20,7 +21,7 @@ from minisvi.model import Model
 from minisvi.posterior import Posterior
 from minisvi.progress import StageDisplay
 from minisvi.streams import Stream
-from minisvi.verdict import Judged, Verdict, judge
+from minisvi.verdict import Judged, Verdict, check_num_draws, judge
 
 _ORDER = ("not trusted", "bulk good, tails unverified", "good")
 
@@ -79,7 +80,7 @@ class Fit:
         """`minisvi.to_arviz` of draws resampled by their weights, which `sample_stats["log_weight"]` keeps."""
         weighted = Draws((self.draws.theta, self.draws.log_weights), self.draws.log_weights)
         theta, log_weights = weighted.resample(key, num_samples).theta
-        return to_arviz(plain(theta), self.model, *self.data, log_weights=log_weights)
+        return to_arviz(plain(theta, num_samples), self.model, *self.data, log_weights=log_weights)
 
     def __str__(self) -> str:
         lines = [f"{s.name:28} {s.seconds:6.1f} s  {s.judged.verdict.level}" for s in self.stages]
@@ -115,8 +116,9 @@ def fit(
 
     **Arguments**
 
+    - `batch_size`: rows a step, in 1..N; for a factored model. TypeError or ValueError for any other.
     - `start`: a tree u for the first of the starts.
-    - `num_draws`: of q, for the weights; up to four times as many where only their error is in the way.
+    - `num_draws`: of q, for the weights, at least 100; four times as many where only their error is in the way.
     - `seconds`: a budget, looked at between stages and inside them between blocks of steps. What is there when it is
       spent is judged, and returned.
     - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does. The same call goes on from there;
@@ -126,6 +128,10 @@ def fit(
     """
     if any(isinstance(part, Stream) for part in data):
         raise TypeError("`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run")
+    check_num_draws(num_draws)
+    if batch_size is not None:
+        checks.factored(model)
+        Minibatches(batch_size).num_rows(data)
     judge_key, key = jax.random.split(checks.prng_key(key))
     begin = time.monotonic()
     deadline = begin + seconds
@@ -139,8 +145,8 @@ def fit(
         settings = Settings(batch_size, start, deadline, directory, checkpoint_every, display)
         for name, guide, params, det in cascade(key, model, data, settings, verdicts):
             display.begin(f"judging {name}")
-            args = judge_key, model, guide, params, *data
-            judged = judge(*args, num_draws=num_draws, optima=det.optima, optimism=det.optimism)
+            options: dict[str, Any] = {"num_draws": num_draws, "max_draws": 4 * num_draws, "optima": det.optima}
+            judged = judge(judge_key, model, guide, params, *data, **options, optimism=det.optimism)
             if runaway := _runaway(model, det):
                 judged = judged._replace(verdict=replace(judged.verdict, level="not trusted", reason=runaway))
             stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))

@@ -65,7 +65,7 @@ class Model(Record):
             log_prior, log_likelihood = self.log_terms(u, *data, scale=scale)
             return log_prior + log_likelihood
         if scale is not None:
-            raise ValueError("a minibatch needs a factored model: give `log_prior` and `log_likelihood`")
+            checks.factored(self)
         theta, log_det = trees.constrain(self.latents, u)
         return self.log_joint(theta, *data) + log_det
 

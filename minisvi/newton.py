@@ -66,7 +66,10 @@ def descend(
     max_steps: Any = 100,
 ) -> NewtonState:
     """Steps from `state` until it has converged, is stuck, or has taken `max_steps` since the start."""
-    propose = {"eigh": _by_eigenvalues, "cg": _by_conjugate_gradients}[solver]
+    solvers = {"eigh": _by_eigenvalues, "cg": _by_conjugate_gradients}
+    if solver not in solvers:
+        raise ValueError(f"`solver` must be one of {list(solvers)}; got {solver!r}")
+    propose = solvers[solver]
 
     def unfinished(state: NewtonState) -> Array:
         return ~state.converged & ~state.stuck & (state.num_steps < max_steps)

@@ -36,7 +36,7 @@ class Posterior:
 
     def draws(self, key: Array, num_samples: int) -> Draws:
         """The draws of `sample` with equal weights."""
-        return plain(self.sample(key, num_samples))
+        return plain(self.sample(key, num_samples), num_samples)
 
     def reweighted(self, key: Array, num_samples: int, batch_size: int = 250) -> tuple[Draws, PSIS]:
         """The draws of `sample` with Pareto-smoothed importance weights, which take them from q to p(theta | D); and

@@ -81,12 +81,12 @@ def spec(latents: Any) -> jax.ShapeDtypeStruct:
     """Shape (D,) and dtype of the vector of all unconstrained latents."""
     for name, support in checks.named_leaves(latents).items():
         if support.local or support.num_values is not None:
-            kind, guides = (
-                ("local", "`per_row` or `amortised`, around one over a row's support,")
+            kind, remedy = (
+                ("local", "`per_row` or `amortised`, around one over a row's support, for it")
                 if support.local
-                else ("discrete", "`categorical`")
+                else ("discrete", "`categorical` for it, or a model without it, by `sum_out`")
             )
-            raise ValueError(f"latent `{name}` is {kind}: expected a guide such as {guides} for it")
+            raise ValueError(f"latent `{name}` is {kind}: expected a guide such as {remedy}")
     leaves = jax.tree.leaves(unconstrained_like(latents))
     dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)
     return jax.ShapeDtypeStruct((sum(math.prod(leaf.shape) for leaf in leaves),), dtype)
@@ -117,6 +117,14 @@ def start(latents: Any, key: Array, loc: Any = None) -> Array:
         return jax.random.uniform(key, vector.shape, vector.dtype, -2.0, 2.0)
     checks.same_tree("loc", unconstrained_like(latents), loc)
     return ravel(latents, loc)
+
+
+def covariance(cov: Any, loc: Array) -> Array:
+    """`cov` in the dtype of the location (D,); ValueError unless it is (D, D), or variances (D,)."""
+    cov, size = jnp.asarray(cov, loc.dtype), loc.size
+    if cov.shape not in ((size,), (size, size)):
+        raise ValueError(f"`cov`: expected shape {(size, size)} or {(size,)}; got {cov.shape}")
+    return cov
 
 
 def strongly_typed(tree: Any) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import defensive, diagnostics, trees
+from minisvi import checks, defensive, diagnostics, trees
 from minisvi.deterministic import Optima
 from minisvi.draws import Draws
 from minisvi.guides import Guide
@@ -33,8 +33,9 @@ class Verdict:
     - `shift`: how far weighting moves the mean of the worst coordinate, in sds: how wrong q is without it.
     - `elbo`, `log_evidence`, each with its standard error `_se`, in nats.
     - `broken`: draws with a density of NaN or +inf.
-    - `optima`: how many distinct ones the restarts found, and `missed`: the mass, relative to the best, of those that
-      q does not reach; None without restarts. `optimism`: nats that fixed draws promised beyond fresh ones, or None.
+    - `optima`: how many distinct ones the restarts converged to, at least one; `missed`: the largest mass, relative to
+      the best, of where any of them ended that q does not reach; None without restarts. `optimism`: nats that fixed
+      draws promised beyond fresh ones, or None.
     """
 
     level: Level
@@ -105,16 +106,20 @@ def judge(
       than a hundredth of the best one's mass.
 
     That fewer draws should carry the weight only where their tail is lighter is what `benchmarks/verdicts.py` taught.
+    TypeError or ValueError unless num_draws is an integer >= 100.
     """
+    check_num_draws(num_draws)
     noise, log_ratio = defensive.noise(key, guide, params, data, num_draws)
     u, log_w = weigh(model, guide, params, data, noise)
     draws, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)
     values = {name: value.item() for name, value in figures.items()}
     values |= {"num_draws": num_draws, "threshold": diagnostics.khat_threshold(num_draws // NUM_BATCHES)}
     if optima is not None:
-        num = len(np.unique(optima.optimum))
-        missed = _missed(model, guide, params, data, optima, log_w).item() if num > 1 else 0.0
-        values |= {"optima": num, "missed": missed}
+        # A start that has not converged is no optimum, but it may have ended at a mode.
+        ends, converged = np.asarray(optima.optimum), np.asarray(optima.converged)
+        several = len(np.unique(ends)) > 1
+        missed = _missed(model, guide, params, data, optima, log_w).item() if several else 0.0
+        values |= {"optima": max(1, len(np.unique(ends[converged]))), "missed": missed}
     if optimism is not None:
         values["optimism"] = float(optimism)
     level, reason = _rule(**values)
@@ -122,6 +127,13 @@ def judge(
         args = key, model, guide, params, *data
         return judge(*args, num_draws=4 * num_draws, max_draws=max_draws, optima=optima, optimism=optimism)
     return Judged(Verdict(level, reason, **values), draws)
+
+
+def check_num_draws(num_draws: Any) -> None:
+    """Raise unless `num_draws` is an integer that leaves every batch the 25 draws in which `psis` can see a tail."""
+    least = 25 * NUM_BATCHES
+    if checks.positive_integer("num_draws", num_draws) < least:
+        raise ValueError(f"`num_draws` must be an integer >= {least}, to see a tail by; got {num_draws}")
 
 
 @partial(jax.jit, static_argnames="target")
@@ -161,7 +173,11 @@ def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, 
         return model.over(guide.constrained).log_density(point, *data) - q.log_prob(point)
 
     uncovered = jax.lax.map(log_w_at, optima.loc) > jnp.nanmax(log_w)
-    mass = jnp.exp(optima.elbo - jnp.nanmax(optima.elbo))
+    # One draw can spoil an ELBO, and then the mass is taken as that of a Gaussian with this peak and these sds.
+    peak = jax.lax.map(lambda loc: model.log_density(trees.unravel(model.latents, loc), *data), optima.loc)
+    log_volume = jnp.sum(optima.log_scale + 0.5 * jnp.log(2 * jnp.pi), axis=1)
+    known = jnp.isfinite(optima.elbo)
+    mass = jnp.exp(jnp.where(known, optima.elbo, peak + log_volume) - jnp.max(jnp.where(known, optima.elbo, -jnp.inf)))
     return jnp.max(jnp.where(uncovered, mass, 0.0))
 
 

@@ -134,6 +134,16 @@ def test_generalised_pareto_quantiles(key, rtol):
     assert scale == pytest.approx(2.0, abs=3 * 2.0 * (2 * 1.4 / 5000) ** 0.5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_point_of_the_grid_that_is_the_exponential_distribution(dtype):
+    # The lower quartile is a third of the largest times a factor of the grid, which puts one of its points at zero.
+    x = jnp.repeat(jnp.arange(1, 4, dtype=dtype), jnp.array([200, 100, 124]), total_repeat_length=424)
+    k, scale = d.pareto_fit(x)
+    near = d.pareto_fit(x.at[-1].add(10 * jnp.finfo(dtype).eps))
+    np.testing.assert_allclose([k, scale], near, rtol=TOLERANCE[dtype])
+    assert np.isfinite(k)
+
+
 def test_a_prediction_has_weights_of_its_own(key):
     # q = p = N(0, 1) for theta, and a new y ~ N(theta, tau^2): the weights of E[p(y | theta)] are w p(y | theta).
     x, log_w = gaussian_weights(key, 1.0, 1000)
@@ -213,6 +223,8 @@ def test_restarts_at_the_same_optimum():
     np.testing.assert_array_equal(jax.jit(d.distinct_optima)(elbo, loc, sd), [0, 1, 0, 1, 4])
     np.testing.assert_array_equal(d.distinct_optima(elbo, loc, sd, 1.0), [0, 1, 0, 1, 0])
     np.testing.assert_array_equal(d.distinct_optima(elbo, loc, sd, 0.1), [0, 1, 2, 3, 4])
+    nowhere = loc.at[0].set(jnp.nan)  # is near nobody, least of all the best
+    np.testing.assert_array_equal(d.distinct_optima(elbo, nowhere, sd), [0, 1, 2, 1, 4])
 
 
 def autoregressive(key, rho, *shape):

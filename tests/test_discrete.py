@@ -12,6 +12,7 @@ from jax.scipy.stats import norm
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
+import minisvi
 from minisvi import (
     CUBO,
     ELBO,
@@ -554,6 +555,7 @@ BAD = {
         lambda: mean_field(TABLE.latents).init(KEY),
         "latent `z` is discrete: expected a guide such as `categorical` for it",
     ),
+    "a fit of finite latents": (lambda: minisvi.fit(KEY, TABLE), "latent `z` is discrete: .*, by `sum_out`"),
     "a categorical over real latents": (
         lambda: categorical({"w": real(2)}),
         "categorical: expected a `finite` support for latent `w`",

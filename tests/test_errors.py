@@ -204,6 +204,31 @@ STATIC = {
         ValueError,
         r"`cov`: expected shape \(2, 2\) or \(2,\); got \(3, 3\)",
     ),
+    "covariance of another shape to whiten by": (
+        lambda: minisvi.whitened(minisvi.full_rank({"a": real(2)})).init(KEY, cov=jnp.eye(3)),
+        ValueError,
+        r"`cov`: expected shape \(2, 2\) or \(2,\); got \(3, 3\)",
+    ),
+    "a whitened mixture": (
+        lambda: minisvi.whitened(minisvi.mixture(mean_field({"a": real()}), 2)),
+        TypeError,
+        r"whitened: expected a Gaussian, such as `full_rank\(latents\)`, or a flow over one; got Mixture",
+    ),
+    "a whitened product": (
+        lambda: minisvi.whitened(minisvi.product({"a": mean_field(real())})),
+        TypeError,
+        r"whitened: expected a Gaussian, .*; got Product",
+    ),
+    "a whitened flow over a guide of one's own": (
+        lambda: minisvi.whitened(minisvi.affine_coupling(minisvi.mixture(mean_field({"a": real()}), 2))),
+        TypeError,
+        r"whitened: expected a Gaussian, .*; got Flow",
+    ),
+    "a whitened guide of one's own": (
+        lambda: minisvi.whitened(custom(lambda p, *_: p)),
+        TypeError,
+        r"whitened: expected a Gaussian, .*; got Custom",
+    ),
     "no components": (
         lambda: minisvi.mixture(mean_field({"a": real()}), 0),
         ValueError,

@@ -59,6 +59,15 @@ def test_a_log_joint_has_no_pointwise_terms_and_no_model_only_draws(draws, rtol)
     assert set(to_arviz(draws).children) == {"posterior"}
 
 
+def test_no_latents(key):
+    """Draws of nothing: there are as many as were asked for, and each has a density."""
+    model = Model({}, lambda theta: jnp.array(-3.5))
+    posterior = Posterior(model, full_rank({}), full_rank({}).init(key))
+    assert posterior.mean(key) == {}
+    tree = to_arviz(posterior.draws(key, 9).resample(key, 4), model)
+    np.testing.assert_array_equal(tree["sample_stats"]["lp"], np.full((1, 4), -3.5))
+
+
 def test_weighted_draws_are_resampled_first(draws, key):
     uneven = Draws(draws.theta, jax.nn.log_softmax(jnp.linspace(0.0, 1.0, S)))
     for weights in (uneven.log_weights, uneven.log_weights.at[3].set(jnp.nan)):

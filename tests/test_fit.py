@@ -134,11 +134,41 @@ def test_a_start_that_is_not_finite_is_drawn_again_and_none_at_all_is_an_error()
         fitted(9, nowhere)
 
 
+NO_LATENTS = minisvi.Model({}, lambda theta: jnp.array(-3.5))
+LOG_JOINT = minisvi.Model({"w": minisvi.real(3)}, lambda w, x: -jnp.sum((x - w["w"][None]) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "model", "data", "error", "message"),
+    [
+        (0, conjugate_model(), conjugate_data(), ValueError, "`batch_size` must be an integer >= 1; got 0"),
+        (1.5, conjugate_model(), conjugate_data(), TypeError, "`batch_size` must be an integer >= 1; got 1.5"),
+        (8, conjugate_model(), conjugate_data(), ValueError, r"`batch_size` must be in 1\.\.7; got 8"),
+        (2, conjugate_model(), None, ValueError, "expected data with the same number of rows; got {}"),
+        (2, LOG_JOINT, conjugate_data(), ValueError, "a minibatch needs a factored model"),
+    ],
+)
+def test_a_batch_size_that_will_not_do_is_found_before_the_first_stage(batch_size, model, data, error, message):
+    with pytest.raises(error, match=message):
+        fitted(0, model, *([] if data is None else [data]), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("num_draws", [2000, 30_000])
+def test_more_draws_are_at_most_four_times_as_many(num_draws, monkeypatch):
+    def judge(*_, num_draws, max_draws, **options):
+        raise InterruptedError(f"{num_draws} to {max_draws}")
+
+    monkeypatch.setattr(sys.modules["minisvi.fit"], "judge", judge)
+    with pytest.raises(InterruptedError, match=f"^{num_draws} to {4 * num_draws}$"):
+        fitted(10, NO_LATENTS, num_draws=num_draws)
+
+
 @pytest.mark.slow
 def test_no_latents():
-    fit = fitted(10, minisvi.Model({}, lambda theta: jnp.array(-3.5)))
+    fit = fitted(10, NO_LATENTS)
     assert fit.verdict.level == "good"
     assert fit.verdict.log_evidence == fit.verdict.elbo == -3.5
+    assert fit.to_arviz(jax.random.key(1), 50)["sample_stats"]["log_weight"].shape == (1, 50)
 
 
 @pytest.mark.foreign

@@ -230,3 +230,8 @@ def test_both_solvers_reach_the_same_minimum(n):
     assert np.allclose(ends[0].x, ends[1].x, rtol=0, atol=3 * EPS**0.5)
     for state in ends:  # the decrement is the distance to the minimum in nats
         assert state.decrement <= max(EPS * n, 20 * EPS * state.value)
+
+
+def test_an_unknown_solver():
+    with pytest.raises(ValueError, match=r"`solver` must be one of \['eigh', 'cg'\]; got 'lu'"):
+        newton(quadratic, jnp.zeros(3), solver="lu")

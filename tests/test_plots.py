@@ -81,7 +81,7 @@ def test_restarts_mark_the_best_and_those_far_below():
 def draws(key):
     x = 1000 + jax.random.normal(key, (500, 2, 2))
     theta = {"net": {"w": x}, "tau": jnp.exp(0.3 * x[:, 0, 0] - 300)}
-    return plain(theta), Draws(theta, jax.nn.log_softmax(0.5 * (x[:, 0, 0] - 1000)))
+    return plain(theta, 500), Draws(theta, jax.nn.log_softmax(0.5 * (x[:, 0, 0] - 1000)))
 
 
 def test_marginals_are_histograms_with_the_weights(draws):
@@ -104,7 +104,7 @@ def test_marginals_of_the_first_few_and_of_a_constant(draws):
     q, reweighted = draws
     assert len(plots.marginals(q, reweighted, num=2)) == 2
     _, (given,) = plt.subplots(1, 1, squeeze=False)
-    (panel,) = plots.marginals(plain({"c": jnp.full(50, 3.0)}), plain({"c": jnp.full(50, 3.0)}), ax=given)
+    (panel,) = plots.marginals(*2 * [plain({"c": jnp.full(50, 3.0)}, 50)], ax=given)
     assert panel is given[0]
     assert panel.get_xlabel() == "c"
     assert np.sum(panel.patches[0].get_data().values * np.diff(panel.patches[0].get_data().edges)) == pytest.approx(1)

@@ -145,7 +145,7 @@ def test_integer_weights_are_repeated_draws(rtol):
 def test_equal_weights_give_the_quantiles_of_jax(size, key, rtol):
     x = 1000 + 5 * jax.random.normal(key, (size, 2, 3))
     p = jnp.array([0.0, 0.01, 0.33, 0.5, 0.9, 1.0])
-    np.testing.assert_allclose(quantiles(x, plain(x).log_weights, p), jnp.quantile(x, p, axis=0), rtol=rtol)
+    np.testing.assert_allclose(quantiles(x, plain(x, size).log_weights, p), jnp.quantile(x, p, axis=0), rtol=rtol)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.42, 0.5, 0.77, 1.0])

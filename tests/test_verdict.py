@@ -100,6 +100,32 @@ def test_a_mode_that_q_misses_is_seen_by_the_restarts_alone():
     np.testing.assert_allclose(seen.missed, 0.3 / 0.7, rtol=1e-5)  # of the best optimum's mass
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf])
+@pytest.mark.parametrize(("place", "mass"), [(1, np.exp(-0.1)), (2, 0.3)])
+def test_an_optimum_without_an_elbo_hides_neither_itself_nor_another(place, mass, bad):
+    guide = minisvi.mean_field(MODES.latents)
+    three = Optima(
+        elbo=jnp.insert(jnp.array([0.0, -0.1]), place, bad),
+        elbo_se=jnp.zeros(3),
+        loc=jnp.array([[-6.0], [-6.0], [6.0]]),
+        log_scale=jnp.zeros((3, 1)),
+        converged=jnp.array([True, False, False]),
+        optimum=jnp.array([0, 0, 2]),
+    )
+    seen = judged(2, guide, {"loc": jnp.array([-6.0]), "log_scale": jnp.zeros(1)}, MODES, optima=three).verdict
+    assert seen.level == "not trusted"
+    np.testing.assert_allclose(seen.missed, mass, rtol=1e-5)
+    assert seen.optima == 1  # of those that have converged; the one that is missed has not
+
+
+@pytest.mark.parametrize(("num", "error"), [(99, ValueError), (0, ValueError), (2000.5, TypeError)])
+def test_a_verdict_needs_a_hundred_draws(num, error):
+    with pytest.raises(error, match=f"`num_draws` must be an integer >= 1.*; got {num}"):
+        judged(0, *gaussian(), num_draws=num)
+    with pytest.raises(error, match=f"`num_draws` must be an integer >= 1.*; got {num}"):
+        minisvi.fit(jax.random.key(0), GAUSSIAN, num_draws=num)
+
+
 def test_a_guide_over_both_modes_misses_none():
     guide = minisvi.mean_field(MODES.latents)
     wide = judged(3, guide, {"loc": jnp.array([-2.4]), "log_scale": jnp.log(jnp.array([6.0]))}, MODES, optima=BOTH)

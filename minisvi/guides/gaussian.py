@@ -30,12 +30,7 @@ class Family(Record):
 
     def _start(self, key: Array, loc: Any, cov: Any) -> tuple[Array, Array]:
         vector = trees.start(self.latents, key, loc)
-        if cov is None:
-            return vector, jnp.full_like(vector, self.scale**2)
-        cov, size = jnp.asarray(cov, vector.dtype), vector.size
-        if cov.shape not in ((size,), (size, size)):
-            raise ValueError(f"`cov`: expected shape {(size, size)} or {(size,)}; got {cov.shape}")
-        return vector, cov
+        return vector, jnp.full_like(vector, self.scale**2) if cov is None else trees.covariance(cov, vector)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """q(u) = prod_i q_i(u_i | some of the others): distributions of parts, products of guides, and guides of your own."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,8 +89,8 @@ class Joint(base.FromNoise):
         named = self._named.items()
         if not jnp.issubdtype(noise.dtype, jnp.floating):
             return zip(named, jax.random.split(noise, len(named)), strict=True)
-        ends = list(_cumulative(base.noise_size(part) or 0 for _, part in named))
-        return zip(named, (noise[start:end] for start, end in zip([0, *ends], ends)), strict=True)
+        ends = itertools.accumulate(base.noise_size(part) or 0 for _, part in named)
+        return zip(named, jnp.split(noise, list(ends)))  # and what is left, of size zero
 
     @property
     def stratified(self) -> bool:
@@ -133,10 +134,3 @@ class Joint(base.FromNoise):
 
 def _resolve(part: Any, draws: dict[str, Any]) -> Any:
     return part.make({name: draws[name] for name in part.on}) if isinstance(part, Dependent) else part
-
-
-def _cumulative(sizes: Any) -> Any:
-    end = 0
-    for size in sizes:
-        end += size
-        yield end

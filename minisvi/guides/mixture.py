@@ -9,7 +9,7 @@ from jax import Array
 
 from minisvi import checks
 from minisvi.guides import base
-from minisvi.guides.wrapped import Wrapper
+from minisvi.guides.wrapped import Wrapper, split
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,7 @@ class MixtureOf(base.FromNoise):
 
     def strata(self, noise: Array) -> tuple[Any, Array, Array]:
         """A draw of each component, log q of the whole mixture at it, and log pi_c."""
-        num = self.logits.size
-        normals = jnp.issubdtype(noise.dtype, jnp.floating)
-        pieces = noise.reshape(num, -1) if normals else jax.random.split(noise, num)
+        pieces = split(noise, self.logits.size)
         u, _, inner = jax.vmap(lambda p, piece: base.strata(self._member(p), piece))(self.components, pieces)
         log_weight = jax.nn.log_softmax(self.logits)[:, None] + inner
         u = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), u)

@@ -10,6 +10,7 @@ from jax import Array
 
 from minisvi import checks, trees
 from minisvi.guides import base
+from minisvi.guides.wrapped import split
 from minisvi.record import Record
 
 
@@ -43,8 +44,7 @@ class Rows(base.FromNoise):
         return base.is_reparameterised(self.row)
 
     def from_noise(self, noise: Array) -> tuple[Any, Array]:
-        normals = jnp.issubdtype(noise.dtype, jnp.floating)
-        pieces = noise.reshape(self._num, -1) if normals else jax.random.split(noise, self._num)
+        pieces = split(noise, self._num)
         u, log_q = jax.vmap(lambda params, piece: base.draw(self.make(params), piece))(self.params, pieces)
         return u, trees.weighted_sum(log_q, self.scale)
 

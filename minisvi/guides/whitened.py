@@ -9,7 +9,8 @@ from jax.lax import stop_gradient
 
 from minisvi import trees
 from minisvi.guides import base
-from minisvi.guides.gaussian import log_cholesky
+from minisvi.guides.flow import Flow
+from minisvi.guides.gaussian import Family, log_cholesky
 from minisvi.guides.location_scale import Diagonal, Triangular
 from minisvi.guides.wrapped import Pushed, Wrapper
 
@@ -48,7 +49,7 @@ class Whitened(Wrapper):
         spec = trees.spec(self.latents)
         zero = jnp.zeros(spec.shape, spec.dtype)
         vector = zero if loc is None else trees.start(self.latents, key, loc)
-        cov = jnp.ones_like(zero) if cov is None else jnp.asarray(cov, spec.dtype)
+        cov = jnp.ones_like(zero) if cov is None else trees.covariance(cov, zero)
         variances = cov if cov.ndim == 1 else jnp.diagonal(cov)
         factor = 0.5 * jnp.log(variances) if self.diagonal else log_cholesky(cov)
         return {"loc": vector, "factor": factor, "x": self.guide.init(key, loc=trees.unravel(self.latents, zero))}
@@ -62,9 +63,19 @@ class Whitened(Wrapper):
 def whitened(guide: Any, diagonal: bool = False) -> Whitened:
     """u = loc + L x, x ~ `guide`, in coordinates where a Gaussian that is known already would be N(0, I).
 
+    `guide` is a Gaussian family, such as `full_rank(latents)`, or a flow over one; TypeError for any other, which could
+    not be told to start about the origin.
+
     `init(key, loc=u, cov=c)` takes the Gaussian, as from `laplace` or `linear_response`: a tree u, and a covariance
     (D, D) or variances (D,); if `diagonal`, for many latents, only these are used and kept. `loc` and L, the `factor`,
     stay as they are, and the guide's own parameters, `x`, are fitted. One learning rate then suits all latents, and a
     gradient sees no correlation (Kim et al. 2024, section 4).
     """
+    base = guide
+    while isinstance(base, Flow):
+        base = base.base
+    if not isinstance(base, Family):
+        raise TypeError(
+            f"whitened: expected a Gaussian, such as `full_rank(latents)`, or a flow over one; got {guide!r}"
+        )
     return Whitened(guide, diagonal)

@@ -4,10 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides import base
 from minisvi.record import Record
+
+
+def split(noise: Array, num: int) -> Array:
+    """The noise of each of `num` equal parts: so many pieces of the normals, or keys."""
+    return noise.reshape(num, -1) if jnp.issubdtype(noise.dtype, jnp.floating) else jax.random.split(noise, num)
 
 
 class Wrapper(Record):
