@@ -141,7 +141,7 @@ class SVI(Record):
         progress_bar: bool = True,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> SVIResult:
-        """A fit from the guide's start, or from `params`, with the options of `resume`.
+        """A fit from the guide's start, or from `params`, with the options of `resume`, its errors and those of `init`.
 
         `num_restarts=R`: R starts at the keys split(key, R), in one compiled loop. The best by the ELBO at 1,024 fresh
         draws of each is what the result holds; all are in `result.restarts`. A start that fails does not end the rest.

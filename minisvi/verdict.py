@@ -163,16 +163,21 @@ def _figures(target: Model, u: Any, log_w: Array, log_ratio: Array) -> tuple[Dra
 
 @partial(jax.jit, static_argnames=("model", "guide"))
 def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, log_w: Array) -> Array:
-    """The largest mass, relative to the best optimum's by their ELBOs, of one where p/q is above all that q drew."""
+    """The largest mass, relative to the best optimum's by their ELBOs, of one where p/q is above all that q drew, and
+    above what it is at the optimum of the highest q: there q is, and many latents may have a mode that no draw reaches.
+    """
     q = guide.distribution(params, *data)
 
-    def log_w_at(loc: Array) -> Array:
+    def log_ratio(loc: Array) -> tuple[Array, Array]:
         u = trees.unravel(model.latents, loc)
         # A guide over theta has a density over theta, and so has its target.
         point = jax.tree.map(lambda flag, theta, u: theta if flag else u, guide.constrained, model.constrain(u), u)
-        return model.over(guide.constrained).log_density(point, *data) - q.log_prob(point)
+        log_q = q.log_prob(point)
+        return model.over(guide.constrained).log_density(point, *data) - log_q, log_q
 
-    uncovered = jax.lax.map(log_w_at, optima.loc) > jnp.nanmax(log_w)
+    log_p_over_q, log_q = jax.lax.map(log_ratio, optima.loc)
+    own = log_p_over_q[jnp.nanargmax(log_q)]
+    uncovered = log_p_over_q > jnp.fmax(jnp.nanmax(log_w), own)
     # One draw can spoil an ELBO, and then the mass is taken as that of a Gaussian with this peak and these sds.
     peak = jax.lax.map(lambda loc: model.log_density(trees.unravel(model.latents, loc), *data), optima.loc)
     log_volume = jnp.sum(optima.log_scale + 0.5 * jnp.log(2 * jnp.pi), axis=1)

@@ -118,6 +118,17 @@ def test_an_optimum_without_an_elbo_hides_neither_itself_nor_another(place, mass
     assert seen.optima == 1  # of those that have converged; the one that is missed has not
 
 
+def test_q_does_not_miss_the_optimum_that_it_is_at():
+    # Among many latents the mode of a q that is a little too wide has p/q above all draws.
+    model = minisvi.Model({"x": minisvi.real(100)}, lambda theta: jnp.sum(norm.logpdf(theta["x"])))
+    guide, loc = minisvi.mean_field(model.latents), jnp.zeros((2, 100)).at[1].set(0.6)
+    ends = Optima(
+        jnp.array([0.0, -18.0]), jnp.zeros(2), loc, jnp.zeros((2, 100)), jnp.array([True, False]), jnp.arange(2)
+    )
+    found = judged(5, guide, {"loc": loc[0], "log_scale": jnp.full(100, jnp.log(1.02))}, model, optima=ends).verdict
+    assert (found.level, found.missed, found.optima) == ("good", 0.0, 1)
+
+
 @pytest.mark.parametrize(("num", "error"), [(99, ValueError), (0, ValueError), (2000.5, TypeError)])
 def test_a_verdict_needs_a_hundred_draws(num, error):
     with pytest.raises(error, match=f"`num_draws` must be an integer >= 1.*; got {num}"):
