@@ -1,6 +1,9 @@
 """Shared settings: rank promotion is an error, tolerances are keyed by dtype, keys are fixed."""
 
 import os
+import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ RTOL = {jnp.dtype("float32"): 1e-5, jnp.dtype("float64"): 1e-10}[jnp.dtype(FLOAT
 
 def pytest_configure(config):
     """Most of a short test is compilation, and much of that is LLVM's work; slow tests run what users run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     if config.getoption("markexpr") != "slow":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
@@ -33,3 +37,18 @@ def key():
 def rtol():
     """1e-5 in float32, 1e-10 in float64."""
     return RTOL
+
+
+@pytest.fixture
+def press_ctrl_c():
+    """Starts a thread that does so half a second after the fit has begun to listen."""
+
+    def interrupt():
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    yield thread.start
+    thread.join()

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -167,17 +166,11 @@ def test_no_time_at_all_is_no_step(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_it_goes_on_exactly(tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_and_it_goes_on_exactly(tmp_path, press_ctrl_c):
     run(PLAIN, 1, X, checkpoint_dir=tmp_path)  # compiled, and Orbax imported
 
-    def interrupt():
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    press_ctrl_c()
     result = run(PLAIN, MANY, X, checkpoint_dir=tmp_path)
-    thread.join()
     assert result.reason == "interrupted"
     assert 1 < steps(tmp_path)[-1] == len(result.elbo) < MANY
     same(*taken_up(result, tmp_path))

@@ -1,10 +1,6 @@
 """Averaging, stopping rules and restarts: what they return equals what numpy makes of the iterates."""
 
-import os
 import re
-import signal
-import threading
-import time
 from functools import partial
 
 import chex
@@ -410,19 +406,13 @@ def test_second_run_does_not_trace_again(name, key):
     assert not np.allclose(first.params["loc"], other.params["loc"])
 
 
-def test_ctrl_c_with_restarts_and_a_rule(key):
+def test_ctrl_c_with_restarts_and_a_rule(key, press_ctrl_c):
     stop = Patience(patience=10**9, every=100)
     options = {"num_restarts": 2, "stop": stop, "held_out": HELD_OUT, "progress_bar": False}
     ADAM.run(key, 1, X, **options)  # compiled
 
-    def interrupt():
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    press_ctrl_c()
     result = ADAM.run(key, 5_000_000, X, **options)
-    thread.join()
     assert result.reason == "interrupted"
     assert 0 < len(result.elbo) == int(result.state.step) == len(result.restarts.trace) < 5_000_000
 

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from typing import NamedTuple
 
 import chex
@@ -326,19 +325,13 @@ def test_without_tqdm_there_is_no_bar(key, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_ctrl_c_returns_what_is_done(key):
+def test_ctrl_c_returns_what_is_done(key, press_ctrl_c):
     svi, x = small_svi(), conjugate_data()
     svi.run(key, 1, x, progress_bar=False)  # compiled
 
-    def interrupt():
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
-
     previous = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    press_ctrl_c()
     result = svi.run(key, 2_000_000, x, progress_bar=False)
-    thread.join()
     assert result.reason == "interrupted"
     assert 0 < len(result.elbo) == int(result.state.step) < 2_000_000
     assert signal.getsignal(signal.SIGINT) is previous
