@@ -61,9 +61,11 @@ class Host:
         if np.isnan(self.seconds):
             raise ValueError("`seconds` must be a number; got nan")
 
-    def checkpoints(self, **run: Any) -> Checkpoints | None:
+    def checkpoints(self, begin: int, key: Any, lane: loop.Lane, **run: Any) -> Checkpoints | None:
+        """None if they are not wanted. A run is told from others by its key, and not by the numbers of its start."""
         if self.checkpoint_dir is None:
             return None
+        run |= {"begin": begin, "key": fingerprint(key), "lane": jax.eval_shape(lambda lane: lane, lane)}
         return Checkpoints(self.checkpoint_dir, self.checkpoint_every, describe("run", run))
 
 
@@ -89,8 +91,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
     deadline, first, data = time.monotonic() + host.seconds, int(to_host(state.step).max()), feed.example
     lane = loop.start(svi, plan, state, data, held_out)
     with ExitStack() as stack:
-        run = {"begin": first, "key": fingerprint(state.key), "lane": jax.eval_shape(lambda lane: lane, lane)}
-        checkpoints = host.checkpoints(svi=svi, plan=plan, data=data, held_out=held_out, **run)
+        checkpoints = host.checkpoints(first, state.key, lane, svi=svi, plan=plan, data=data, held_out=held_out)
         now = _Run(num_steps, lane)
         if checkpoints is not None:
             stack.callback(checkpoints.close)

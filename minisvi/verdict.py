@@ -168,18 +168,17 @@ def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, 
     """
     q = guide.distribution(params, *data)
 
-    def log_ratio(loc: Array) -> tuple[Array, Array]:
+    def at(loc: Array) -> tuple[Array, Array, Array]:
         u = trees.unravel(model.latents, loc)
         # A guide over theta has a density over theta, and so has its target.
         point = jax.tree.map(lambda flag, theta, u: theta if flag else u, guide.constrained, model.constrain(u), u)
         log_q = q.log_prob(point)
-        return model.over(guide.constrained).log_density(point, *data) - log_q, log_q
+        return model.over(guide.constrained).log_density(point, *data) - log_q, log_q, model.log_density(u, *data)
 
-    log_p_over_q, log_q = jax.lax.map(log_ratio, optima.loc)
+    log_p_over_q, log_q, peak = jax.lax.map(at, optima.loc)
     own = log_p_over_q[jnp.nanargmax(log_q)]
     uncovered = log_p_over_q > jnp.fmax(jnp.nanmax(log_w), own)
     # One draw can spoil an ELBO, and then the mass is taken as that of a Gaussian with this peak and these sds.
-    peak = jax.lax.map(lambda loc: model.log_density(trees.unravel(model.latents, loc), *data), optima.loc)
     log_volume = jnp.sum(optima.log_scale + 0.5 * jnp.log(2 * jnp.pi), axis=1)
     known = jnp.isfinite(optima.elbo)
     mass = jnp.exp(jnp.where(known, optima.elbo, peak + log_volume) - jnp.max(jnp.where(known, optima.elbo, -jnp.inf)))

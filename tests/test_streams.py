@@ -280,7 +280,7 @@ def test_a_budget_and_the_end_of_a_fit_do_not_wait_for_the_source(batches):
 
 
 def test_a_skipped_step_rules_no_start_out(batches):
-    # Where the density is not a number if a row is above 1e6: two steps see one, in the last half.
+    # Where the density is not a number if a row is above 1e6: one step sees such rows, in the last half.
     fragile = replace(
         MODEL, log_likelihood=lambda w, x: MODEL.log_likelihood(w, x) + jnp.where(x[:, 0] > 1e6, jnp.nan, 0)
     )

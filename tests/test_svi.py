@@ -339,7 +339,7 @@ def test_ctrl_c_returns_what_is_done(key, press_ctrl_c):
     chex.assert_trees_all_equal(whole.state, result.state)
 
 
-def test_an_interrupt_that_is_ignored_stays_so(key):
+def test_an_interrupt_that_is_ignored_stays_so():
     # As of a shell's job in the background.
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
