@@ -14,7 +14,7 @@ import minisvi
 from minisvi import IndefiniteHessianError, Model, curvature, laplace, positive, real, trees
 
 MODES = ["exact", "diagonal", "low_rank"]
-MODE_ERROR = {jnp.dtype("float32"): 0.01, jnp.dtype("float64"): 1e-6}[jnp.dtype(FLOAT)]  # in posterior sds
+MODE_ERROR = {jnp.dtype("float32"): 1e-3, jnp.dtype("float64"): 1e-7}[jnp.dtype(FLOAT)]  # in posterior sds
 
 
 def log_gaussian(theta, loc, precision, offset):
@@ -160,7 +160,7 @@ def test_diagonal_and_low_rank_form_no_square_matrix(key):
     data = tuple(jnp.asarray(array, FLOAT) for array in structured())
     x, ones, basis = jnp.zeros(size), jnp.ones(size), jnp.zeros((size, 3 * 4))
     pieces = {
-        "climb": array_sizes(lambda x: curvature.climb(model, x, ones, data, 100), x),
+        "climb": array_sizes(lambda x: curvature.climb(model, x, data, 100), x),
         "diagonal": array_sizes(lambda x: curvature.diagonal(model, x, data, ones, key, 1000), x),
         "estimate": array_sizes(lambda x: curvature.diagonal(model, x, data, ones, key, 256), x),
         "widest": array_sizes(lambda x: curvature.widest(model, x, data, ones, basis, True), x),

@@ -56,7 +56,7 @@ def laplace(
     min_eigenvalue: float | None = None,
     max_steps: int = 1000,
 ) -> Laplace:
-    """L-BFGS to the mode of log p(T(u), D) + log|det J_T(u)|, and its curvature there (MacKay 2003, chapter 27).
+    """L-BFGS and Newton to the mode of log p(T(u), D) + log|det J_T(u)|, and its curvature (MacKay 2003, chapter 27).
 
     **Arguments**
 
@@ -66,7 +66,7 @@ def laplace(
       products with H: exact for a Gaussian of the family `low_rank`. Neither of these two forms a D x D matrix.
     - `num_probes`: the diagonal is exact for D up to this, else estimated from as many random signs (Bekas 2007).
     - `min_eigenvalue`: None, or what smaller eigenvalues of the scaled Hessian are raised to.
-    - `max_steps`: of L-BFGS, which climbs up to three times, in units of the curvature where it last ended.
+    - `max_steps`: of L-BFGS, and of Newton after it.
 
     IndefiniteHessianError, with the smallest eigenvalues, for a singular or indefinite Hessian, unless they are raised;
     TypeError or ValueError for other values of these, a rank outside 1..D, or a density that is not finite.
