@@ -75,7 +75,7 @@ def cascade(
         if verdicts[-1].level == "good":
             return
     if verdicts[-1].elbo < det.elbo:
-        cov = np.exp(2 * np.asarray(det.params["log_scale"]))
+        cov = np.diag(np.exp(2 * np.asarray(det.params["log_scale"])))
     name, guide = _last(model, size, settings.batch_size)
     settings.display.begin(name)
     params = _init(guide, last_key, loc, cov)

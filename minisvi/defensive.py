@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides import Guide, base
+from minisvi.noise import normals
 
 _WIDE = 3.0  # s; and r puts |eps|^2, of mean n and sd sqrt(2 n), three of its sds out
 
@@ -27,22 +28,33 @@ def is_plain(num_draws: int) -> Array:
     return jnp.arange(num_draws) % 10 < 8
 
 
-@partial(jax.jit, static_argnames=("guide", "num_draws"))
 def noise(key: Array, guide: Guide, params: Any, data: Any, num_draws: int) -> tuple[Array, Array]:
     """What `base.draw` makes S draws from, and log N(eps; 0, I) - log m(eps), (S,). Keys and zeros where q can only be
     drawn from a key: then all are plain.
     """
+    return _noise(key, num_draws, jax.eval_shape(partial(_normals, guide), params, data))
+
+
+def _normals(guide: Guide, params: Any, data: Any) -> Array | None:
+    """An array like the normals that one draw is a function of, if it is."""
     q = guide.distribution(params, *data)
     size = base.noise_size(q)
     if base.is_stratified(q) or not size:
+        return None
+    return jnp.zeros(size, getattr(q, "noise_dtype", None) or jnp.result_type(float))
+
+
+@partial(jax.jit, static_argnames=("num_draws", "spec"))  # not the guide: one program for all with as many normals
+def _noise(key: Array, num_draws: int, spec: jax.ShapeDtypeStruct | None) -> tuple[Array, Array]:
+    if spec is None:
         return jax.random.split(key, num_draws), jnp.zeros(num_draws)
+    size = spec.shape[0]
     normal_key, place_key = jax.random.split(key)
-    kind, place = jnp.arange(num_draws) % 10, jax.random.randint(place_key, (num_draws, 1), 0, size)
+    kind, place = jnp.arange(num_draws) % 10, jax.random.randint(place_key, (num_draws,), 0, size)[:, None]
     radius = jnp.sqrt(1 + 3 * jnp.sqrt(2 / size))
     single = jnp.where(jnp.arange(size)[None] == place, _WIDE, 1.0)
     scale = jnp.where(kind[:, None] == 9, single, jnp.where(kind[:, None] == 8, radius, 1.0))
-    dtype = getattr(q, "noise_dtype", None) or jnp.result_type(float)
-    eps = scale.astype(dtype) * jax.random.normal(normal_key, (num_draws, size), dtype)
+    eps = scale.astype(spec.dtype) * normals(normal_key, (num_draws, size), spec.dtype)
     return eps, -_log_mixture_ratio(eps, radius)
 
 

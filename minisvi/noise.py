@@ -2,6 +2,7 @@
 one by one, so that every estimate is unbiased whichever is taken; only their dependence on each other differs.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -28,6 +29,13 @@ def check(draws: str, num_particles: int) -> None:
         raise ValueError(f"quasi-random draws: `num_particles` must be a power of two; got {num_particles}")
 
 
+def normals(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
+    """The numbers of `jax.random.normal`, drawn as a vector: on a CPU XLA unrolls the random bits of an array of few
+    columns, which takes it a second.
+    """
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
 def over_particles(
     particle: Callable[[Array], Any], key: Array, num_particles: int, draws: str, noise_size: int | None
 ) -> Any:
@@ -44,10 +52,10 @@ def over_particles(
     if noise_size is None:
         raise ValueError(f"draws={draws!r}: expected a guide made of normals, with `from_noise`; this draws from keys")
     if draws == "antithetic":
-        eps = jax.random.normal(key, (num_particles // 2, noise_size))
+        eps = normals(key, (num_particles // 2, noise_size))
         return jax.vmap(particle)(jnp.concatenate([eps, -eps]))
-    shift = jax.random.bits(key, (1, noise_size), jnp.uint32)
-    bits = jnp.asarray(_sobol(num_particles, noise_size)) ^ shift  # a digital shift keeps the net
+    shift = jax.random.bits(key, (noise_size,), jnp.uint32)
+    bits = jnp.asarray(_sobol(num_particles, noise_size)) ^ shift[None]  # a digital shift keeps the net
     # 23 bits and a half: float32 holds them exactly, and neither end is 0 or 1.
     uniform = ((bits >> 9).astype(float) + 0.5) * 2.0**-23
     return jax.vmap(particle)(ndtri(uniform))

@@ -82,10 +82,11 @@ class SVI(Record):
         Static mistakes in the model, the guide or the data are raised here, with the leaf, what was expected and got.
         """
         key, guide_key = jax.random.split(checks.prng_key(key))
-        fresh = self.guide.init(guide_key)
-        if params is not None:
-            checks.same_tree("params", fresh, params)
-        params = trees.strongly_typed(fresh if params is None else params)
+        if params is None:
+            params = self.guide.init(guide_key)
+        else:
+            checks.same_tree("params", jax.eval_shape(self.guide.init, guide_key), params)
+        params = trees.strongly_typed(params)
         self._check(guide_key, params, data)
         zero = jnp.zeros((), jnp.int32)
         return SVIState(params, trees.strongly_typed(self.optimizer.init(params)), key, zero, zero, zero)

@@ -72,7 +72,7 @@ class Flow(Record):
     def init(self, key: Array, /, base: Any = None, **start: Any) -> dict[str, Any]:
         base_key, *keys = jax.random.split(key, self.num_layers + 1)
         spec = trees.spec(self.latents)
-        layers = jax.vmap(lambda key: self.layer.init(key, spec))(jnp.stack(keys))
+        layers = jax.lax.map(lambda key: self.layer.init(key, spec), jnp.stack(keys))
         return {"base": self.base.init(base_key, **start) if base is None else base, "layers": layers}
 
     def distribution(self, params: Any, /, *data: Any) -> Pushforward:

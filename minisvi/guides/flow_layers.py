@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from minisvi.noise import normals
 from minisvi.record import Record
 
 Network = tuple[Callable[..., Any], Callable[..., Array]]
@@ -63,7 +64,7 @@ def mlp(*hidden: int) -> Network:
 
 
 def _dense(key: Array, num_inputs: int, num_outputs: int) -> dict[str, Array]:
-    w = jax.random.normal(key, (num_outputs, num_inputs)) / max(num_inputs, 1) ** 0.5
+    w = normals(key, (num_outputs, num_inputs)) / max(num_inputs, 1) ** 0.5
     return {"w": w, "b": jnp.zeros(num_outputs)}
 
 

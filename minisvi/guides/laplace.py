@@ -11,6 +11,7 @@ from jax import Array
 from minisvi import checks, curvature, trees
 from minisvi.guides.gaussian import Family, FullRank, full_rank, mean_field
 from minisvi.guides.low_rank import LowRank, low_rank
+from minisvi.noise import normals
 
 _NUM_REPORTED = 5
 
@@ -95,7 +96,7 @@ def _eigenpairs(
     if not isinstance(guide, LowRank):
         values = jnp.sign(diag)
         return curvature.unit_scale(diag), values, _positive(values, min_eigenvalue), jnp.zeros((x.size, 0))
-    basis = jax.random.normal(key, (x.size, 3 * guide.rank), x.dtype)
+    basis = normals(key, (x.size, 3 * guide.rank), x.dtype)
     scale, values, basis = curvature.widest(model, x, data, diag, basis, False)
     kept = _positive(values, min_eigenvalue)
     if np.all(kept == values):

@@ -11,6 +11,7 @@ from minisvi import checks, trees
 from minisvi.guides.base import FromNoise
 from minisvi.guides.gaussian import Family
 from minisvi.guides.location_scale import LOG_2PI, Diagonal
+from minisvi.noise import normals
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class LowRank(Family):
         vector, cov = self._start(loc_key, loc, cov)
         if cov.ndim == 1:
             # Not zero, where the gradient of F vanishes by symmetry.
-            factor = 0.1 * jax.random.normal(factor_key, (vector.size, self.rank), vector.dtype)
+            factor = 0.1 * normals(factor_key, (vector.size, self.rank), vector.dtype)
             return {"loc": vector, "log_scale": 0.5 * jnp.log(cov), "factor": factor}
         scale = 1 / jnp.sqrt(jnp.diagonal(jnp.linalg.inv(cov)))
         values, vectors = jnp.linalg.eigh(cov / jnp.outer(scale, scale))
