@@ -12,7 +12,7 @@ from conftest import FLOAT, RTOL
 from problems import NOISE_SD, PRIOR_LOC, PRIOR_SD, conjugate_data, conjugate_model, conjugate_posterior
 
 import minisvi
-from minisvi import CUBO, ELBO, SVI, FixedDraws, ForwardKL, ImportanceWeighted, Model, Renyi, mean_field
+from minisvi import CUBO, ELBO, SVI, FixedDraws, ForwardKL, ImportanceWeighted, Model, Renyi, mean_field, noise
 
 pytestmark = pytest.mark.foreign  # the priors are Distrax's
 
@@ -216,6 +216,11 @@ def test_renyi_meets_the_elbo_at_one(key):
         d = abs(1 - alpha)
         assert np.allclose(renyi, elbo, rtol=2 * RTOL, atol=3 * d), alpha
         assert np.allclose(grad, elbo_grad, rtol=1e-3, atol=30 * d + 1e-3), alpha
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (1, 4), (5, 0)])
+def test_normals_drawn_as_a_vector_are_those_of_the_array(shape, key):
+    assert np.array_equal(noise.normals(key, shape), jax.random.normal(key, shape))
 
 
 def test_antithetic_draws_make_the_location_gradient_exact(key):

@@ -59,6 +59,20 @@ def test_warm_start_from_params_keeps_them(key):
     assert second.elbo[0] > first.elbo[0] + 100  # far above a fresh start
 
 
+def test_a_given_start_costs_no_start_of_the_guides_own(key):
+    inner, computed = mean_field(conjugate_model().latents), []
+
+    def init(key):
+        computed.append(not isinstance(key, jax.core.Tracer))
+        return inner.init(key)
+
+    svi = SVI(conjugate_model(), minisvi.custom(init, inner.distribution), optax.adam(0.05))
+    svi.init(key, conjugate_data(), params=inner.init(key))
+    assert not any(computed)
+    svi.init(key, conjugate_data())
+    assert any(computed)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_legacy_and_typed_keys_work_and_agree(legacy):
     svi, x = small_svi(), conjugate_data()
