@@ -75,7 +75,8 @@ def cascade(
         if verdicts[-1].level == "good":
             return
     if verdicts[-1].elbo < det.elbo:
-        cov = np.diag(np.exp(2 * np.asarray(det.params["log_scale"])))
+        variances = np.exp(2 * np.asarray(det.params["log_scale"]))
+        cov = variances if cov.ndim == 1 else np.diag(variances)  # of one shape, which is compiled once
     name, guide = _last(model, size, settings.batch_size)
     settings.display.begin(name)
     params = _init(guide, last_key, loc, cov)

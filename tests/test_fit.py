@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from problems import conjugate_data, conjugate_model, conjugate_posterior, gamma
 from scipy.stats import chisquare
 
 import minisvi
+from minisvi import Model, cascade, real
+from minisvi.progress import StageDisplay
 
 
 def fitted(key, model, *data, **options):
@@ -240,6 +243,8 @@ GAUSSIAN_PROCESS = """
 import jax, jax.numpy as jnp
 from jax.scipy.stats import norm
 import minisvi
+from minisvi import Model, cascade, real
+from minisvi.progress import StageDisplay
 
 x = jnp.linspace(0, 1, 9)
 y = jnp.sin(6 * x)
@@ -324,3 +329,21 @@ def test_ranks_are_uniform_for_fit_and_not_for_a_spoiled_guide(name):
     honest, spoiled = ranks(name)
     assert chisquare(honest).pvalue > 1e-3
     assert chisquare(spoiled).pvalue < 1e-6
+
+
+@pytest.mark.parametrize(("max_dense", "shape"), [(1, (2,)), (2, (2, 2))])
+def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(max_dense, shape, key, monkeypatch):
+    # From the mean field, whose ELBO is the higher by what the caller says.
+    started, init = [], cascade._init
+    monkeypatch.setattr(cascade, "MAX_DENSE", max_dense)
+    monkeypatch.setattr(cascade, "RANK", 1)
+    monkeypatch.setattr(cascade, "stochastic", lambda *_, **__: iter(()))
+    monkeypatch.setattr(
+        cascade, "_init", lambda guide, key, loc, cov: started.append(cov) or init(guide, key, loc, cov)
+    )
+    model, verdicts = Model({"x": real(2)}, lambda theta: norm.logpdf(theta["x"], 3.0, 2.0).sum()), []
+    settings = cascade.Settings(None, None, np.inf, None, 60.0, StageDisplay(False))
+    for _ in cascade.cascade(key, model, (), settings, verdicts):
+        verdicts.append(SimpleNamespace(level="not trusted", elbo=-np.inf))
+    assert started[-1].shape == shape
+    assert np.allclose(started[-1], 4.0 if len(shape) == 1 else 4.0 * np.eye(2), rtol=1e-3)
