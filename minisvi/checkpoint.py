@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks
-from minisvi.claims import claim
+from minisvi.claims import claim, reclaim
 from minisvi.sharding import to_host
 
 logger = logging.getLogger("minisvi")
@@ -92,7 +92,7 @@ class Checkpoints:
         trace["sum"] = np.array([_sum(lane, trace)], np.uint32)  # for Orbax has none of the numbers themselves
         parts = self._args.StandardSave(lane), self._args.StandardSave(trace)
         with self._surviving():
-            claim(self._path, self._about)  # the directory may have been emptied
+            reclaim(self._path, self._about)  # the directory may have been emptied, and have a late checkpoint since
             self._manager.save(saved.done, args=self._args.Composite(lane=parts[0], trace=parts[1]))
             self._last = saved.done
 

@@ -17,6 +17,14 @@ logger = logging.getLogger("minisvi")
 
 
 def claim(directory: Path, about: dict[str, str]) -> None:
+    """`reclaim` a directory, or ValueError if there are checkpoints in it of which nothing says what they are of."""
+    known = (directory / "about.json").exists()
+    if not known and any(path.parent.name.isdigit() for path in directory.glob("*/_CHECKPOINT_METADATA")):
+        raise ValueError(f"{directory} has checkpoints that are not minisvi's, or have lost their about.json")
+    reclaim(directory, about)
+
+
+def reclaim(directory: Path, about: dict[str, str]) -> None:
     """Write down what a directory's checkpoints are of, if that is not there yet; ValueError names the first leaf in
     which it is of something else.
     """
@@ -28,8 +36,6 @@ def claim(directory: Path, about: dict[str, str]) -> None:
             logger.warning("%s is damaged, and written again as of this run: %s", file, error)
         else:
             return _compare(directory, written, about)
-    elif any(path.parent.name.isdigit() for path in directory.glob("*/_CHECKPOINT_METADATA")):
-        raise ValueError(f"{directory} has checkpoints that are not minisvi's, or have lost their about.json")
     directory.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}")
     with draft.open("w") as opened:

@@ -1,5 +1,6 @@
 """Shared settings: rank promotion is an error, tolerances are keyed by dtype, keys are fixed."""
 
+import logging
 import os
 import signal
 import threading
@@ -37,6 +38,14 @@ def key():
 def rtol():
     """1e-5 in float32, 1e-10 in float64."""
     return RTOL
+
+
+@pytest.fixture
+def said(caplog):
+    """What minisvi has logged from a level on; what other libraries warn of depends on the machine's load."""
+    caplog.set_level(logging.INFO, "minisvi")
+    mine = lambda record, level: record.name == "minisvi" and record.levelno >= level  # noqa: E731
+    return lambda level=logging.INFO: "\n".join(r.getMessage() for r in caplog.records if mine(r, level))
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("svi", "options"), CASES.values(), ids=CASES)
-def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(svi, options, tmp_path, caplog):
+def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(svi, options, tmp_path, said):
     source = options.get("source")
     options = {name: value for name, value in options.items() if name != "source"}
 
@@ -101,10 +101,9 @@ def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(svi, options, tmp_path, capl
 
     whole = fit(WHOLE)
     first = fit(PART, checkpoint_dir=tmp_path, checkpoint_every=1e-6)
-    assert caplog.text == ""  # all could be written, before a rule has looked too
-    caplog.set_level(logging.INFO, "minisvi")
+    assert said(logging.WARNING) == ""  # all could be written, before a rule has looked too
     second = fit(WHOLE, checkpoint_dir=tmp_path)
-    assert f"going on from step {len(first.elbo)}" in caplog.text
+    assert f"going on from step {len(first.elbo)}" in said()
     same(second, whole)
     same(fit(WHOLE, checkpoint_dir=tmp_path), whole)  # there is nothing left to do
     assert PART < len(whole.elbo) == steps(tmp_path)[-1] <= WHOLE
@@ -134,7 +133,7 @@ def test_nothing_is_written_without_a_directory(tmp_path, monkeypatch):
 
 
 @unraisable
-def test_what_the_directory_has_beside_is_left_alone(tmp_path, caplog):
+def test_what_the_directory_has_beside_is_left_alone(tmp_path):
     # A folder that has a number for its name is no checkpoint.
     (tmp_path / "2024").mkdir()
     (tmp_path / "2024" / "letter.txt").write_text("mine")
@@ -192,7 +191,7 @@ DAMAGE = {
 
 @unraisable
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(name, three, tmp_path, caplog):
+def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(name, three, tmp_path, said):
     part, damage = DAMAGE[name]
     kept, whole = three
     directory = shutil.copytree(kept, tmp_path / "copy")
@@ -200,38 +199,37 @@ def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(name, 
     files = path.glob("*") if damage in (halve, zero, zero_a_page, flip_a_bit) and path.is_dir() else [path]
     # Of a directory's files the largest has the numbers; the others are what it was made from.
     damage(max(files, key=lambda file: file.stat().st_size))
-    caplog.set_level(logging.INFO, "minisvi")
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
-    assert f"{PART} is damaged" in caplog.text
-    assert "going on from step 500" in caplog.text
+    assert f"{PART} is damaged" in said()
+    assert "going on from step 500" in said()
     assert steps(directory) == [300, 500, WHOLE]
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
 
 
 @unraisable
-def test_without_one_that_is_whole_the_fit_begins_anew(three, tmp_path, caplog):
+def test_without_one_that_is_whole_the_fit_begins_anew(three, tmp_path, said):
     kept, whole = three
     directory = shutil.copytree(kept, tmp_path / "copy")
     for step in steps(directory):
         empty(directory / str(step))
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
-    assert len([record for record in caplog.records if "damaged" in record.message]) == 3
+    assert said().count("is damaged") == 3
 
 
 @pytest.mark.parametrize("damage", [halve, zero])
-def test_a_torn_description_is_written_again_and_says_so(damage, three, tmp_path, caplog):
+def test_a_torn_description_is_written_again_and_says_so(damage, three, tmp_path, said):
     kept, whole = three
     directory = shutil.copytree(kept, tmp_path / "copy")
     (about,) = directory.glob("*.json")
     damage(about)
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
-    assert "about.json is damaged" in caplog.text
+    assert "about.json is damaged" in said()
     with pytest.raises(ValueError, match=r"average"):
         run(PLAIN, WHOLE, X, checkpoint_dir=directory)
 
 
 @unraisable
-def test_damage_to_what_was_remembered_is_put_aside_and_computed_again(tmp_path, caplog):
+def test_damage_to_what_was_remembered_is_put_aside_and_computed_again(tmp_path, said):
     like, deadline = {"a": 0, "b": 0}, float("inf")
     compute = lambda: {"a": np.arange(3.0), "b": np.float32(2)}  # noqa: E731
     first = remembered(tmp_path / "fit", compute, like, deadline)
@@ -239,7 +237,7 @@ def test_damage_to_what_was_remembered_is_put_aside_and_computed_again(tmp_path,
     for file in (tmp_path / "fit" / "d").iterdir():
         halve(file)
     same(remembered(tmp_path / "fit", compute, like, deadline), first)
-    assert "fit is damaged" in caplog.text
+    assert "fit is damaged" in said()
     same(remembered(tmp_path / "fit", pytest.fail, like, deadline), first)
 
 

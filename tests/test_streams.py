@@ -1,7 +1,6 @@
 """Streams: the same fit as of data in memory, bit for bit, and what becomes of a source that fails."""
 
 import itertools
-import logging
 import threading
 import time
 from dataclasses import replace
@@ -213,7 +212,7 @@ def raising(batches):
 def hanging(batches):
     def source(begin):
         yield from batches[begin:BAD]
-        time.sleep(10)
+        time.sleep(60)
 
     return lambda: source
 
@@ -223,7 +222,7 @@ INT = np.ones((3, 3), int)
 BRAIN = np.full((3, 3), np.nan, jnp.bfloat16)  # whose dtype is not NumPy's
 FAULTS = {
     "raises": (raising, rf"batch {BAD}: the source raised OSError\('the disk is gone'\)"),
-    "hangs": (hanging, rf"batch {BAD} did not come within 0\.5 s"),
+    "hangs": (hanging, rf"batch {BAD} did not come within 3 s"),
     "another shape": (lambda b: replaced(b, HOST[:3, :2]), rf"batch {BAD}: `0`: expected shape \(3, 3\); got \(3, 2\)"),
     "another rank": (lambda b: replaced(b, HOST[0, 0]), rf"batch {BAD}: `0`: expected shape"),
     "another dtype": (lambda b: replaced(b, INT), rf"batch {BAD}: `0`: expected float\d+; got int64"),
@@ -267,12 +266,12 @@ def test_a_budget_and_the_end_of_a_fit_do_not_wait_for_the_source(batches):
         for number in itertools.count(begin):
             asked.append(number)
             if number >= BAD:
-                release.wait(10)
+                release.wait(60)
             yield batches[number]
 
     begin = time.monotonic()
     result = run(Stream(source, NUM_ROWS), seconds=1.0)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
     assert result.reason == "budget"
     release.set()
     time.sleep(0.2)
@@ -294,7 +293,7 @@ def test_a_skipped_step_rules_no_start_out(batches):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_source_that_fails_is_an_error_with_the_batch_and_the_fit_up_to_it(name, batches):
     make, message = FAULTS[name]
-    stream = Stream(make(batches)(), NUM_ROWS, timeout=0.5 if name == "hangs" else 60)
+    stream = Stream(make(batches)(), NUM_ROWS, timeout=3 if name == "hangs" else 60)
     with pytest.raises(StreamError, match=message) as caught:
         run(stream)
     assert caught.value.result.reason == "stream"
@@ -332,13 +331,13 @@ def test_a_batch_of_nothing_but_nan_is_an_error_even_where_rows_are_skipped(batc
 
 def test_a_first_batch_that_hangs_is_an_error():
     def source(begin):
-        time.sleep(10)
+        time.sleep(60)
         yield HOST
 
     begin = time.monotonic()
     with pytest.raises(StreamError, match="batch 0 did not come within 0"):
         run(Stream(source, NUM_ROWS, timeout=0.2))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_a_stream_that_ends_early_ends_the_fit(batches):
@@ -373,19 +372,17 @@ def test_mistakes_are_refused_before_anything_is_read(batches):
 # --- What the log says. ---
 
 
-def test_the_log_has_the_step_its_rate_the_elbo_and_the_time_left(batches, caplog, monkeypatch):
+def test_the_log_has_the_step_its_rate_the_elbo_and_the_time_left(batches, said, monkeypatch):
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
-    caplog.set_level(logging.INFO, "minisvi")
     run(Stream(batches, NUM_ROWS))
-    lines = [record.getMessage() for record in caplog.records]
+    lines = said().splitlines()
     assert len(lines) > 1
     assert lines[-1].startswith(f"step {STEPS} of {STEPS}: ELBO -")
     assert all("steps/s" in line and line.endswith("s left") for line in lines)
 
 
-def test_a_fit_that_was_over_logs_no_rate(batches, caplog, monkeypatch, tmp_path):
+def test_a_fit_that_was_over_logs_no_rate(batches, said, monkeypatch, tmp_path):
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
-    caplog.set_level(logging.INFO, "minisvi")
     first = run(Stream(batches, NUM_ROWS), **EARLY, checkpoint_dir=tmp_path)
     same(run(Stream(batches, NUM_ROWS), **EARLY, checkpoint_dir=tmp_path), first)
     assert first.reason == "patience"
