@@ -31,8 +31,6 @@ NO_SIZE = SVI(SIZES, minisvi.delta(SIZES.latents), ADAM)
 # Nothing counts as progress but the first score, so that it ends between the two calls' ends.
 PATIENCE = Patience(patience=750, growth=0.0, tolerance=1e9, every=100, num_draws=8)
 KEY = jax.random.key(20)
-# What Orbax's threads print when a file is damaged is not of these tests.
-unraisable = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def run(svi, num_steps, *data, key=KEY, **options):
@@ -132,7 +130,6 @@ def test_nothing_is_written_without_a_directory(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@unraisable
 def test_what_the_directory_has_beside_is_left_alone(tmp_path):
     # A folder that has a number for its name is no checkpoint.
     (tmp_path / "2024").mkdir()
@@ -189,7 +186,6 @@ DAMAGE = {
 }
 
 
-@unraisable
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(name, three, tmp_path, said):
     part, damage = DAMAGE[name]
@@ -206,7 +202,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(name, 
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
 
 
-@unraisable
 def test_without_one_that_is_whole_the_fit_begins_anew(three, tmp_path, said):
     kept, whole = three
     directory = shutil.copytree(kept, tmp_path / "copy")
@@ -228,7 +223,6 @@ def test_a_torn_description_is_written_again_and_says_so(damage, three, tmp_path
         run(PLAIN, WHOLE, X, checkpoint_dir=directory)
 
 
-@unraisable
 def test_damage_to_what_was_remembered_is_put_aside_and_computed_again(tmp_path, said):
     like, deadline = {"a": 0, "b": 0}, float("inf")
     compute = lambda: {"a": np.arange(3.0), "b": np.float32(2)}  # noqa: E731

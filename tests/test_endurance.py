@@ -15,12 +15,11 @@ import time
 import numpy as np
 import pytest
 from problems import NUM_ROWS
-from test_checkpoint import PLAIN, X, run, same, steps, unraisable
+from test_checkpoint import PLAIN, X, run, same, steps
 
 from minisvi import Stream, streams
 
 HOST = np.asarray(X)
-pytestmark = unraisable
 
 
 # --- Kills. ---
