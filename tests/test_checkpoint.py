@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from functools import lru_cache
 
 import jax
@@ -17,7 +18,7 @@ from problems import NUM_ROWS, conjugate_data, conjugate_model
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, Stream, bnn, full_rank, mean_field, real
-from minisvi.checkpoint import KEEP, remembered
+from minisvi.checkpoint import KEEP, Checkpoints, remembered
 
 PART, WHOLE = 730, 1000  # the first is no multiple of the rules' `every`
 MODEL, X, ADAM = conjugate_model(), conjugate_data(), optax.adam(0.05)
@@ -122,6 +123,19 @@ def test_a_checkpoint_is_written_every_so_many_seconds_and_the_last_few_are_kept
     run(PLAIN, 100 * WHOLE, X, checkpoint_dir=tmp_path / "soon", checkpoint_every=1e-6)
     assert len(steps(tmp_path / "soon")) == KEEP == 3
     assert steps(tmp_path / "soon")[-1] == 100 * WHOLE
+
+
+def test_a_slow_disk_makes_no_shorter_blocks(tmp_path, monkeypatch):
+    saves, save = [], Checkpoints.save
+
+    def slowly(self, saved):
+        saves.append(saved.done)
+        time.sleep(0.5)
+        save(self, saved)
+
+    monkeypatch.setattr(Checkpoints, "save", slowly)
+    run(PLAIN, WHOLE, X, checkpoint_dir=tmp_path, checkpoint_every=1e-6)
+    assert len(saves) < 50
 
 
 def test_nothing_is_written_without_a_directory(tmp_path, monkeypatch):
