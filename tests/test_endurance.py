@@ -223,10 +223,12 @@ def test_a_directory_that_vanishes_is_made_again(late, tmp_path, short_blocks):
 
     def look():
         until(lambda: written(directory) and steps(directory)[-1] > found[0][-1])
+        found.append(steps(directory))
 
     stream = slowly({AT: vanish, STEPS - 1: look})
     end = run(PLAIN, STEPS, stream, checkpoint_dir=directory, checkpoint_every=0.2)
     same(end, run(PLAIN, STEPS, slowly({})))
+    assert late or min(found[1]) > max(found[0])
     assert steps(directory)[-1] == STEPS
     same(run(PLAIN, STEPS, slowly({}), checkpoint_dir=directory), end)
 

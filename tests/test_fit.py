@@ -243,8 +243,6 @@ GAUSSIAN_PROCESS = """
 import jax, jax.numpy as jnp
 from jax.scipy.stats import norm
 import minisvi
-from minisvi import Model, cascade, real
-from minisvi.progress import StageDisplay
 
 x = jnp.linspace(0, 1, 9)
 y = jnp.sin(6 * x)

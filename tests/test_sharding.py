@@ -57,11 +57,11 @@ def processes(directory, *commands, num_devices=1):
         yield children
 
 
-def ended(child, log):
+def ended(child, log, seconds=300):
     try:
-        return child.wait(300)
+        return child.wait(seconds)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"still there after five minutes: {log.read_text()[-5000:]}")
+        pytest.fail(f"still there after {seconds} s: {log.read_text()[-5000:]}")
 
 
 def outputs(directory, *commands, **options):
@@ -107,7 +107,7 @@ def test_processes_with_unequal_numbers_of_rows_are_told(name, tmp_path):
     with processes(tmp_path, *two(tmp_path, name, 1)) as children:
         for i, child in enumerate(children):
             log = tmp_path / f"log{i}"
-            assert ended(child, log) != 0
+            assert ended(child, log, seconds=60) != 0
             assert f"got [{400 - i}] from this one, and [399] from another" in log.read_text()
 
 
@@ -125,7 +125,7 @@ def test_one_of_two_is_killed_then_the_other_ends_and_both_go_on(victim, tmp_pat
             time.sleep(0.05)
         children[victim].kill()
         begin = time.monotonic()
-        assert ended(children[1 - victim], killed / f"log{1 - victim}") != 0
+        assert ended(children[1 - victim], killed / f"log{1 - victim}", seconds=60) != 0
         print(f"ended after {time.monotonic() - begin:.1f} s")
     assert 0 < steps_on_disk(killed)[-1] < fit[1]
     resumed, whole = fitted(killed, *fit), fitted(tmp_path / "whole", *fit)
