@@ -16,6 +16,7 @@ from jax import Array
 from minisvi import checks, trees
 from minisvi.record import Record
 from minisvi.supports import Support, real
+from minisvi.tracing import isolated
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class Model(Record):
         if scale is not None:
             checks.factored(self)
         theta, log_det = trees.constrain(self.latents, u)
-        return self.log_joint(theta, *data) + log_det
+        return isolated(self.log_joint)(theta, *data) + log_det
 
     def joint(self, theta: Any, *data: Any) -> Array:
         """log p(theta, D), a scalar in nats, in either form of the model."""
@@ -77,8 +78,13 @@ class Model(Record):
         """The log joint, or the log prior and the log likelihood of each row, by name."""
         if self.log_likelihood is None:
             assert self.log_joint is not None
-            return {"log_joint": self.log_joint(theta, *data)}
-        return {"log_prior": self.prior_term(theta), "log_likelihood": self.log_likelihood(theta, *data)}
+            return {"log_joint": isolated(self.log_joint)(theta, *data)}
+        return {"log_prior": self.prior_term(theta), "log_likelihood": self.rows(theta, *data)}
+
+    def rows(self, theta: Any, *data: Any) -> Array:
+        """log p(D_i | theta) of a factored model, (N,), in nats."""
+        assert self.log_likelihood is not None
+        return isolated(self.log_likelihood)(theta, *data)
 
     def log_terms(self, u: Any, *data: Any, scale: Any = None) -> tuple[Array, Array]:
         """The two terms of `log_density`: the prior's, with log|det J_T|, and the likelihood's. ValueError if the model
@@ -87,8 +93,8 @@ class Model(Record):
         if self.log_likelihood is None:
             raise ValueError("expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`")
         theta, log_det = trees.constrain(self.latents, u, scale)
-        rows = self.log_likelihood(theta, *data)
-        return self.prior_term(theta, scale) + log_det, trees.weighted_sum(rows, scale)
+        log_likelihood = trees.weighted_sum(self.rows(theta, *data), scale)
+        return self.prior_term(theta, scale) + log_det, log_likelihood
 
     def prior_term(self, theta: Any, scale: Any = None) -> Array:
         """log p(theta) of a factored model, a scalar in nats; local latents' counts as the rows do."""

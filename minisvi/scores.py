@@ -32,7 +32,7 @@ def log_predictive(
     q, target = guide.distribution(params, *held_out), model.over(guide.constrained)
 
     def log_likelihood(key: Array) -> Array:
-        return model.log_likelihood(target.constrain(base.draw(q, key)[0]), *held_out)
+        return model.rows(target.constrain(base.draw(q, key)[0]), *held_out)
 
     def add(total: Array, key: Array) -> tuple[Array, None]:
         return jnp.logaddexp(total, log_likelihood(key)), None

@@ -102,8 +102,7 @@ class _RowSum(_Sum):
 
         def rows(z: dict[str, Array]) -> Array:
             z = {name: jnp.broadcast_to(value, (num, *value.shape)) for name, value in z.items()}
-            assert model.log_likelihood is not None
-            return model.log_likelihood({**theta, **z}, *data) + self._log_priors({**theta, **z}, num)
+            return model.rows({**theta, **z}, *data) + self._log_priors({**theta, **z}, num)
 
         return jax.vmap(rows)(_values(model, self.names))
 

@@ -12,6 +12,7 @@ from minisvi import checks, trees
 from minisvi.guides import base
 from minisvi.guides.wrapped import split
 from minisvi.record import Record
+from minisvi.tracing import isolated
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class PerRow(_RowGuide):
         return self._rows(lambda row: self.guide.distribution(row[0], {**draws, **row[1]}), (params, own))
 
     def _of(self, params: Any, data: tuple[Any, ...]) -> Any:
-        num, rows = _num_rows(data), jnp.asarray(self.index(*data))
+        num, rows = _num_rows(data), jnp.asarray(isolated(self.index)(*data))
         if rows.shape != (num,) or not jnp.issubdtype(rows.dtype, jnp.integer):
             raise ValueError(
                 f"per_row: `index` must return each row's place in 0..{self.num_rows - 1}: expected int[{num}]; got "
@@ -145,7 +146,7 @@ class Amortised(_RowGuide):
             raise ValueError("amortised: expected `on` of its own, for the encoder; got a conditional guide")
 
     def distribution(self, params: Any, /, *args: Any) -> Rows:
-        rows, num = self.encode(params, *args), _num_rows(args[1:] if self.on else args)
+        rows, num = isolated(self.encode)(params, *args), _num_rows(args[1:] if self.on else args)
         one = jax.eval_shape(lambda: self.guide.init(jax.random.key(0)))
         expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape), leaf.dtype), one)
         checks.same_tree("amortised: `encode` gave", expected, rows)

@@ -13,6 +13,7 @@ from minisvi.guides.base import is_reparameterised, noise_size
 from minisvi.guides.joint import Dependent, Joint
 from minisvi.guides.wrapped import Wrapper
 from minisvi.record import Record
+from minisvi.tracing import copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Custom(Record):
     constrained: Any = False
 
     def distribution(self, params: Any, /, *data: Any) -> Joint:
-        return Joint(self.family(params, *data))
+        return Joint(self.family(params, *copied(data)))
 
 
 def custom(init: Callable[[Array], Any], distribution: Callable[..., Any], constrained: Any = False) -> Custom:
