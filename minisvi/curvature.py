@@ -13,6 +13,7 @@ import optax
 from jax import Array
 
 from minisvi import checks, newton, trees
+from minisvi.products import scaled_products
 
 
 def mode(
@@ -75,13 +76,10 @@ def _loss(model: Any, data: tuple[Any, ...], x: Array) -> Array:
     return -model.log_density(trees.unravel(model.latents, x), *data)
 
 
-def _times(model: Any, x: Array, data: tuple[Any, ...], v: Array) -> Array:
-    return jax.jvp(jax.grad(partial(_loss, model, data)), (x,), (v,))[1]
-
-
 def scaled_hessian(model: Any, x: Array, data: tuple[Any, ...], scale: Array, rows: Array) -> Array:
     """S H S v for each row v; one by one, for a batch of triangular solves can hang XLA's thread pool on a CPU."""
-    return jax.lax.map(lambda v: scale * _times(model, x, data, scale * v), rows)
+    _, _, product = scaled_products(partial(_loss, model, data), x, scale)
+    return jax.lax.map(product, rows)
 
 
 @partial(jax.jit, static_argnames=("model", "num_probes"))
@@ -92,12 +90,13 @@ def diagonal(model: Any, x: Array, data: tuple[Any, ...], scale: Array, key: Arr
     """
     size = x.size
     exact = size <= num_probes
+    _, _, product = scaled_products(partial(_loss, model, data), x, scale)
 
     def add(i: Array, total: Array) -> Array:
         probe = jax.nn.one_hot(i, size, dtype=x.dtype)
         if not exact:
             probe = jax.random.rademacher(jax.random.fold_in(key, i), (size,), x.dtype)
-        return total + probe * scale * _times(model, x, data, scale * probe)
+        return total + probe * product(probe)
 
     total = jax.lax.fori_loop(0, size if exact else num_probes, add, jnp.zeros_like(x))
     return total / scale**2 / (1 if exact else num_probes)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from minisvi.products import dense, scaled_products
+
 Function = Callable[..., Array]
 
 
@@ -41,7 +43,8 @@ def newton(
 
     p = -S (|S H S| + damping)^-1 S g, H the Hessian, S = diag(scale(x)) the units in which the coordinates are alike.
     A step is taken if f falls; the damping follows from how well the quadratic foretold it (Nocedal & Wright 2006,
-    section 4.1). |.| takes the modulus of each eigenvalue, so that saddles repel (Dauphin et al. 2014).
+    section 4.1). |.| takes the modulus of each eigenvalue, so that saddles repel (Dauphin et al. 2014). Where f has no
+    forward mode, products with H are differences of gradients (see `products.scaled_products`).
 
     **Arguments**
 
@@ -76,8 +79,8 @@ def descend(
 
     def step(state: NewtonState) -> NewtonState:
         unit = scale(state.x)
-        (value, grad), product = jax.linearize(jax.value_and_grad(lambda x: fun(x, *args)), state.x)
-        proposal = propose(lambda v: unit * product(unit * v)[1], unit * grad, state.damping)
+        value, grad, product = scaled_products(lambda x: fun(x, *args), state.x, unit)
+        proposal = propose(product, grad, state.damping)
         trial = state.x + unit * proposal.p
         return _judged(state._replace(value=value), trial, fun(trial, *args), proposal)
 
@@ -116,16 +119,8 @@ def _judged(state: NewtonState, trial: Array, value: Array, step: _Step) -> Newt
     )
 
 
-def hessian(product: Callable[[Array], Array], like: Array) -> Array:
-    """H, (n, n), from products with it, one by one: a batch of them can hang XLA's thread pool on a CPU where the
-    function has triangular solves.
-    """
-    h = jax.lax.map(product, jnp.eye(like.size, dtype=like.dtype))
-    return (h + h.T) / 2
-
-
 def _by_eigenvalues(product: Callable[[Array], Array], grad: Array, damping: Array) -> _Step:
-    values, vectors = jnp.linalg.eigh(hessian(product, grad))
+    values, vectors = jnp.linalg.eigh(dense(product, grad))
     along = grad @ vectors
     p = -along / (jnp.abs(values) + damping)
     whole = jnp.where(along == 0, 0.0, along / jnp.abs(values))  # f may not have a coordinate

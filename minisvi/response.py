@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import newton
 from minisvi.deterministic import Deterministic, Fixed, loss, units
 from minisvi.model import Model
+from minisvi.products import dense, scaled_products
 
 
 def linear_response(fit: Deterministic, vectors: Array | None = None) -> Array:
@@ -26,13 +26,9 @@ def linear_response(fit: Deterministic, vectors: Array | None = None) -> Array:
 @partial(jax.jit, static_argnames="model")
 def _response(model: Model, x: Array, fixed: Fixed, vectors: Any) -> Array:
     unit, size = units(x), x.size // 2
-    _, times = jax.linearize(jax.grad(partial(loss, fixed=fixed, model=model)), x)
-
-    def product(v: Array) -> Array:
-        return unit * times(unit * v)
-
+    _, _, product = scaled_products(partial(loss, fixed=fixed, model=model), x, unit)
     if vectors is None:
-        factor = jax.scipy.linalg.cho_factor(newton.hessian(product, x))
+        factor = jax.scipy.linalg.cho_factor(dense(product, x))
         inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(2 * size, size, dtype=x.dtype))[:size]
         return unit[:size, None] * inverse * unit[None, :size]
     solve = partial(jax.scipy.sparse.linalg.cg, product, tol=jnp.finfo(x.dtype).eps ** 0.75, maxiter=4 * size)
