@@ -3,7 +3,7 @@
 deterministic mean field -> N(loc, linear response) -> a flow in its coordinates
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,10 @@ from minisvi.deterministic import Deterministic, Fixed, Optima, deterministic
 from minisvi.guides import Guide, affine_coupling, full_rank, low_rank, mean_field, whitened
 from minisvi.guides.flow_layers import mlp
 from minisvi.model import Model
-from minisvi.progress import StageDisplay
+from minisvi.progress import StageDisplay, interrupted
 from minisvi.response import linear_response
 from minisvi.stochastic import stochastic
-from minisvi.verdict import Verdict
+from minisvi.verdict import MAX_SPACING, Verdict
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: the README says what it takes
 RANK = 10
@@ -48,36 +48,22 @@ def cascade(
 ) -> Iterator[tuple[str, Guide, Any, Deterministic]]:
     """Name, guide, parameters and deterministic fit of each stage, which is judged, in `verdicts`, before the next."""
     rows_key, key, last_key = jax.random.split(key, 3)
-    rows, scale = data, None
-    if settings.batch_size is not None:
-        rows, scale = _some_rows(rows_key, data, _ROWS_PER_BATCH_ROW * settings.batch_size)
-    options: dict[str, Any] = {"scale": scale, "deadline": settings.deadline, "max_optimism": MAX_OPTIMISM}
-    settings.display.begin("mean field from several starts")
-    # Few latents are worth less time than the compilation of a second program takes.
-    size = trees.spec(model.latents).shape[0]
-    restart_draws = NUM_DRAWS if size <= MAX_ONE_PROGRAM else 8
-    num_restarts = 8 if size <= MAX_EIGHT_STARTS else 4
-    options |= {"num_restarts": num_restarts, "restart_draws": restart_draws, "max_draws": NUM_DRAWS}
-    fitted = partial(_remembered, settings, model, rows, scale)
-    det = fitted("mean field", lambda: deterministic(key, model, *rows, start=settings.start, **options))
+    det = _from_several_starts(key, rows_key, model, data, settings)
     loc, cov = _gaussian(det)
     yield *_first(det, loc, cov), det
-    if verdicts[-1].level == "good":
+    if _no_other_helps(verdicts[-1]):
         return
     if det.optimism > MAX_OPTIMISM:
-        settings.display.begin("mean field on more draws")
-        options |= {"num_restarts": 1, "num_draws": 4 * NUM_DRAWS, "restart_draws": 4 * NUM_DRAWS}
-        more = fitted("mean field on more draws", lambda: deterministic(key, model, *rows, start=loc, **options))
-        det = more._replace(optima=det.optima)
+        det = _again("mean field on more draws", key, model, data, settings, det, 4 * NUM_DRAWS)
         loc, cov = _gaussian(det)
         name, *first = _first(det, loc, cov)
         yield f"{name}, {len(det.fixed.eps)} draws", *first, det
-        if verdicts[-1].level == "good":
+        if _no_other_helps(verdicts[-1]):
             return
     if verdicts[-1].elbo < det.elbo:
         variances = np.exp(2 * np.asarray(det.params["log_scale"]))
         cov = variances if cov.ndim == 1 else np.diag(variances)  # of one shape, which is compiled once
-    name, guide = _last(model, size, settings.batch_size)
+    name, guide = _last(model, trees.spec(model.latents).shape[0], settings.batch_size)
     settings.display.begin(name)
     params = _init(guide, last_key, loc, cov)
     options = {
@@ -86,25 +72,67 @@ def cascade(
     for state in stochastic(last_key, model, guide, *data, params=params, **options):
         yield f"{name}, {state.step} steps", guide, state.params, det
         verdict = verdicts[-1]
-        if verdict.level == "good" and verdict.log_evidence - verdict.elbo < MAX_KL:
+        if _no_other_helps(verdict) and verdict.log_evidence - verdict.elbo < MAX_KL:
             return
         settings.display.begin(name)
 
 
-def _remembered(
-    settings: Settings, model: Model, rows: Any, scale: Any, name: str, compute: Callable[[], Deterministic]
+def _no_other_helps(verdict: Verdict) -> bool:
+    """Whether a better guide would be no use: the weights are good, and what is missing then is missing in theta's
+    moments themselves; or the density is rounding.
+    """
+    return verdict.of_weights == "good" or verdict.spacing > MAX_SPACING
+
+
+def _from_several_starts(key: Array, rows_key: Array, model: Model, data: Any, settings: Settings) -> Deterministic:
+    """The best of several starts. With a `batch_size` they descend on some of the rows, which cost less, and the best
+    goes on with all of them: no posterior of some rows is near enough to that of all for its weights to be good.
+    """
+    rows, scale = data, None
+    if settings.batch_size is not None:
+        rows, scale = _some_rows(rows_key, data, _ROWS_PER_BATCH_ROW * settings.batch_size)
+    settings.display.begin("mean field from several starts")
+    size = trees.spec(model.latents).shape[0]
+    options = {
+        "start": settings.start,
+        "scale": scale,
+        "num_restarts": 8 if size <= MAX_EIGHT_STARTS else 4,
+        # Few latents are worth less time than the compilation of a second program takes.
+        "restart_draws": NUM_DRAWS if size <= MAX_ONE_PROGRAM else 8,
+        "num_draws": NUM_DRAWS,
+    }
+    det = _remembered("mean field", key, model, rows, settings, options)
+    if scale is None or interrupted():
+        return det
+    return _again("mean field on all rows", key, model, data, settings, det, NUM_DRAWS)
+
+
+def _again(
+    name: str, key: Array, model: Model, data: Any, settings: Settings, det: Deterministic, num_draws: int
 ) -> Deterministic:
-    """compute(), or what the checkpoints have of it. What the budget cut short is not kept."""
+    """From where `det` ended, on all rows and so many draws; with its optima, which are all starts'."""
+    settings.display.begin(name)
+    start = trees.unravel(model.latents, np.asarray(det.params["loc"]))
+    options = {"start": start, "num_restarts": 1, "num_draws": num_draws, "restart_draws": num_draws}
+    return _remembered(name, key, model, data, settings, options)._replace(optima=det.optima)
+
+
+def _remembered(
+    name: str, key: Array, model: Model, rows: Any, settings: Settings, options: dict[str, Any]
+) -> Deterministic:
+    """The deterministic fit, or what the checkpoints have of it. What the budget cut short is not kept."""
+    options = {"max_draws": options["num_draws"], "deadline": settings.deadline} | options
     if settings.checkpoint_dir is None:
-        return compute()
+        return deterministic(key, model, *rows, **options)
 
     def arrays() -> Any:
-        det = compute()
+        det = deterministic(key, model, *rows, **options)
         return det[2:3] + (det.fixed.eps,) + det[4:]
 
     like = {"loc": 0, "log_scale": 0}, 0, 0, 0, 0, 0, Optima(*6 * [0])  # type: ignore[arg-type]
     params, eps, *rest = checkpoint.remembered(settings.checkpoint_dir / name, arrays, like, settings.deadline)
-    return Deterministic(model, mean_field(model.latents), params, Fixed(eps, rows, scale), *rest)
+    fixed = Fixed(eps, rows, options.get("scale"))
+    return Deterministic(model, mean_field(model.latents), params, fixed, *rest)
 
 
 @partial(jax.jit, static_argnames="guide")
@@ -117,7 +145,7 @@ def _gaussian(det: Deterministic) -> tuple[Any, np.ndarray]:
     loc, log_scale = np.asarray(det.params["loc"]), np.asarray(det.params["log_scale"])
     with np.errstate(over="ignore"):  # of a fit that runs away
         cov = variances = np.exp(2 * log_scale)
-    if loc.size <= MAX_DENSE:
+    if loc.size <= MAX_DENSE and not interrupted():
         response = np.asarray(linear_response(det))
         # In a Gaussian no variance is smaller than the mean field's. NaN compares as False.
         cov = response if np.all(np.diagonal(response) > 0.8 * variances) else variances

@@ -19,6 +19,7 @@ from jax import Array
 
 from minisvi import checks
 from minisvi.claims import claim, reclaim
+from minisvi.progress import interrupted
 from minisvi.sharding import to_host
 
 logger = logging.getLogger("minisvi")
@@ -115,7 +116,8 @@ class Checkpoints:
 
 def remembered(path: Path, compute: Callable[[], Any], like: Any, deadline: float) -> Any:
     """compute(), a tree of arrays structured as `like`: read if the path has it, else computed, and written unless that
-    took until the `deadline`, of `time.monotonic()`. What is damaged is put aside, and computed again.
+    was interrupted, or took until the `deadline`, of `time.monotonic()`. What is damaged is put aside, and computed
+    again.
     """
     import orbax.checkpoint as ocp
 
@@ -127,7 +129,7 @@ def remembered(path: Path, compute: Callable[[], Any], like: Any, deadline: floa
             except Exception as error:  # whatever the damaged file makes of it
                 _put_aside(path, error)
         tree = compute()
-        if time.monotonic() < deadline:
+        if time.monotonic() < deadline and not interrupted():
             checkpointer.save(path, {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))})
     return tree
 

@@ -19,6 +19,7 @@ from minisvi.batching import batched
 from minisvi.guides.gaussian import MeanField, mean_field
 from minisvi.guides.location_scale import Normal
 from minisvi.model import Model
+from minisvi.progress import interrupted
 
 MAX_DENSE = 16  # latents; above it conjugate gradients took less time on each of the models that were tried
 _NUM_FRESH, _CHUNK = 1024, 64
@@ -118,7 +119,8 @@ def deterministic(
     found = run(fixed, x)
     optima = _optima(found)
     more = num_draws if num_draws > restart_draws else 4 * restart_draws
-    while (more == num_draws or (found.optimism > max_optimism and more <= max_draws)) and time.monotonic() < deadline:
+    over = lambda: time.monotonic() >= deadline or interrupted()  # noqa: E731
+    while (more == num_draws or (found.optimism > max_optimism and more <= max_draws)) and not over():
         fixed = fixed._replace(eps=_fixed_draws(draw_key, more, spec))
         found = run(fixed, found.state.x[found.best][None])
         more *= 4
@@ -173,12 +175,15 @@ def _run(
 ) -> _Found:
     """Newton from the rows of x to its end, and the ELBO at fresh draws there."""
     state, taken = _begin(x), 0
-    while taken < max_steps and not np.all(state.converged | state.stuck):
+    while taken < max_steps and not np.all(state.converged | state.stuck) and not interrupted():
         taken = min(taken + _BLOCK, max_steps)
         state = jax.device_get(_descend(model, fixed, state, taken))
         if time.monotonic() > deadline:
             break
     state = jax.device_get(state)
+    if interrupted():
+        unknown = np.full(len(state.x), np.nan, state.x.dtype)
+        return _Found(state, unknown, unknown)
     fresh = [jax.device_get(_fresh(model, guide, fresh_key, row, fixed)) for row in state.x]  # compiled for one
     return _Found(state, *map(np.stack, zip(*fresh)))
 

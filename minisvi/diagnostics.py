@@ -71,20 +71,22 @@ def khat_threshold(num_samples: int) -> float:
 def pareto_fit(exceedances: Array) -> tuple[Array, Array]:
     """Shape k and scale of the generalised Pareto distribution, from its exceedances (T,), ascending.
 
-    The empirical Bayes estimate of Zhang & Stephens (2009), shrunk to 1/2 by a prior of ten draws.
+    The empirical Bayes estimate of Zhang & Stephens (2009), shrunk to 1/2 by a prior of ten draws. NumPy arrays are
+    computed with on the host.
     """
-    size = exceedances.size
+    xp, size = exceedances.__array_namespace__(), exceedances.size
     # A tie with the threshold, or a zero weight in the tail, leaves a zero here; the grid divides by it.
-    x = jnp.maximum(exceedances, exceedances[-1] * jnp.finfo(exceedances.dtype).eps)
+    x = xp.maximum(exceedances, exceedances[-1] * xp.finfo(exceedances.dtype).eps)
     num = 30 + math.isqrt(size)
-    grid = 1 - jnp.sqrt(num / (jnp.arange(1, num + 1) - 0.5))
+    grid = 1 - xp.sqrt(num / (xp.arange(1, num + 1) - 0.5))
     b = grid / (3 * x[int(size / 4 + 0.5) - 1]) + 1 / x[-1]
     # One may be zero, the exponential distribution, where k is too and -b / k is 1 / mean: a small one has that ratio.
-    b = jnp.where(b == 0, jnp.finfo(x.dtype).eps / x[-1], b)
-    k = jnp.mean(jnp.log1p(-b[:, None] * x[None, :]), axis=1)
-    posterior = jax.nn.softmax(size * (jnp.log(-b / k) - k - 1))
-    mean_b = jnp.sum(b * posterior)
-    k = jnp.mean(jnp.log1p(-mean_b * x))
+    b = xp.where(b == 0, xp.finfo(x.dtype).eps / x[-1], b)
+    k = xp.mean(xp.log1p(-b[:, None] * x[None, :]), axis=1)
+    log_posterior = size * (xp.log(-b / k) - k - 1)
+    posterior = xp.exp(log_posterior - xp.max(log_posterior))
+    mean_b = xp.sum(b * posterior) / xp.sum(posterior)
+    k = xp.mean(xp.log1p(-mean_b * x))
     return (size * k + 5) / (size + 10), -k / mean_b
 
 

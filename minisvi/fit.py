@@ -12,6 +12,7 @@ from jax import Array
 from minisvi import checks, trees
 from minisvi.batches import Minibatches
 from minisvi.cascade import Settings, cascade
+from minisvi.centred import centred
 from minisvi.claims import claim, describe, fingerprint
 from minisvi.deterministic import Deterministic
 from minisvi.draws import Draws, plain
@@ -19,9 +20,9 @@ from minisvi.export import to_arviz
 from minisvi.guides import Guide
 from minisvi.model import Model
 from minisvi.posterior import Posterior
-from minisvi.progress import StageDisplay
+from minisvi.progress import StageDisplay, deferred_interrupt
 from minisvi.streams import Stream
-from minisvi.verdict import Judged, Verdict, check_num_draws, judge
+from minisvi.verdict import Judged, Verdict, check_num_draws, judge, unjudged
 
 _ORDER = ("not trusted", "bulk good, tails unverified", "good")
 
@@ -111,8 +112,8 @@ def fit(
        a flow has no tails yet to judge it by where it has just left its Gaussian.
 
     For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank Gaussian in its
-    coordinates. With a `batch_size` stage 1 sees as many rows as a step of it can afford, and stage 3 a Gaussian of any
-    covariance, on minibatches; all stages are judged on all rows.
+    coordinates. With a `batch_size` the starts of stage 1 see 16 times as many rows, and the best goes on with all;
+    stage 3 is a Gaussian of any covariance, on minibatches; all stages are judged on all rows.
 
     **Arguments**
 
@@ -124,6 +125,9 @@ def fit(
     - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does. The same call goes on from there;
       ValueError if that is of another fit.
 
+    Ctrl-C returns the stages that have been judged, or the first one as it is, `not trusted`, after what is being
+    computed; the reason says so. A second one interrupts as usual.
+
     Equal models and shapes are compiled once; equal keys give equal fits, unless the budget ends them.
     """
     if any(isinstance(part, Stream) for part in data):
@@ -134,28 +138,63 @@ def fit(
         Minibatches(batch_size).num_rows(data)
     judge_key, key = jax.random.split(checks.prng_key(key))
     begin = time.monotonic()
-    deadline = begin + seconds
     directory = None if checkpoint_dir is None else Path(checkpoint_dir).absolute()
     if directory is not None:
         about = {"model": model, "data": data, "batch_size": batch_size, "start": start, "key": fingerprint(key)}
         claim(directory, describe("fit", about))
     stages: list[Stage] = []
     verdicts: list[Verdict] = []
-    with StageDisplay(progress_bar) as display:
-        settings = Settings(batch_size, start, deadline, directory, checkpoint_every, display)
-        for name, guide, params, det in cascade(key, model, data, settings, verdicts):
+    options: dict[str, Any] = {"num_draws": num_draws, "max_draws": 4 * num_draws}
+    with StageDisplay(progress_bar) as display, deferred_interrupt() as ctrl_c:
+        settings = Settings(batch_size, start, begin + seconds, directory, checkpoint_every, display)
+        target = centred(model, start, data)
+        for name, guide, params, det in cascade(key, target.model, target.data, settings, verdicts):
+            if ctrl_c.is_set():
+                break
             display.begin(f"judging {name}")
-            options: dict[str, Any] = {"num_draws": num_draws, "max_draws": 4 * num_draws, "optima": det.optima}
-            judged = judge(judge_key, model, guide, params, *data, **options, optimism=det.optimism)
+            judged = judge(
+                judge_key,
+                target.model,
+                guide,
+                params,
+                *target.data,
+                **options,
+                optima=det.optima,
+                optimism=det.optimism,
+            )
             if runaway := _runaway(model, det):
-                judged = judged._replace(verdict=replace(judged.verdict, level="not trusted", reason=runaway))
-            stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
+                judged = _not_trusted(judged, runaway)
             verdicts.append(judged.verdict)
+            judged = _with_offset(judged, target.offset)
+            stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
             display.end(f"{name}: {judged.verdict.level}, {judged.verdict.reason}")
             begin = time.monotonic()
-            if begin > deadline:
+            if begin > settings.deadline:
                 break
-    return Fit(model, data, tuple(stages), det)
+        if ctrl_c.is_set():
+            stages = [_interrupted(stage) for stage in stages]
+        if not stages:
+            judged = unjudged(judge_key, model, guide, params, data, "interrupted before anything was judged")
+            stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
+    return Fit(model, data, tuple(stages), det._replace(elbo=det.elbo + target.offset))
+
+
+def _not_trusted(judged: Judged, reason: str) -> Judged:
+    verdict = replace(judged.verdict, level="not trusted", of_weights="not trusted", reason=reason)
+    return judged._replace(verdict=verdict)
+
+
+def _with_offset(judged: Judged, offset: float) -> Judged:
+    """With what was taken off the density put back."""
+    verdict = judged.verdict
+    verdict = replace(verdict, elbo=verdict.elbo + offset, log_evidence=verdict.log_evidence + offset)
+    return judged._replace(verdict=verdict)
+
+
+def _interrupted(stage: Stage) -> Stage:
+    verdict = stage.judged.verdict
+    verdict = replace(verdict, reason=f"interrupted; {verdict.reason}")
+    return stage._replace(judged=stage.judged._replace(verdict=verdict))
 
 
 def _runaway(model: Model, det: Deterministic) -> str | None:

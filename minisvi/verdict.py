@@ -14,12 +14,16 @@ from minisvi.deterministic import Optima
 from minisvi.draws import Draws
 from minisvi.guides import Guide
 from minisvi.model import Model
-from minisvi.posterior import weigh
+from minisvi.moments import MAX_KHAT, Moment, moments
+from minisvi.posterior import Posterior, weigh
+from minisvi.progress import interrupted
 
 Level = Literal["good", "bulk good, tails unverified", "not trusted"]
 NUM_BATCHES = 4
 GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
 HIGH_ESS, FAIR_ESS, LOW_ESS = 0.85, 0.1, 0.02  # of S
+MAX_SPACING = 0.1  # nats
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,15 @@ class Verdict:
     """What the importance weights of S draws say of a fit; `str` gives a short table.
 
     - `level`, `reason`: `good`: the weighted draws may be used as the posterior's; `bulk good, tails unverified`: their
-      means and sds may, to about a tenth of an sd; `not trusted`. The reason is one line.
+      quantiles, means and sds may, to about a tenth of an sd, but for the moments that the reason names; `not trusted`.
+      The reason is one line.
     - `khat`: the largest of four batches', beside its `threshold`; `ess`: the weights' ESS / S.
-    - `error`: the standard error of the weighted means and sds, in sds, of the worst coordinate of u.
+    - `error`: the standard error of the weighted means and sds of theta, in sds, of the `worst` latent, by its name;
+      `error_u`: the same of u, of which quantiles are those of theta.
+    - `unreached`: the means and sds of theta that the draws do not give to 0.03 sd, in words: a moment that does not
+      exist, one that rare draws decide, and one that has too few draws.
+    - `of_weights`: the level without what was found of theta's moments and of the `spacing`, which is that of the
+      dtype's numbers at log p, in nats.
     - `shift`: how far weighting moves the mean of the worst coordinate, in sds: how wrong q is without it.
     - `elbo`, `log_evidence`, each with its standard error `_se`, in nats.
     - `broken`: draws with a density of NaN or +inf.
@@ -44,6 +54,11 @@ class Verdict:
     threshold: float
     ess: float
     error: float
+    worst: str
+    error_u: float
+    unreached: tuple[str, ...]
+    of_weights: Level
+    spacing: float
     shift: float
     elbo: float
     elbo_se: float
@@ -60,7 +75,7 @@ class Verdict:
             ("verdict", f"{self.level}: {self.reason}"),
             ("k-hat", f"{self.khat:.2f} (threshold {self.threshold:.2f}, largest of {NUM_BATCHES} batches)"),
             ("ESS / S", f"{self.ess:.3f} of {self.num_draws} draws"),
-            ("error", f"{self.error:.3f} sd, of weighted means and sds at the worst latent"),
+            ("error", f"{self.error:.3f} sd, of weighted means and sds at the worst latent, `{self.worst}`"),
             ("shift", f"{self.shift:.3f} sd, from q's means to the weighted ones"),
             ("ELBO", f"{self.elbo:.3f} +- {self.elbo_se:.3f} nats"),
             ("log evidence", f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f} nats"),
@@ -96,14 +111,15 @@ def judge(
     k-hat alone errs both ways: it refuses flows whose weights are nearly equal, and does not see a mode that no draw
     reached. So the rule also has ESS, errors and, where the `optima` of `deterministic` are given, those that q gives
     less density than the posterior does at any of its draws. Let k be the largest k-hat of four batches, S the number
-    of draws, and the error the standard error of the weighted means and sds at the worst latent:
+    of draws, and the error the standard error of the weighted means and sds of u at the worst latent:
 
-    - `good`: k below min(1 - 1/log10(S/4), 0.7) and 0.35 + ESS/S, or below 1 with ESS/S >= 0.85; and an error of at
-      most 0.03 sd;
+    - `good`: k below min(1 - 1/log10(S/4), 0.7) and 0.35 + ESS/S, or below 1 with ESS/S >= 0.85; an error of at most
+      0.03 sd; and the same error, and a tail of shape below 0.7 (see `moments`), for each mean and sd of theta;
     - `bulk good, tails unverified`: k below the same threshold with ESS/S >= 0.02, or below 1 with ESS/S >= 0.1; and
-      an error of at most 0.1 sd;
-    - `not trusted` otherwise, and wherever a draw has a density of NaN or +inf, or an optimum is missed that has more
-      than a hundredth of the best one's mass.
+      an error of at most 0.1 sd. The reason names the moments of theta that are not given: their quantiles hold;
+    - `not trusted` otherwise, and wherever a draw has a density of NaN or +inf, an optimum is missed that has more than
+      a hundredth of the best one's mass, or log p is so large that the dtype's numbers there are more than 0.1 nats
+      apart, so that the weights are rounding.
 
     That fewer draws should carry the weight only where their tail is lighter is what `benchmarks/verdicts.py` taught.
     TypeError or ValueError unless num_draws is an integer >= 100.
@@ -111,9 +127,11 @@ def judge(
     check_num_draws(num_draws)
     noise, log_ratio = defensive.noise(key, guide, params, data, num_draws)
     u, log_w = weigh(model, guide, params, data, noise)
-    draws, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)
-    values = {name: value.item() for name, value in figures.items()}
+    draws, log_w_all, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)
+    values: dict[str, Any] = {name: value.item() for name, value in figures.items()}
     values |= {"num_draws": num_draws, "threshold": diagnostics.khat_threshold(num_draws // NUM_BATCHES)}
+    values["spacing"] = float(jnp.finfo(log_w.dtype).eps) * abs(values["log_evidence"])
+    known = moments(draws.theta, log_w_all, draws.log_weights)
     if optima is not None:
         # A start that has not converged is no optimum, but it may have ended at a mode.
         ends, converged = np.asarray(optima.optimum), np.asarray(optima.converged)
@@ -122,11 +140,42 @@ def judge(
         values |= {"optima": max(1, len(np.unique(ends[converged]))), "missed": missed}
     if optimism is not None:
         values["optimism"] = float(optimism)
-    level, reason = _rule(**values)
-    if level != "good" and 4 * num_draws <= max_draws and _rule(**values | {"error": values["error"] / 2})[0] == "good":
+    of_weights = _of_weights(**values)
+    level, reason = _rule(known, of_weights, values["spacing"], values["log_evidence"])
+    if level != "good" and _more_would_do(known, values) and 4 * num_draws <= max_draws and not interrupted():
         args = key, model, guide, params, *data
         return judge(*args, num_draws=4 * num_draws, max_draws=max_draws, optima=optima, optimism=optimism)
+    worst = max(known, key=lambda moment: moment.error, default=Moment("none", 1, 0.0, 0.0))
+    unreached = tuple(str(moment) for moment in known if not moment.holds(GOOD_ERROR))
+    values |= {"of_weights": of_weights[0], "error": worst.error, "worst": worst.latent, "unreached": unreached}
     return Judged(Verdict(level, reason, **values), draws)
+
+
+def _more_would_do(known: list[Moment], values: dict[str, Any]) -> bool:
+    """Whether it would be good if all errors were half as large, as they are with four times as many draws."""
+    halved = [moment._replace(error=moment.error / 2) for moment in known]
+    of_weights = _of_weights(**values | {"error_u": values["error_u"] / 2})
+    return _rule(halved, of_weights, values["spacing"], values["log_evidence"])[0] == "good"
+
+
+def unjudged(
+    key: Array, model: Model, guide: Guide, params: Any, data: tuple[Any, ...], reason: str, num_draws: int = 1000
+) -> Judged:
+    """Plain draws of a guide that nobody has looked at: `not trusted`, with that reason, and figures of NaN."""
+    figures = ("khat", "threshold", "ess", "error", "error_u", "shift", "spacing")
+    in_nats = ("elbo", "elbo_se", "log_evidence", "log_evidence_se")
+    unknown: dict[str, Any] = dict.fromkeys(figures + in_nats, np.nan)
+    verdict = Verdict(
+        "not trusted",
+        reason,
+        worst="unknown",
+        unreached=(),
+        of_weights="not trusted",
+        num_draws=num_draws,
+        broken=0,
+        **unknown,
+    )
+    return Judged(verdict, Posterior(model, guide, params, data).draws(key, num_draws))
 
 
 def check_num_draws(num_draws: Any) -> None:
@@ -137,7 +186,7 @@ def check_num_draws(num_draws: Any) -> None:
 
 
 @partial(jax.jit, static_argnames="target")
-def _figures(target: Model, u: Any, log_w: Array, log_ratio: Array) -> tuple[Draws, dict[str, Array]]:
+def _figures(target: Model, u: Any, log_w: Array, log_ratio: Array) -> tuple[Draws, Array, dict[str, Array]]:
     plain = defensive.is_plain(log_w.size) | jnp.all(log_ratio == 0)
     elbo, elbo_se = diagnostics.elbo(log_w, where=plain)
     log_w = log_w + log_ratio
@@ -148,17 +197,22 @@ def _figures(target: Model, u: Any, log_w: Array, log_ratio: Array) -> tuple[Dra
     errors = (diagnostics.weighted_mcse, diagnostics.weighted_sd_mcse)
     error = jnp.maximum(*(error(x, smoothed.log_weights) for error in errors))
     log_evidence, log_evidence_se = diagnostics.log_evidence(log_w)
-    return Draws(jax.vmap(target.constrain, axis_size=log_w.size)(u), smoothed.log_weights), {
-        "khat": jnp.maximum(jnp.max(jax.vmap(lambda log_w: diagnostics.psis(log_w).khat)(batches)), smoothed.khat),
-        "ess": diagnostics.importance_ess(smoothed.log_weights) / log_w.size,
-        "error": jnp.max(error, initial=0.0),
-        "shift": jnp.max(diagnostics.mean_shift(x, smoothed.log_weights), initial=0.0),
-        "elbo": elbo,
-        "elbo_se": elbo_se,
-        "log_evidence": log_evidence,
-        "log_evidence_se": log_evidence_se,
-        "broken": jnp.sum(jnp.isnan(log_w) | (log_w == jnp.inf)),
-    }
+    draws = Draws(jax.vmap(target.constrain, axis_size=log_w.size)(u), smoothed.log_weights)
+    return (
+        draws,
+        log_w,
+        {
+            "khat": jnp.maximum(jnp.max(jax.vmap(lambda log_w: diagnostics.psis(log_w).khat)(batches)), smoothed.khat),
+            "ess": diagnostics.importance_ess(smoothed.log_weights) / log_w.size,
+            "error_u": jnp.max(error, initial=0.0),
+            "shift": jnp.max(diagnostics.mean_shift(x, smoothed.log_weights), initial=0.0),
+            "elbo": elbo,
+            "elbo_se": elbo_se,
+            "log_evidence": log_evidence,
+            "log_evidence_se": log_evidence_se,
+            "broken": jnp.sum(jnp.isnan(log_w) | (log_w == jnp.inf)),
+        },
+    )
 
 
 @partial(jax.jit, static_argnames=("model", "guide"))
@@ -185,8 +239,35 @@ def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, 
     return jnp.max(jnp.where(uncovered, mass, 0.0))
 
 
-def _rule(
-    khat: float, threshold: float, ess: float, error: float, broken: int, missed: float | None = None, **_: Any
+def _rule(known: list[Moment], of_weights: tuple[Level, str], spacing: float, log_evidence: float) -> tuple[Level, str]:
+    """The level that the weights have, held against the spacing of log p and against each moment of theta."""
+    level, reason = of_weights
+    if spacing > MAX_SPACING:
+        return (
+            "not trusted",
+            f"log p is about {log_evidence:.2g}, where the dtype's numbers are {spacing:.2g} nats apart: the weights "
+            "are rounding. Take constants out of the density, give the likelihood by row, or enable x64",
+        )
+    limit = GOOD_ERROR if level == "good" else BULK_ERROR
+    failing = [moment for moment in known if not moment.holds(limit)]
+    if level == "not trusted" or not failing:
+        return level, reason
+    return "bulk good, tails unverified", f"{_in_words(failing)}; {reason}"
+
+
+def _in_words(failing: list[Moment]) -> str:
+    """Which moments fail, and how: those whose tail is too heavy first, which more draws would not mend."""
+    failing = sorted(failing, key=lambda moment: (moment.khat, moment.error), reverse=True)
+    names = [str(moment) for moment in failing[:_MOST_NAMED]]
+    if len(failing) > _MOST_NAMED:
+        names.append(f"{len(failing) - _MOST_NAMED} more moments")
+    worst = failing[0]
+    why = f"a tail of shape {worst.khat:.2f}" if worst.khat >= MAX_KHAT else f"an error of {worst.error:.2f} sd"
+    return f"quantiles hold, but {' and '.join(names)} may not exist or are not reached ({why})"
+
+
+def _of_weights(
+    khat: float, threshold: float, ess: float, error_u: float, broken: int, missed: float | None = None, **_: Any
 ) -> tuple[Level, str]:
     if broken:
         return "not trusted", f"{broken} draws have a density of NaN or +inf"
@@ -196,10 +277,10 @@ def _rule(
             f"a restart found another optimum, with {missed:.2g} of the best one's mass, that q misses",
         )
     light = khat < threshold
-    if error <= GOOD_ERROR and ((light and khat < 0.35 + ess) or (khat < 1 and ess >= HIGH_ESS)):
+    if error_u <= GOOD_ERROR and ((light and khat < 0.35 + ess) or (khat < 1 and ess >= HIGH_ESS)):
         return "good", f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
-    if error <= BULK_ERROR and ((light and ess >= LOW_ESS) or (khat < 1 and ess >= FAIR_ESS)):
-        return "bulk good, tails unverified", f"k-hat {khat:.2f}, ESS/S {ess:.2f}, error {error:.2f} sd"
+    if error_u <= BULK_ERROR and ((light and ess >= LOW_ESS) or (khat < 1 and ess >= FAIR_ESS)):
+        return "bulk good, tails unverified", f"k-hat {khat:.2f}, ESS/S {ess:.2f}, error {error_u:.2f} sd"
     if not khat < 1:
         return "not trusted", f"k-hat {khat:.2f}: the weights have no mean, so q lacks part of the posterior"
-    return "not trusted", f"k-hat {khat:.2f}, ESS/S {ess:.3f}, error {error:.2f} sd: too few draws carry the weight"
+    return "not trusted", f"k-hat {khat:.2f}, ESS/S {ess:.3f}, error {error_u:.2f} sd: too few draws carry the weight"

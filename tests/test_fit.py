@@ -1,5 +1,8 @@
 """The cascade: exact answers, what it says when there is none, budgets, keys, and calibration by simulation."""
 
+import importlib
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,7 +19,10 @@ from scipy.stats import chisquare
 
 import minisvi
 from minisvi import Model, cascade, real
-from minisvi.progress import StageDisplay
+from minisvi.progress import StageDisplay, deferred_interrupt, interrupted
+
+deterministic_file = importlib.import_module("minisvi.deterministic")
+fit_file = importlib.import_module("minisvi.fit")
 
 
 def fitted(key, model, *data, **options):
@@ -187,13 +193,62 @@ def test_a_budget_that_is_too_small_returns_what_there_is():
     assert time.monotonic() - begin < 60
 
 
+def press_now(function):
+    """`function`, with Ctrl-C pressed while it is at work."""
+
+    def pressed(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return function(*args, **kwargs)
+
+    return pressed
+
+
+def test_ctrl_c_before_anything_is_judged_returns_what_there_is(monkeypatch):
+    monkeypatch.setattr(deterministic_file, "_descend", press_now(deterministic_file._descend))
+    fit = fitted(14, minisvi.Model({"x": minisvi.real(2)}, banana))
+    assert [stage.name for stage in fit.stages] == ["mean field"]
+    assert fit.verdict.level == "not trusted"
+    assert fit.verdict.reason == "interrupted before anything was judged"
+    assert not fit.deterministic.converged
+    assert np.isfinite(fit.draws.mean()["x"]).all()
+    assert "nan" in str(fit)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_a_stage_is_judged_keeps_it(monkeypatch):
+    monkeypatch.setattr(fit_file, "judge", press_now(minisvi.judge))
+    fit = fitted(14, minisvi.Model({"x": minisvi.real(2)}, banana), num_draws=2000)
+    assert len(fit.stages) == 1
+    assert fit.verdict.reason.startswith("interrupted; k-hat ")
+    assert np.isfinite(fit.verdict.khat)
+
+
+def test_an_interrupted_fit_remembers_nothing_that_is_not_finished(monkeypatch, tmp_path):
+    model = minisvi.Model({"x": minisvi.real(2)}, banana)
+    with monkeypatch.context() as patch:
+        patch.setattr(deterministic_file, "_descend", press_now(deterministic_file._descend))
+        fitted(14, model, checkpoint_dir=tmp_path)
+    assert not (tmp_path / "mean field").exists()
+
+
+def test_two_interrupts_inside_one_another_are_one():
+    with deferred_interrupt() as outer:
+        assert not interrupted()
+        with deferred_interrupt() as inner:
+            assert inner is outer
+            os.kill(os.getpid(), signal.SIGINT)
+        assert outer.is_set()
+        assert interrupted()
+    assert not interrupted()
+
+
 @pytest.mark.slow
 def test_minibatches_of_a_conjugate_posterior():
     key = jax.random.key(12)
     x = jnp.array([[4.0, -35.0, 0.4]]) + jnp.array([[0.5, 30.0, 0.2]]) * jax.random.normal(key, (1003, 3))
     fit = fitted(13, conjugate_model(), x, batch_size=10, num_draws=2000)
     loc, sd, log_evidence = conjugate_posterior(x)
-    assert fit.stages[-1].name.startswith("full rank by minibatches")
+    assert [stage.name for stage in fit.stages] == ["linear response"]
     assert fit.verdict.level == "good"
     assert abs(fit.verdict.log_evidence - log_evidence) < 5 * fit.verdict.log_evidence_se + 1e-3
     assert np.all(np.abs((fit.draws.mean()["w"] - loc) / sd) < 5 * fit.verdict.error)
@@ -342,6 +397,6 @@ def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(ma
     model, verdicts = Model({"x": real(2)}, lambda theta: norm.logpdf(theta["x"], 3.0, 2.0).sum()), []
     settings = cascade.Settings(None, None, np.inf, None, 60.0, StageDisplay(False))
     for _ in cascade.cascade(key, model, (), settings, verdicts):
-        verdicts.append(SimpleNamespace(level="not trusted", elbo=-np.inf))
+        verdicts.append(SimpleNamespace(of_weights="not trusted", spacing=0.0, elbo=-np.inf))
     assert started[-1].shape == shape
     assert np.allclose(started[-1], 4.0 if len(shape) == 1 else 4.0 * np.eye(2), rtol=1e-3)

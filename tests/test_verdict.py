@@ -1,15 +1,18 @@
 """The verdict: its figures against closed forms and repeated answers, its rule at its limits, spoiled guides."""
 
 import importlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import FLOAT
 from jax.scipy.stats import norm
 
 import minisvi
 from minisvi.deterministic import Optima
+from minisvi.moments import Moment
 
 verdict = importlib.import_module("minisvi.verdict")
 
@@ -187,25 +190,108 @@ def test_any_guide_can_be_judged():
 
 
 RULE = {
-    "good by k-hat": ({"khat": 0.69, "ess": 0.35, "error": 0.029}, "good"),
-    "good with a light tail": ({"khat": 0.39, "ess": 0.05, "error": 0.029}, "good"),
-    "few draws with a heavy tail": ({"khat": 0.41, "ess": 0.05, "error": 0.029}, "bulk good, tails unverified"),
-    "good by equal weights": ({"khat": 0.99, "ess": 0.86, "error": 0.01}, "good"),
-    "tails unverified": ({"khat": 0.75, "ess": 0.2, "error": 0.02}, "bulk good, tails unverified"),
-    "error too large for good": ({"khat": 0.5, "ess": 0.05, "error": 0.04}, "bulk good, tails unverified"),
-    "error too large": ({"khat": 0.5, "ess": 0.05, "error": 0.11}, "not trusted"),
-    "few draws carry all": ({"khat": 0.9, "ess": 0.01, "error": 0.05}, "not trusted"),
-    "no mean": ({"khat": 1.2, "ess": 0.95, "error": 0.01}, "not trusted"),
-    "broken": ({"khat": 0.1, "ess": 0.9, "error": 0.01, "broken": 1}, "not trusted"),
-    "a mode missed": ({"khat": 0.1, "ess": 0.9, "error": 0.01, "missed": 0.02}, "not trusted"),
-    "a speck missed": ({"khat": 0.1, "ess": 0.9, "error": 0.01, "missed": 0.005}, "good"),
+    "good by k-hat": ({"khat": 0.69, "ess": 0.35, "error_u": 0.029}, "good"),
+    "good with a light tail": ({"khat": 0.39, "ess": 0.05, "error_u": 0.029}, "good"),
+    "few draws with a heavy tail": ({"khat": 0.41, "ess": 0.05, "error_u": 0.029}, "bulk good, tails unverified"),
+    "good by equal weights": ({"khat": 0.99, "ess": 0.86, "error_u": 0.01}, "good"),
+    "tails unverified": ({"khat": 0.75, "ess": 0.2, "error_u": 0.02}, "bulk good, tails unverified"),
+    "error too large for good": ({"khat": 0.5, "ess": 0.05, "error_u": 0.04}, "bulk good, tails unverified"),
+    "error too large": ({"khat": 0.5, "ess": 0.05, "error_u": 0.11}, "not trusted"),
+    "few draws carry all": ({"khat": 0.9, "ess": 0.01, "error_u": 0.05}, "not trusted"),
+    "no mean": ({"khat": 1.2, "ess": 0.95, "error_u": 0.01}, "not trusted"),
+    "broken": ({"khat": 0.1, "ess": 0.9, "error_u": 0.01, "broken": 1}, "not trusted"),
+    "a mode missed": ({"khat": 0.1, "ess": 0.9, "error_u": 0.01, "missed": 0.02}, "not trusted"),
+    "a speck missed": ({"khat": 0.1, "ess": 0.9, "error_u": 0.01, "missed": 0.005}, "good"),
 }
 
 
 @pytest.mark.parametrize("name", RULE)
 def test_the_rule(name):
     figures, level = RULE[name]
-    assert verdict._rule(**{"threshold": 0.7, "broken": 0, **figures})[0] == level
+    assert verdict._of_weights(**{"threshold": 0.7, "broken": 0, **figures})[0] == level
+
+
+BULK = "bulk good, tails unverified"
+MEAN, SD_OF_A = Moment("a", 1, 0.01, -np.inf), Moment("a", 2, 0.02, 0.3)
+HELD = {
+    "all moments hold": ("good", [MEAN, SD_OF_A], "good", "by weights"),
+    "an error": (
+        "good",
+        [MEAN, SD_OF_A._replace(error=0.04)],
+        BULK,
+        r"the sd of `a` may not .* \(an error of 0.04 sd\)",
+    ),
+    "an error that is enough for less": (BULK, [MEAN, SD_OF_A._replace(error=0.04)], BULK, "^by weights$"),
+    "a heavy tail": (
+        BULK,
+        [MEAN, SD_OF_A._replace(khat=0.9)],
+        BULK,
+        r"the sd of `a` may not .* \(a tail of shape 0.90\)",
+    ),
+    "an error of NaN": ("good", [MEAN._replace(error=np.nan)], BULK, "the mean of `a` may not"),
+    "many": ("good", [SD_OF_A._replace(error=1.0)] * 5, BULK, "and 2 more moments may not"),
+    "not trusted before": ("not trusted", [SD_OF_A._replace(error=1.0)], "not trusted", "^by weights$"),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_the_level_of_the_weights_is_held_against_the_moments(name):
+    of_weights, known, level, reason = HELD[name]
+    found = verdict._rule(known, (of_weights, "by weights"), 0.001, 100.0)
+    assert found[0] == level
+    assert re.search(reason, found[1])
+
+
+def test_a_density_that_is_rounding_is_not_trusted():
+    level, reason = verdict._rule([MEAN], ("good", "by weights"), 8.0, 1e8)
+    assert level == "not trusted"
+    assert "log p is about 1e+08, where the dtype's numbers are 8 nats apart" in reason
+
+
+@pytest.mark.skipif(jnp.finfo(FLOAT).bits == 64, reason="float64 has digits enough")
+def test_an_offset_that_float32_cannot_carry_is_said():
+    offset = minisvi.Model(LATENTS, lambda theta: GAUSSIAN.log_joint(theta) + 1e8)
+    found = judged(0, *gaussian(), offset).verdict
+    assert found.level == "not trusted"
+    assert found.spacing > 1
+    small = minisvi.Model(LATENTS, lambda theta: GAUSSIAN.log_joint(theta) + 1e4)
+    assert judged(0, *gaussian(), small).verdict.level == "good"
+
+
+def log_normal(scale):
+    """log theta ~ N(1, scale^2), of which q is exact in u = log theta."""
+    latents = {"fine": minisvi.real(), "s": minisvi.positive()}
+
+    def log_joint(theta):
+        u = jnp.log(theta["s"])
+        return norm.logpdf(theta["fine"], 3.0, 2.0) + norm.logpdf(u, 1.0, scale) - u
+
+    guide = minisvi.mean_field(latents)
+    params = {"loc": jnp.array([3.0, 1.0]), "log_scale": jnp.log(jnp.array([2.0, scale]))}
+    return minisvi.Model(latents, log_joint), guide, params
+
+
+@pytest.mark.parametrize("key", range(3))
+def test_a_moment_that_rare_draws_decide_is_named_and_the_quantiles_hold(key):
+    model, guide, params = log_normal(2.0)
+    found = judged(key, guide, params, model, num_draws=4000)
+    assert found.verdict.of_weights == "good"
+    assert found.verdict.level == BULK
+    assert found.verdict.reason.startswith("quantiles hold, but the sd of `s`")
+    assert found.verdict.worst == "s"
+    assert all("`s`" in moment for moment in found.verdict.unreached)
+    median, high = found.draws.quantiles([0.5, 0.9])["s"]
+    assert abs(np.log(median) - 1.0) < 0.15
+    assert abs(np.log(high) - (1.0 + 2.0 * 1.2816)) < 0.3
+
+
+def test_moments_of_theta_that_hold_are_good():
+    model, guide, params = log_normal(0.3)
+    found = judged(0, guide, params, model, num_draws=8000)
+    assert found.verdict.level == "good"
+    assert found.verdict.unreached == ()
+    sd = np.exp(1 + 0.045) * np.sqrt(np.expm1(0.09))
+    assert abs(found.draws.sd()["s"] / sd - 1) < 4 * found.verdict.error
 
 
 def test_it_prints_as_a_table():

@@ -1,0 +1,100 @@
+"""Moments of weighted draws on the host: errors against `diagnostics`, tails against known shapes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minisvi import diagnostics
+from minisvi.moments import MAX_KHAT, moments, tail_shape
+
+SIZE = 20_000
+EQUAL = np.zeros(SIZE)
+
+
+def normalised(log_w):
+    return log_w - np.logaddexp.reduce(log_w)
+
+
+def of(x, log_w=EQUAL):
+    """The mean and the sd of one latent."""
+    return moments({"x": x}, log_w, normalised(log_w))
+
+
+def test_errors_are_those_of_the_diagnostics():
+    rng = np.random.default_rng(0)
+    theta = {
+        "a": jnp.asarray(3.0 + 0.1 * rng.normal(size=500)),
+        "b": jnp.asarray(-20.0 * rng.gamma(2.0, size=(500, 2, 3))),
+    }
+    log_w = rng.normal(size=500)
+    log_weights = jnp.asarray(normalised(log_w))
+    found = moments(theta, log_w, log_weights)
+    assert [(moment.latent, moment.power) for moment in found] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    for mean, sd in (found[:2], found[2:]):
+        x = theta[mean.latent]
+        assert np.allclose(mean.error, np.max(diagnostics.weighted_mcse(x, log_weights)), rtol=1e-4)
+        assert np.allclose(sd.error, np.max(diagnostics.weighted_sd_mcse(x, log_weights)), rtol=1e-4)
+    assert str(found[3]) == "the sd of `b`"
+
+
+# Draws, and what is known of them: does the mean exist and is reached, does the sd?
+TAILS = {
+    "normal": (lambda rng: rng.normal(size=SIZE), True, True),
+    "exponential": (lambda rng: rng.exponential(size=SIZE), True, True),
+    "t with 6": (lambda rng: rng.standard_t(6, size=SIZE), True, True),
+    "log-normal, sd 0.5": (lambda rng: np.exp(0.5 * rng.normal(size=SIZE)), True, True),
+    "log-normal, sd 2": (lambda rng: np.exp(2.0 * rng.normal(size=SIZE)), True, False),
+    "inverse gamma with 1.9": (lambda rng: 1 / rng.gamma(1.9, size=SIZE), True, False),
+    "half Cauchy": (lambda rng: np.abs(rng.standard_cauchy(SIZE)), False, False),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", TAILS)
+def test_a_moment_holds_where_it_exists_and_is_reached(name, seed):
+    draw, mean_holds, sd_holds = TAILS[name]
+    mean, sd = of(draw(np.random.default_rng(seed)))
+    assert mean.holds(0.03) == mean_holds
+    assert sd.holds(0.03) == sd_holds
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 1.0, 2.0])
+def test_the_shape_of_a_pareto_tail(shape):
+    uniform = np.random.default_rng(1).random(SIZE)
+    num = diagnostics.tail_size(SIZE)
+    assert abs(tail_shape(-shape * np.log(uniform)) - shape) < 4 * (1 + shape) / np.sqrt(num)
+
+
+def test_weights_count():
+    """Draws of a wider normal, weighted to a normal: the terms of its sd have a light tail, as w makes up for z."""
+    x = 3.0 * np.random.default_rng(2).normal(size=SIZE)
+    _, sd = of(x, -0.5 * x**2 + 0.5 * (x / 3.0) ** 2)
+    assert sd.khat < 0.3
+    narrow = x / 6.0
+    assert of(narrow, -0.5 * narrow**2 + 0.5 * (2 * narrow) ** 2)[1].khat > MAX_KHAT
+
+
+def test_draws_of_weight_zero_never_count():
+    x = np.random.default_rng(3).normal(size=SIZE)
+    spoiled, log_w = x.copy(), EQUAL.copy()
+    spoiled[::7], log_w[::7] = np.inf, -np.inf
+    kept = np.delete(x, slice(None, None, 7))
+    without = moments({"x": kept}, np.zeros(kept.size), np.zeros(kept.size))
+    for found, expected in zip(of(spoiled, log_w), without, strict=True):
+        assert np.allclose(found[2:], expected[2:])
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_draw_that_is_not_finite_leaves_no_moment(value):
+    x = np.random.default_rng(4).normal(size=(SIZE, 2))
+    x[5, 1] = value
+    assert not any(moment.holds(1.0) for moment in of(x))
+
+
+@pytest.mark.parametrize("x", [np.full(SIZE, 7.0), np.zeros((SIZE, 0)), np.tile([0.0, 1.0], SIZE // 2)])
+def test_constants_nothing_and_integers_hold(x):
+    assert all(moment.holds(0.03) for moment in of(x))
+
+
+def test_few_draws_have_no_tail_to_see():
+    assert tail_shape(np.arange(20.0)) == -np.inf
