@@ -94,7 +94,7 @@ def test_a_mode_that_q_misses_is_seen_by_the_restarts_alone():
     guide = minisvi.mean_field(MODES.latents)
     params = {"loc": jnp.array([-6.0]), "log_scale": jnp.zeros(1)}
     blind = judged(2, guide, params, MODES).verdict
-    assert blind.level == "good"  # q and its weights are right about the one mode
+    assert blind.of_weights == "good"  # q and its weights are right about the one mode
     assert blind.optima is None
     seen = judged(2, guide, params, MODES, optima=BOTH).verdict
     assert seen.optima == 2
