@@ -29,6 +29,11 @@ class Posterior:
     params: Any
     data: tuple[Any, ...] = ()
 
+    @classmethod
+    def of(cls, svi: Any, result: Any, *data: Any) -> "Posterior":
+        """The posterior of an SVI at the `params` of its result: `Posterior.of(svi, svi.run(key, 500, y), y)`."""
+        return cls(svi.model, svi.guide, result.params, data)
+
     def sample(self, key: Array, num_samples: int) -> Any:
         """Independent draws of theta, each leaf with a leading axis of `num_samples`."""
         keys = _split(key, num_samples)
