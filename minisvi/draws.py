@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, diagnostics
+from minisvi.summary import Summary, summarise
 
 
 class Draws(NamedTuple):
@@ -38,6 +39,10 @@ class Draws(NamedTuple):
     def quantiles(self, probabilities: Any) -> Any:
         """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`)."""
         return jax.tree.map(lambda x: quantiles(x, self.log_weights, probabilities), self.theta)
+
+    def summary(self) -> Summary:
+        """A table of mean, sd, quantiles, ESS and error for each scalar entry of theta; print it."""
+        return summarise(self.theta, self.log_weights)
 
     def map(self, f: Callable[[Any], Any]) -> "Draws":
         """The draws of f(theta), with the same weights: f takes one theta, and returns a tree of arrays.

@@ -25,6 +25,7 @@ LAYERS = [
         "batching",
     ],
     ["permutation", "sharding"],
+    ["summary"],
     ["supports", "batches", "draws", "loop", "claims", "packing", "noise"],
     ["trees", "streams", "checkpoint"],
     ["drive"],
