@@ -45,6 +45,7 @@ from minisvi.result import NonFiniteError, Restarts, SVIResult
 from minisvi.sharding import mesh, shard_rows
 from minisvi.stopping import Patience
 from minisvi.streams import Stream, StreamError
+from minisvi.summary import Summary
 from minisvi.sums import log_conditional, sum_out
 from minisvi.supports import (
     Support,
@@ -93,6 +94,7 @@ __all__ = [
     "StepInfo",
     "Stream",
     "StreamError",
+    "Summary",
     "Support",
     "Verdict",
     "affine_coupling",

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, diagnostics
+from minisvi.summary import Summary, summarise
 
 
 class Draws(NamedTuple):
@@ -38,6 +39,19 @@ class Draws(NamedTuple):
     def quantiles(self, probabilities: Any) -> Any:
         """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`)."""
         return jax.tree.map(lambda x: quantiles(x, self.log_weights, probabilities), self.theta)
+
+    def summary(self) -> Summary:
+        """A table of mean, sd, quantiles, ESS and error for each scalar entry of theta; print it."""
+        return summarise(self.theta, self.log_weights)
+
+    def map(self, f: Callable[[Any], Any]) -> "Draws":
+        """The draws of f(theta), with the same weights: f takes one theta, and returns a tree of arrays.
+
+        It serves what is a function of theta and has a posterior of its own: contrasts such as `a[1] - a[0]`,
+        predictions without noise, other units. The mean of a bool, such as `theta["slope"] > 0`, is its probability.
+        Keep `f` at hand: an equal function and equal shapes are not compiled again.
+        """
+        return Draws(_mapped(f, self.theta, self.log_weights.size), self.log_weights)
 
     def resample(self, key: Array, num_samples: int) -> "Draws":
         """`num_samples` of the draws with equal weights: without replacement, the next always by the weights that are
@@ -78,7 +92,16 @@ class Draws(NamedTuple):
         return in_chunks(compute, num_samples, batch_size, out)
 
 
-_moments = jax.jit(diagnostics.weighted_moments)
+@jax.jit
+def _moments(x: Array, log_weights: Array) -> tuple[Array, Array]:
+    # Bools have no differences, and those of integers may wrap around.
+    floats = x.astype(jnp.result_type(float, x))
+    return diagnostics.weighted_moments(floats, log_weights)
+
+
+@partial(jax.jit, static_argnames=("f", "num_draws"))
+def _mapped(f: Callable[[Any], Any], theta: Any, num_draws: int) -> Any:
+    return jax.vmap(f, axis_size=num_draws)(theta)
 
 
 def plain(theta: Any, num_samples: int) -> Draws:

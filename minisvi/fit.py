@@ -22,6 +22,7 @@ from minisvi.model import Model
 from minisvi.posterior import Posterior
 from minisvi.progress import StageDisplay, deferred_interrupt
 from minisvi.streams import Stream
+from minisvi.summary import Summary
 from minisvi.verdict import Judged, Verdict, check_num_draws, judge, unjudged
 
 _ORDER = ("not trusted", "bulk good, tails unverified", "good")
@@ -82,6 +83,10 @@ class Fit:
         weighted = Draws((self.draws.theta, self.draws.log_weights), self.draws.log_weights)
         theta, log_weights = weighted.resample(key, num_samples).theta
         return to_arviz(plain(theta, num_samples), self.model, *self.data, log_weights=log_weights)
+
+    def summary(self) -> Summary:
+        """A table of the weighted draws, a row for each scalar entry of theta; print it."""
+        return self.draws.summary()
 
     def __str__(self) -> str:
         lines = [f"{s.name:28} {s.seconds:6.1f} s  {s.judged.verdict.level}" for s in self.stages]

@@ -14,11 +14,12 @@ from minisvi.diagnostics import PSIS, psis
 from minisvi.draws import Draws, in_chunks, plain
 from minisvi.guides import Guide, base
 from minisvi.model import Model
+from minisvi.summary import Summary
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """The approximate posterior q(theta) at fitted parameters: `Posterior(model, guide, result.params)`.
+    """The approximate posterior q(theta) at fitted parameters: `Posterior(model, guide, params)`.
 
     Give `data`, a tuple, to guides that are amortised over it, and for `reweighted`. Summaries are those of `Draws`,
     over `num_samples` plain draws; a tree comes back in the shape of the latents.
@@ -28,6 +29,11 @@ class Posterior:
     guide: Guide
     params: Any
     data: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, svi: Any, result: Any, *data: Any) -> "Posterior":
+        """The posterior of an SVI at the `params` of its result: `Posterior.of(svi, svi.run(key, 500, y), y)`."""
+        return cls(svi.model, svi.guide, result.params, data)
 
     def sample(self, key: Array, num_samples: int) -> Any:
         """Independent draws of theta, each leaf with a leading axis of `num_samples`."""
@@ -68,6 +74,10 @@ class Posterior:
     def quantiles(self, key: Array, probabilities: Any, num_samples: int = 10_000) -> Any:
         """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own."""
         return self.draws(key, num_samples).quantiles(probabilities)
+
+    def summary(self, key: Array, num_samples: int = 10_000) -> Summary:
+        """A table of mean, sd, quantiles, ESS and error for each scalar entry of theta, under q; print it."""
+        return self.draws(key, num_samples).summary()
 
     def predictive(
         self,

@@ -23,6 +23,7 @@ class Restarts(NamedTuple):
 
 class SVIResult(NamedTuple):
     """A fit. `params` are what was asked for: the last iterate, the tail average, or what the stopping rule chose.
+    `Posterior.of(svi, result, *data)` leads on from here, to draws, summaries and predictions.
 
     - `state`: the last iterate's, where `resume` goes on.
     - `elbo`: one estimate a step, in nats, of the steps that this call took; `num_skipped` of all were not finite.

@@ -25,6 +25,7 @@ LAYERS = [
         "batching",
     ],
     ["permutation", "sharding", "newton"],
+    ["summary"],
     ["supports", "batches", "draws", "loop", "claims", "packing", "noise"],
     ["trees", "streams", "checkpoint", "moments"],
     ["drive"],

@@ -174,6 +174,38 @@ def test_quantiles_of_a_constant_are_that_constant(key):
     np.testing.assert_array_equal(got, jnp.full((7, 2), 0.1))
 
 
+def deterministics(theta):
+    x, n = theta["x"], theta["n"]
+    return {"contrast": x[0] - 2 * x[1], "positive": x[1] > 1.0, "small": n.astype(jnp.uint8), "fixed": 7.0}
+
+
+def test_functions_of_theta_have_a_posterior_of_their_own(rtol):
+    mapped = DRAWS.map(deterministics)
+    np.testing.assert_array_equal(mapped.log_weights, DRAWS.log_weights)
+    mean, sd, median = mapped.mean(), mapped.sd(), mapped.median()
+    contrast = REPEATED[:, 0] - 2 * REPEATED[:, 1]
+    np.testing.assert_allclose(mean["contrast"], contrast.mean(), rtol=rtol)
+    np.testing.assert_allclose(sd["contrast"], contrast.std(), rtol=20 * rtol)
+    # By hand: x[1] > 1 has weight 4 + 3 of 10, and n is 3, 1, 0, 2 with weights 1, 4, 2, 3.
+    np.testing.assert_allclose(mean["positive"], 0.7, rtol=rtol)
+    np.testing.assert_allclose(sd["positive"], 0.21**0.5, rtol=rtol)
+    np.testing.assert_allclose(mean["small"], 1.3, rtol=rtol)
+    np.testing.assert_allclose(sd["small"], 0.9, rtol=rtol)
+    assert (mean["fixed"], sd["fixed"], median["fixed"]) == (7.0, 0.0, 7.0)
+
+
+def test_a_function_of_a_draw_without_weight_does_not_count(rtol):
+    outside = DRAWS._replace(theta=DRAWS.theta | {"x": X.at[2].set(jnp.nan)})
+    got, expected = outside.map(deterministics), DRAWS.map(deterministics)
+    assert np.isnan(got.theta["contrast"][2])
+    for statistic in (Draws.mean, Draws.sd, Draws.median):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol), statistic(got), statistic(expected))
+
+
+def test_a_function_of_no_latents_has_as_many_draws():
+    assert plain({}, 5).map(lambda theta: jnp.array([3.0, 4.0])).theta.shape == (5, 2)
+
+
 def test_resampling_takes_the_next_by_the_weights_that_are_left(key):
     draws, num = Draws(jnp.arange(5), DRAWS.log_weights), 40_000
     rows = jax.vmap(lambda key: draws.resample(key, 3).theta)(jax.random.split(key, num))
