@@ -60,7 +60,7 @@ class Minibatches:
             raise ValueError(f"`shards` must divide `batch_size`, {self.batch_size}; got {self.shards}")
 
     def num_rows(self, data: tuple[Any, ...]) -> int:
-        sizes = {name: jnp.shape(leaf)[:1] for name, leaf in checks.named_leaves(data).items()}
+        sizes = {name: jnp.shape(leaf)[:1] for name, leaf in checks.named_leaves(data, what="data").items()}
         if len(set(sizes.values())) != 1 or () in sizes.values():
             raise ValueError(f"minibatches: expected data with the same number of rows; got {sizes}")
         (num,) = next(iter(sizes.values()))

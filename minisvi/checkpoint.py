@@ -149,9 +149,7 @@ def save(path: str | Path, params: Any) -> None:
     """
     import orbax.checkpoint as ocp
 
-    named = checks.named_leaves(params)
-    if len(named) != len(jax.tree.leaves(params)):
-        raise ValueError(f"expected leaves with names of their own; got {[*named]} for {jax.tree.structure(params)}")
+    named = checks.named_leaves(params, what="save")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(path).absolute(), {name: a for name, a in to_host(named).items() if a.size})
 

@@ -18,9 +18,24 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
 
 
-def named_leaves(tree: Any, is_leaf: Any = None) -> dict[str, Any]:
-    """Leaves of `tree` by their dotted path."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+def leaf_names(tree: Any, is_leaf: Any = None) -> list[str]:
+    """The dotted path of each leaf of `tree`; two leaves may have the same one."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
+
+
+def named_leaves(tree: Any, is_leaf: Any = None, what: str = "a tree") -> dict[str, Any]:
+    """Leaves of `tree` by their dotted path; ValueError if two of them have the same one."""
+    paths: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
+        name = path_name(path)
+        if name in paths:
+            both = f"{jax.tree_util.keystr(paths[name])} and {jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"{what}: expected leaves with names of their own; got `{name}` for both {both}: rename one"
+            )
+        paths[name], leaves[name] = path, leaf
+    return leaves
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -49,14 +64,21 @@ def shape_ends_in_square(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def prng_key(key: Any) -> jax.Array:
-    """`key` itself if it is one PRNG key, typed or legacy; TypeError otherwise."""
+    """`key` itself if it is one PRNG key, typed, or legacy and of JAX's default kind; TypeError otherwise."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    legacy = dtype == jnp.uint32 and shape is not None and len(shape) == 1
+    legacy = dtype == jnp.uint32 and shape == _legacy_shape()
     if not (typed or legacy):
         got = f"{dtype}{list(shape)}" if dtype is not None and shape is not None else repr(key)
-        raise TypeError(f"`key` must be one PRNG key, such as jax.random.key(0); got {got}")
+        raise TypeError(
+            f"`key` must be one PRNG key, such as jax.random.key(0), or jax.random.key(0, impl='rbg'); got {got}"
+        )
     return key
+
+
+def _legacy_shape() -> tuple[int, ...]:
+    """The shape of a legacy key that JAX can use: it takes any for one of its default kind."""
+    return jax.eval_shape(jax.random.PRNGKey, 0).shape
 
 
 def same_tree(name: str, expected: Any, got: Any) -> None:
@@ -66,9 +88,9 @@ def same_tree(name: str, expected: Any, got: Any) -> None:
     """
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(got):
-        want, have = list(named_leaves(expected)), list(named_leaves(got))
+        want, have = leaf_names(expected), leaf_names(got)
         raise ValueError(f"{name}: expected a tree with leaves {want}; got {type(got).__name__} with leaves {have}")
-    for (leaf, spec), value in zip(named_leaves(expected).items(), jax.tree.leaves(got), strict=True):
+    for leaf, spec, value in zip(leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         if jnp.shape(value) != jnp.shape(spec):
             raise ValueError(f"{name} `{leaf}`: expected shape {jnp.shape(spec)}; got {jnp.shape(value)}")
         kind = jnp.floating if jnp.issubdtype(spec.dtype, jnp.floating) else jnp.integer
@@ -93,7 +115,7 @@ def density_term(
     try:
         term = _eval_shape_without_outer_broadcast(name, function, *args)
     except (KeyError, AttributeError) as error:
-        latents = list(named_leaves(known))
+        latents = leaf_names(known)
         raise ValueError(f"`{name}` failed with {error!r}; the model's latents are {latents}") from error
     what = "one term per row" if name == "log_likelihood" else "a scalar"
     if not isinstance(term, jax.ShapeDtypeStruct):

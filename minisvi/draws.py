@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -143,27 +144,53 @@ def quantiles(x: Array, log_weights: Array, probabilities: Any) -> Array:
 def in_chunks(compute: Callable[[Any], Any], num_samples: int, batch_size: int | None, out: str | Path | None) -> Any:
     """compute(rows) for the rows 0..num_samples - 1, at once; or `batch_size` at a time, and each chunk to the host, or
     to files in the directory `out`, one a leaf, which come back memory-mapped.
+
+    ValueError if `out` has no `batch_size`, or two leaves have one name; TypeError for PRNG keys in chunks;
+    FileExistsError if one of the files is there already. Nothing is computed before these are raised.
     """
     if batch_size is None:
         if out is not None:
             raise ValueError("`out` takes the draws in chunks: expected a `batch_size`; got None")
         return compute(np.arange(num_samples))
-    size, whole = checks.positive_integer("batch_size", batch_size), None
-    for start in range(0, num_samples, size):
-        # The last chunk is filled up with repeated draws, cut off again, to keep the one compiled shape.
-        chunk = jax.device_get(compute(np.minimum(np.arange(start, start + size), num_samples - 1)))
-        if whole is None:
-            whole = jax.tree_util.tree_map_with_path(partial(_room, num_samples, out), chunk)
-        jax.tree.map(partial(_write, start), whole, chunk)
-    return whole
+    size = checks.positive_integer("batch_size", batch_size)
+    # The last chunk is filled up with repeated draws, cut off again, to keep the one compiled shape.
+    chunks = {at: np.minimum(np.arange(at, at + size), num_samples - 1) for at in range(0, num_samples, size)}
+    form = jax.eval_shape(compute, chunks[0])
+    room = _room(num_samples, form) if out is None else _files(num_samples, form, Path(out))
+    for at, rows in chunks.items():
+        jax.tree.map(partial(_write, at), room, jax.device_get(compute(rows)))
+    return room
 
 
-def _room(num_samples: int, out: str | Path | None, path: Any, leaf: np.ndarray) -> np.ndarray:
-    shape = num_samples, *leaf.shape[1:]
-    if out is None:
-        return np.empty(shape, leaf.dtype)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(Path(out) / f"{checks.path_name(path)}.npy", "w+", leaf.dtype, shape)
+def _room(num_samples: int, form: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.empty((num_samples, *leaf.shape[1:]), leaf.dtype), _numbers(form))
+
+
+def _files(num_samples: int, form: Any, out: Path) -> Any:
+    named = checks.named_leaves(_numbers(form), what="what `fn` returns")
+    # A name may have any characters: quoted it is always that of a file in the directory itself.
+    files = [out / f"{quote(name, safe=' ')}.npy" for name in named]
+    there = [file.name for file in files if file.exists()]
+    if there:
+        raise FileExistsError(f"`out`: {out} has {there} already: give a new directory")
+    out.mkdir(parents=True, exist_ok=True)
+    arrays = [_mapped(file, (num_samples, *leaf.shape[1:]), leaf.dtype) for file, leaf in zip(files, named.values())]
+    return jax.tree.unflatten(jax.tree.structure(form), arrays)
+
+
+def _mapped(file: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    file.touch(exist_ok=False)  # another process may have been faster
+    return np.lib.format.open_memmap(file, "w+", dtype, shape)
+
+
+def _numbers(form: Any) -> Any:
+    """`form` itself; TypeError names a leaf that is PRNG keys, for which NumPy has no array."""
+    for name, leaf in zip(checks.leaf_names(form), jax.tree.leaves(form), strict=True):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise TypeError(
+                f"`fn` with a `batch_size`: expected numbers; got PRNG keys for `{name}`: take their key_data"
+            )
+    return form
 
 
 def _write(start: int, whole: np.ndarray, chunk: np.ndarray) -> None:

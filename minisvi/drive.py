@@ -89,7 +89,8 @@ class Outcome(NamedTuple):
 def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_out: Any, host: Host) -> Outcome:
     """`num_steps` of `svi.update`, or fewer: if all starts end before, or are stopped."""
     deadline, first, data = time.monotonic() + host.seconds, int(to_host(state.step).max()), feed.example
-    lane = loop.start(svi, plan, state, data, held_out)
+    program = loop.program(svi, plan)
+    lane = loop.start(program, state, data, held_out)
     with ExitStack() as stack:
         checkpoints = host.checkpoints(first, state.key, lane, svi=svi, plan=plan, data=data, held_out=held_out)
         now = _Run(num_steps, lane)
@@ -118,7 +119,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
                 begin = time.perf_counter()
                 checkpoints.save(now.saved())
                 since += time.perf_counter() - begin  # a shorter block would not make the disk faster
-            elbo, alive = now.advance(svi, plan, -minus_size, data, held_out)
+            elbo, alive = now.advance(program, -minus_size, data, held_out)
             bar.advance(elbo)
             if not alive:
                 break
@@ -127,7 +128,7 @@ def run(svi: Any, plan: loop.Plan, state: Any, num_steps: int, feed: Any, held_o
         now.num_dropped = feed.num_dropped(first + now.done)
         if checkpoints is not None:
             checkpoints.save(now.saved())
-        now.look_at_the_end(svi, plan, data, held_out)  # after it was saved, for a longer fit does not look here
+        now.look_at_the_end(program, data, held_out)  # after it was saved, for a longer fit does not look here
     return now.outcome(plan, stopped, error, data)
 
 
@@ -150,20 +151,21 @@ class _Run:
             self.done, self._lane, self.num_dropped = saved.done, saved.lane, saved.num_dropped
             self._blocks = [(saved.elbo, saved.seen)]
 
-    def advance(self, svi: Any, plan: loop.Plan, size: int, data: Any, held_out: Any) -> tuple[np.ndarray, bool]:
+    def advance(self, program: loop.Program, size: int, data: Any, held_out: Any) -> tuple[np.ndarray, bool]:
         """One block of at most `size` steps: their estimates, and whether there is anything left to do."""
         span = np.array([self.done, self.done + size], np.int32)
-        self._lane, alive, taken, elbo, seen = loop.block(svi, plan, self._lane, span, data, held_out)
+        self._lane, alive, taken, elbo, seen = program.block(self._lane, span, data, held_out)
         steps, looks = map(int, np.asarray(taken))
         elbo, seen = to_host((elbo, seen))
         self._blocks.append((elbo[:steps], jax.tree.map(lambda a: a[:looks], seen)))
         self.done += steps
         return elbo[:steps], bool(alive)
 
-    def look_at_the_end(self, svi: Any, plan: loop.Plan, data: Any, held_out: Any) -> None:
+    def look_at_the_end(self, program: loop.Program, data: Any, held_out: Any) -> None:
         """The rule's look at the last step of all, where it was not due there."""
-        if plan.stop is not None and self.done == self._num_steps and self.done % plan.stop.every:
-            self.advance(svi, plan, 0, data, held_out)
+        stop = program.plan.stop
+        if stop is not None and self.done == self._num_steps and self.done % stop.every:
+            self.advance(program, 0, data, held_out)
 
     def saved(self) -> Saved:
         self._blocks = [jax.tree.map(lambda *parts: np.concatenate(parts), *self._blocks)]

@@ -13,7 +13,8 @@ from minisvi.model import Model
 
 
 def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: Any = None) -> Any:
-    """An xarray DataTree of S draws, as one chain, with latents named by their dotted path.
+    """An xarray DataTree of S draws, as one chain, with latents named by their dotted path; a "/" in it, which a
+    DataTree does not allow, becomes a dot too.
 
     **Arguments**
 
@@ -26,7 +27,7 @@ def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: 
     - `log_weights`: the importance weights that the draws had before they were resampled, (S,), for
       `sample_stats["log_weight"]`; `Fit.to_arviz` gives them.
 
-    ImportError without arviz-base; ValueError for unequal weights.
+    ImportError without arviz-base; ValueError for unequal weights, and for latents or data that share a name.
     """
     try:
         import arviz_base
@@ -44,14 +45,23 @@ def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: 
         stats["lp"] = lp
         if "log_likelihood" in terms:
             groups["log_likelihood"] = _as_chain({"log_likelihood": terms["log_likelihood"]})
-        arrays = checks.named_leaves(data)
-        groups |= {"observed_data": {f"data_{name}": np.asarray(x) for name, x in arrays.items()}} if arrays else {}
+        arrays = {f"data_{name}": np.asarray(x) for name, x in _named(data, "data").items()}
+        groups |= {"observed_data": arrays} if arrays else {}
     groups |= {"sample_stats": _as_chain(stats)} if stats else {}
     return arviz_base.from_dict(groups, attrs={"/": {"inference_library": "minisvi"}})
 
 
 def _as_chain(tree: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf)[None] for name, leaf in checks.named_leaves(tree).items()}
+    return {name: np.asarray(leaf)[None] for name, leaf in _named(tree, "latents").items()}
+
+
+def _named(tree: Any, what: str) -> dict[str, Any]:
+    """By their dotted path without a slash; ValueError if two have the same one."""
+    named = checks.named_leaves(tree, what=what)
+    names = [name.replace("/", ".") for name in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what}: expected names that differ when each / is a dot; got {[*named]}")
+    return dict(zip(names, named.values(), strict=True))
 
 
 @partial(jax.jit, static_argnames="model")

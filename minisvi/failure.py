@@ -23,15 +23,24 @@ def explain(svi: Any, state: Any, data: tuple[Any, ...]) -> str:
 
 def _at(model: Model, u: Any, *data: Any) -> str:
     theta, log_det = trees.constrain(model.latents, u)
-    grad = checks.named_leaves(jax.grad(model.log_density, allow_int=True)(u, *data))
-    groups = {
-        "": {"log|det J|": log_det} | model.terms(theta, *data),
-        "latent ": checks.named_leaves(theta),
-        "gradient for ": {name: leaf for name, leaf in grad.items() if leaf.dtype != jax.dtypes.float0},
-        "data": {f"[{name}]": leaf for name, leaf in checks.named_leaves(data).items()},
-    }
-    lines = [_non_finite(kind + name, leaf) for kind, group in groups.items() for name, leaf in group.items()]
+    grad = jax.tree.map(_zero_if_discrete, jax.grad(model.log_density, allow_int=True)(u, *data))
+    terms = {"log|det J|": log_det} | model.terms(theta, *data)
+    lines = [
+        *(_non_finite(name, term) for name, term in terms.items()),
+        *_each(theta, "latent {}"),
+        *_each(grad, "gradient for {}"),
+        *_each(data, "data[{}]"),
+    ]
     return "; ".join(filter(None, lines)) or "all terms are finite at this point"
+
+
+def _each(tree: Any, name: str) -> list[str]:
+    leaves = zip(checks.leaf_names(tree), jax.tree.leaves(tree), strict=True)
+    return [_non_finite(name.format(path), leaf) for path, leaf in leaves]
+
+
+def _zero_if_discrete(grad: Any) -> Any:
+    return 0.0 if grad.dtype == jax.dtypes.float0 else grad
 
 
 def _non_finite(name: str, leaf: Any) -> str:

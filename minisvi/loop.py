@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,27 @@ class _Carry(NamedTuple):
     checks: Any
 
 
-@partial(jax.jit, static_argnames=("svi", "plan"), donate_argnames="lane")
-def block(svi: Any, plan: Plan, lane: Lane, span: Any, data: tuple[Any, ...], held_out: Any) -> tuple[Any, ...]:
+class Program:
+    """The compiled loop of one engine under one plan; `program` gives the same one for equal engines and plans.
+
+    `block(lane, span, data, held_out)` overwrites the lane that it is given, which comes from `start(program, ...)`.
+    """
+
+    def __init__(self, svi: Any, plan: Plan) -> None:
+        self.svi, self.plan = svi, plan
+        # Bound and not static arguments: JAX keeps those of a function with donated arguments for ever.
+        self.block = jax.jit(partial(_block, svi, plan), donate_argnums=0)
+
+
+# JAX's own cache holds a program, as a static argument of `start`, so that `jax.clear_caches()` frees it.
+_programs: WeakValueDictionary[tuple[Any, Plan], Program] = WeakValueDictionary()
+
+
+def program(svi: Any, plan: Plan) -> Program:
+    return _programs.setdefault((svi, plan), Program(svi, plan))
+
+
+def _block(svi: Any, plan: Plan, lane: Lane, span: Any, data: tuple[Any, ...], held_out: Any) -> tuple[Any, ...]:
     # From step to step of the span; one of no steps is a look by the rule.
     # While loops and not scans, so that the number of steps is not part of the program: the last, shorter block runs
     # the same one, the host sets the pace, and a fit that fails ends at once.
@@ -133,9 +153,10 @@ def _check(svi: Any, plan: Plan, data: tuple[Any, ...], held_out: Any, lane: Lan
     return plan.unless_over(lane, Lane(state, lane.tail, memory), lane)
 
 
-@partial(jax.jit, static_argnames=("svi", "plan"))
-def start(svi: Any, plan: Plan, state: Any, data: tuple[Any, ...], held_out: Any) -> Lane:
+@partial(jax.jit, static_argnames="program")
+def start(program: Program, state: Any, data: tuple[Any, ...], held_out: Any) -> Lane:
     # Blocks overwrite their input: the state that the user holds must stay theirs.
+    svi, plan = program.svi, program.plan
     lane = plan.over_lanes(lambda state: plan.start(svi, state, data, held_out))(state)
     return jax.tree.map(jnp.copy, lane)
 

@@ -34,7 +34,8 @@ class Model(Record):
       for a latent or a subtree of them, is flat.
 
     The prior of a `local` latent counts N/B times in a minibatch: give it by `prior`, or inside `log_likelihood`.
-    Equal models (equal latents, the same function objects) share one compilation.
+    Equal models (equal latents, the same function objects) share one compilation. TypeError or ValueError for latents
+    that are no supports, or of which two have the same dotted path, as `{"a": {"b": ...}, "a.b": ...}` have.
     """
 
     latents: Any
@@ -52,7 +53,7 @@ class Model(Record):
                 "Model: expected either `log_joint`, or both `log_prior` and `log_likelihood`, or `prior` in place of "
                 "`log_prior`"
             )
-        for name, support in checks.named_leaves(self.latents).items():
+        for name, support in checks.named_leaves(self.latents, what="latents").items():
             if not isinstance(support, Support):
                 raise TypeError(f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}")
 
@@ -116,7 +117,7 @@ class Model(Record):
         try:
             tree = jax.tree.map(lambda p, part: jax.tree.map(lambda _: p, part), prior, self.latents, is_leaf=is_prior)
         except ValueError:
-            known, found = list(checks.named_leaves(self.latents)), list(checks.named_leaves(prior, is_prior))
+            known, found = checks.leaf_names(self.latents), checks.leaf_names(prior, is_prior)
             raise ValueError(f"`prior`: expected a tree with leaves {known}; got leaves {found}") from None
         return checks.named_leaves(tree, is_prior)
 

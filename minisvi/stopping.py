@@ -128,7 +128,7 @@ def _check_rows(data: tuple[Any, ...], held_out: Any) -> None:
     """ValueError unless `held_out` has the form of the data, up to the number of rows."""
 
     def form(tree: Any) -> Any:
-        return {name: jnp.shape(leaf)[1:] for name, leaf in checks.named_leaves(tree).items()}
+        return {name: jnp.shape(leaf)[1:] for name, leaf in checks.named_leaves(tree, what="data").items()}
 
     if not isinstance(held_out, tuple) or not data or form(held_out) != form(data):
         got = f"a {type(held_out).__name__}" if not isinstance(held_out, tuple) else form(held_out)

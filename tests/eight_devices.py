@@ -152,13 +152,14 @@ def test_only_sums_leave_a_device(name, key):
 
 
 def test_starts_lie_on_their_own_devices_and_share_only_their_ends(key):
-    mesh, svi, plan = minisvi.mesh(rows=2, restarts=4), svi_of(), loop.Plan(8)
+    mesh, svi = minisvi.mesh(rows=2, restarts=4), svi_of()
+    program = loop.program(svi, loop.Plan(8))
     data, spread = minisvi.shard_rows(mesh, X), NamedSharding(mesh, PartitionSpec("restarts"))
     with jax.set_mesh(mesh):
-        lane = loop.start(svi, plan, _init(svi, *data, key=key, params=None, num_restarts=8), data, None)
-        arguments = svi, plan, lane, np.array([0, 10], np.int32), data, None
-        compiled = loop.block.lower(*arguments).compile()
-        lane, *_ = loop.block(*arguments)
+        lane = loop.start(program, _init(svi, *data, key=key, params=None, num_restarts=8), data, None)
+        arguments = lane, np.array([0, 10], np.int32), data, None
+        compiled = program.block.lower(*arguments).compile()
+        lane, *_ = program.block(*arguments)
     for leaf in jax.tree.leaves(lane):
         assert leaf.sharding.is_equivalent_to(spread, leaf.ndim)
     # Two starts a device: their sums in a step, whether any goes on after it, and that again at the block's end.

@@ -365,6 +365,26 @@ STATIC = {
         TypeError,
         r"`key` must be one PRNG key.*got key<fry>\[2\]",
     ),
+    "a legacy key of another kind": (
+        lambda: fit(good(), X, key=jax.random.PRNGKey(0, impl="rbg")),
+        TypeError,
+        r"`key` must be one PRNG key, such as .* jax\.random\.key\(0, impl='rbg'\); got uint32\[4\]",
+    ),
+    "latents that share a name": (
+        lambda: joint(lambda theta: 0.0, {"a": {"b": real()}, "a.b": real()}),
+        ValueError,
+        r"latents: expected .* got `a\.b` for both \['a'\]\['b'\] and \['a\.b'\]: rename one",
+    ),
+    "parts that share a name": (
+        lambda: minisvi.product({"a": {"b": mean_field(real())}, "a.b": mean_field(real())}),
+        ValueError,
+        r"product: expected .* got `a\.b` for both",
+    ),
+    "data of minibatches that share a name": (
+        lambda: minisvi.Minibatches(2).num_rows(({"a": {"b": X}, "a.b": X[:3]},)),
+        ValueError,
+        r"data: expected .* got `0\.a\.b` for both",
+    ),
     "unknown on_failure": (
         lambda: fit(good(), X, on_failure="ignore"),
         ValueError,
@@ -440,6 +460,13 @@ def test_a_start_that_is_not_finite(case):
     with pytest.raises(NonFiniteError, match=pattern) as error:
         call()
     assert error.value.result.num_skipped == 10
+
+
+def test_a_failure_is_explained_for_data_that_share_a_name_too():
+    data = {"a": {"b": X}, "a.b": X.at[3].set(jnp.nan)}
+    model = rows(lambda theta, data: norm.logpdf(data["a.b"], theta["a"]))
+    with pytest.raises(NonFiniteError, match=r"data\[0\.a\.b\]: 1 of 5 values not finite"):
+        fit(model, data)
 
 
 def test_fewer_than_ten_steps_that_all_failed_are_a_failure_too():

@@ -11,6 +11,7 @@ import pytest
 from jax.scipy.special import logsumexp
 
 from minisvi import Draws, Model, Posterior, full_rank, positive, real, to_arviz
+from minisvi.draws import plain
 
 NUM, S = 12, 400
 Y = 3.0 + jnp.sin(5.0 * jnp.arange(NUM))  # spread, away from the origin
@@ -74,6 +75,26 @@ def test_weighted_draws_are_resampled_first(draws, key):
         with pytest.raises(ValueError, match=r"expected draws of equal weight; .* take draws\.resample\(key, n\)"):
             to_arviz(Draws(draws.theta, weights))
     assert to_arviz(uneven.resample(key, 50))["posterior"].sizes["draw"] == 50
+
+
+def test_a_slash_in_a_name_is_a_dot():
+    theta = {"linear/w": jnp.arange(4.0), "sd": jnp.ones(4)}
+    model = Model({"linear/w": real(), "sd": real()}, lambda theta, data: theta["sd"] + data["y/z"][0])
+    tree = to_arviz(plain(theta, 4), model, {"y/z": Y})
+    np.testing.assert_array_equal(tree["posterior"]["linear.w"][0], theta["linear/w"])
+    np.testing.assert_array_equal(tree["observed_data"]["data_0.y.z"], Y)
+
+
+SHARED = [{"a": {"b": 1.0}, "a.b": 2.0}, {"a/b": 1.0, "a.b": 2.0}]
+
+
+@pytest.mark.parametrize("tree", SHARED)
+def test_two_arrays_of_one_name_are_refused(tree, draws):
+    model = Model(LATENTS, lambda theta, data: theta["sd"])
+    with pytest.raises(ValueError, match=r"^data: expected .*names"):
+        to_arviz(draws, model, tree)
+    with pytest.raises(ValueError, match=r"^latents: expected .*names"):
+        to_arviz(plain(jax.tree.map(lambda leaf: jnp.full(4, leaf), tree), 4))
 
 
 def test_without_arviz_it_says_what_is_missing(draws, monkeypatch):

@@ -59,6 +59,49 @@ def test_predictions_spilled_to_files_are_those_in_memory(key, tmp_path):
         POSTERIOR.predictive(key, by_name, 23, x, out=tmp_path)
 
 
+def spill(directory, fn):
+    draws = plain({"x": jnp.arange(5.0)}, 5)
+    return draws.predictive(jax.random.key(0), fn, 5, batch_size=2, out=directory)
+
+
+def test_files_that_are_there_are_not_written_over(tmp_path):
+    first = spill(tmp_path, lambda key, theta: {"a": theta["x"]})
+    kept = np.array(first["a"])
+    with pytest.raises(FileExistsError, match=r"`out`: .* has \['a.npy'\] already: give a new directory"):
+        spill(tmp_path, lambda key, theta: {"a": -theta["x"], "b": theta["x"]})
+    np.testing.assert_array_equal(first["a"], kept)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_files_stay_in_their_directory_whatever_the_names(tmp_path):
+    outside = str(tmp_path / "elsewhere")
+    names = ["a/b", "../evil", outside, "", ".", "..", "\0", "%2F", "\\", "n.1"]
+    found = spill(tmp_path / "out", lambda key, theta: {name: i + theta["x"] for i, name in enumerate(names)})
+    assert {str(array.filename.parent) for array in found.values()} == {str(tmp_path / "out")}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for i, name in enumerate(names):
+        np.testing.assert_array_equal(np.sort(np.load(found[name].filename)), i + np.arange(5.0))
+
+
+COLLIDING = {"a": {"b": 1.0}, "a.b": 2.0}
+MISTAKES = {
+    "two leaves of one name": (
+        lambda key, theta: COLLIDING,
+        ValueError,
+        r"`a.b` for both \['a'\]\['b'\] and \['a.b'\]",
+    ),
+    "keys": (lambda key, theta: {"k": key}, TypeError, "expected numbers; got PRNG keys for `k`: take their key_data"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_has_no_files_is_refused_before_it_is_computed(name, tmp_path):
+    fn, error, message = MISTAKES[name]
+    with pytest.raises(error, match=message):
+        spill(tmp_path / "out", fn)
+    assert not (tmp_path / "out").exists()
+
+
 def by_name(key, theta, x):
     return {"noise": jax.random.normal(key), "shifted": {"y": x + jnp.sum(jax.tree.leaves(theta)[0])}}
 

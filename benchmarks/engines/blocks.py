@@ -25,12 +25,12 @@ class Block:
     """`num_steps` of a fit, at most 4,096 a call."""
 
     def __init__(self, svi: SVI, num_steps: int, *data: Any, num_restarts: int = 1, params: Any = None) -> None:
-        plan, start = loop.Plan(num_restarts), lambda key: svi.init(key, *data, params=params)
+        program, start = loop.program(svi, loop.Plan(num_restarts)), lambda key: svi.init(key, *data, params=params)
         keys = jax.random.split(jax.random.key(0), num_restarts)
         state = jax.jit(jax.vmap(start))(keys) if num_restarts > 1 else jax.jit(start)(keys[0])
         self._args = np.array([0, num_steps], np.int32), data, None
-        self._lane = loop.start(svi, plan, state, data, None)
-        self._block = loop.block.lower(svi, plan, self._lane, *self._args).compile()
+        self._lane = loop.start(program, state, data, None)
+        self._block = program.block.lower(self._lane, *self._args).compile()
 
     def __call__(self) -> None:
         self._lane, alive, *_ = self._block(self._lane, *self._args)
