@@ -1,6 +1,7 @@
 """Static mistakes, found before anything is compiled: each error names the thing, what was expected and what came."""
 
 import itertools
+import math
 import operator
 import re
 import warnings
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _A = {jnp.floating: "a floating", jnp.integer: "an integer"}
 
@@ -36,16 +38,73 @@ def positive_integer(name: str, value: Any) -> int:
     return number
 
 
-def shape_ends_in_size(ndim: int, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def finite_number(name: str, value: Any) -> float:
+    """`value` as a float; TypeError if it is no number, ValueError if it is not finite."""
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number; got {value}")
+    return number
+
+
+def seconds(value: Any) -> float:
+    """A budget of time as a float, where infinity means none and a negative one is spent.
+
+    TypeError if it is no number, ValueError if it is NaN.
+    """
+    number = _number("`seconds`", value)
+    if math.isnan(number):
+        raise ValueError("`seconds` must be a number; got nan")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool | str | bytes):  # `float` would read text
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number; got {value!r}") from None
+
+
+def probabilities(values: Any) -> None:
+    """ValueError unless all of them, where they are known, are in [0, 1]."""
+    if isinstance(values, jax.core.Tracer):
+        return
+    numbers = np.asarray(values)
+    if not np.all((numbers >= 0) & (numbers <= 1)):  # written so that NaN fails too
+        raise ValueError(f"`probabilities` must be in [0, 1]; got {values}")
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """`value`, an integer or several, as a shape; TypeError if it is none, ValueError if a size is below zero."""
+    sizes = value if isinstance(value, tuple | list) else (value,)
+    try:
+        if any(isinstance(size, bool) for size in sizes):
+            raise TypeError
+        integers = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        raise TypeError(f"{name}: expected a shape such as 3 or (3, 2); got {value!r}") from None
+    if any(size < 0 for size in integers):
+        raise ValueError(f"{name}: expected a shape of sizes >= 0; got {value!r}")
+    return integers
+
+
+def shape_ends_in_size(ndim: int, name: str, shape: tuple[int, ...]) -> None:
     if len(shape) < ndim or shape[-1] < 1:
         raise ValueError(f"{name}: expected a shape that ends in a size >= 1; got {shape}")
-    return shape
 
 
-def shape_ends_in_square(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def shape_ends_in_square(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 1:
         raise ValueError(f"{name}: expected a shape (..., n, n) with n >= 1; got {shape}")
-    return shape
+
+
+def at_least_single(latents: Any) -> None:
+    """TypeError if a latent is of half precision, in which there are no eigenvalues or quasi-random numbers."""
+    for name, support in named_leaves(latents).items():
+        dtype = support.value_dtype
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise TypeError(f"latent `{name}`: expected float32 or float64; got {dtype}")
 
 
 def prng_key(key: Any) -> jax.Array:

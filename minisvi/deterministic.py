@@ -103,6 +103,7 @@ def deterministic(
     for num in (num_draws, restart_draws):
         noise.check("antithetic", num)
         noise.check("quasi", num)
+    checks.at_least_single(model.latents)
     model.check(*data)
     start_key, draw_key, fresh_key = jax.random.split(checks.prng_key(key), 3)
     first = None if start is None else trees.start(model.latents, start_key, start)

@@ -36,7 +36,11 @@ class Draws(NamedTuple):
         return self.quantiles(0.5)
 
     def quantiles(self, probabilities: Any) -> Any:
-        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`)."""
+        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`).
+
+        ValueError for a probability outside [0, 1].
+        """
+        checks.probabilities(probabilities)
         return jax.tree.map(lambda x: quantiles(x, self.log_weights, probabilities), self.theta)
 
     def resample(self, key: Array, num_samples: int) -> "Draws":

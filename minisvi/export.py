@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks
+from minisvi.batching import in_batches
 from minisvi.draws import Draws
 from minisvi.model import Model
 
@@ -56,4 +57,4 @@ def _as_chain(tree: Any) -> dict[str, np.ndarray]:
 
 @partial(jax.jit, static_argnames="model")
 def _terms(model: Model, draws: Draws, data: tuple[Any, ...]) -> dict[str, Array]:
-    return jax.lax.map(lambda draw: model.terms(draw.theta, *data), draws, batch_size=50)
+    return in_batches(lambda draw: model.terms(draw.theta, *data), draws, 50)

@@ -129,6 +129,7 @@ def fit(
     if any(isinstance(part, Stream) for part in data):
         raise TypeError("`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run")
     check_num_draws(num_draws)
+    checks.seconds(seconds)
     if batch_size is not None:
         checks.factored(model)
         Minibatches(batch_size).num_rows(data)

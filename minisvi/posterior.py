@@ -10,6 +10,7 @@ import jax
 from jax import Array
 
 from minisvi import checks
+from minisvi.batching import in_batches
 from minisvi.diagnostics import PSIS, psis
 from minisvi.draws import Draws, in_chunks, plain
 from minisvi.guides import Guide, base
@@ -66,7 +67,11 @@ class Posterior:
         return self.draws(key, num_samples).median()
 
     def quantiles(self, key: Array, probabilities: Any, num_samples: int = 10_000) -> Any:
-        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own."""
+        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own.
+
+        ValueError for a probability outside [0, 1].
+        """
+        checks.probabilities(probabilities)
         return self.draws(key, num_samples).quantiles(probabilities)
 
     def predictive(
@@ -140,7 +145,7 @@ def weigh(
         u, log_q = base.draw(q, noise)
         return u, target.log_density(u, *data) - log_q
 
-    return jax.lax.map(one, noise, batch_size=batch_size)
+    return in_batches(one, noise, batch_size)
 
 
 @partial(jax.jit, static_argnames="target")

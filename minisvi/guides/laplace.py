@@ -77,6 +77,7 @@ def laplace(
         raise ValueError(f"`hessian` must be one of {list(families)}; got {hessian!r}")
     if min_eigenvalue is not None and not min_eigenvalue > 0:
         raise ValueError(f"`min_eigenvalue` must be None or > 0; got {min_eigenvalue}")
+    checks.at_least_single(model.latents)
     guide = families[hessian](model.latents)
     keys = jax.random.split(checks.prng_key(key), 3)
     first = trees.start(model.latents, keys[0], start)
