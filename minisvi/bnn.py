@@ -64,7 +64,8 @@ def from_nnx(module: nnx.Module, prior: Prior) -> Network:
 def pure(module: nnx.Module) -> tuple[Any, Callable[..., Any]]:
     """`initial, apply`: a module's `nnx.Param`s as a nested dict, and its output as `apply(weights, *inputs)`.
 
-    For networks that are not latents: the encoder of an `amortised` guide, the conditioner of a flow, a decoder.
+    For networks that are not latents: the encoder of an `amortised` guide, the conditioner of a flow, a decoder. Guides
+    take the tree `initial` where they take a function that makes weights, and then start there.
     """
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 

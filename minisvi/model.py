@@ -15,7 +15,7 @@ from jax import Array
 
 from minisvi import checks, trees
 from minisvi.record import Record
-from minisvi.supports import Support, real
+from minisvi.supports import real
 from minisvi.tracing import isolated
 
 
@@ -52,9 +52,7 @@ class Model(Record):
                 "Model: expected either `log_joint`, or both `log_prior` and `log_likelihood`, or `prior` in place of "
                 "`log_prior`"
             )
-        for name, support in checks.named_leaves(self.latents).items():
-            if not isinstance(support, Support):
-                raise TypeError(f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}")
+        trees.latents_of(self.latents)
 
     def log_density(self, u: Any, *data: Any, scale: Any = None) -> Array:
         """log p(T(u), D) + log|det J_T(u)|: a scalar in nats, the target density on unconstrained space.

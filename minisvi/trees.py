@@ -16,6 +16,18 @@ from minisvi import checks
 from minisvi.supports import Support
 
 
+def latents_of(model: Any) -> Any:
+    """The latents of a model, or `model` itself where it is a tree of latents already.
+
+    TypeError names a leaf that is no support.
+    """
+    latents = model.latents if hasattr(model, "log_density") else model
+    for name, support in checks.named_leaves(latents).items():
+        if not isinstance(support, Support):
+            raise TypeError(f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}")
+    return latents
+
+
 def unconstrained_like(latents: Any) -> Any:
     """Tree of shapes and dtypes of u."""
     return jax.tree.map(lambda support: support.unconstrained, latents)
