@@ -1,5 +1,6 @@
 """Static mistakes, found before anything is compiled: each error names the thing, what was expected and what came."""
 
+import inspect
 import itertools
 import math
 import operator
@@ -23,6 +24,12 @@ def path_name(path: tuple[Any, ...]) -> str:
 def named_leaves(tree: Any, is_leaf: Any = None) -> dict[str, Any]:
     """Leaves of `tree` by their dotted path."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+
+
+def data_name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf of the data, by its place among them: `[1].y`."""
+    first, *rest = path
+    return f"[{first.idx}]" + (f".{path_name(tuple(rest))}" if rest else "")
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -107,6 +114,20 @@ def at_least_single(latents: Any) -> None:
             raise TypeError(f"latent `{name}`: expected float32 or float64; got {dtype}")
 
 
+def takes(name: str, function: Any, call: str, num_arguments: int) -> None:
+    """TypeError unless `function` takes so many arguments, which `call` names, as far as its signature tells."""
+    if not callable(function):
+        raise TypeError(f"`{name}` must be a function {call}; got {function!r}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some built-in functions
+        return
+    try:
+        signature.bind(*range(num_arguments))
+    except TypeError:
+        raise TypeError(f"`{name}` must take {call}; got a function of {signature}") from None
+
+
 def prng_key(key: Any) -> jax.Array:
     """`key` itself if it is one PRNG key, typed or legacy; TypeError otherwise."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
@@ -135,10 +156,12 @@ def same_tree(name: str, expected: Any, got: Any) -> None:
             raise TypeError(f"{name} `{leaf}`: expected {_A[kind]} dtype; got {jnp.result_type(value)}")
 
 
-def factored(model: Any) -> None:
-    """Raise unless the model has a likelihood apart, which is what a minibatch scales."""
+def factored(model: Any, what: str = "a minibatch") -> None:
+    """ValueError, of `what` needs it, unless the model has a likelihood apart, with one term per row."""
     if model.log_likelihood is None:
-        raise ValueError("a minibatch needs a factored model: give `log_prior` and `log_likelihood`")
+        raise ValueError(f"{what} needs a factored model: give `log_prior` and `log_likelihood`")
+    if not model.per_row:
+        raise ValueError(f"{what} needs a likelihood with one term per row, and the model says `per_row=False`")
 
 
 def density_term(
@@ -154,14 +177,24 @@ def density_term(
     except (KeyError, AttributeError) as error:
         latents = list(named_leaves(known))
         raise ValueError(f"`{name}` failed with {error!r}; the model's latents are {latents}") from error
-    what = "one term per row" if name == "log_likelihood" else "a scalar"
+    what = "one term per row" if name == "log_likelihood" and shape != () else "a scalar"
     if not isinstance(term, jax.ShapeDtypeStruct):
         raise TypeError(f"`{name}` must return {what}: expected an array; got {type(term).__name__}")
     shape = term.shape[:1] if shape is None else shape  # without data no one knows how many rows there are
     if term.shape != shape or not jnp.issubdtype(term.dtype, jnp.floating):
-        raise ValueError(
-            f"`{name}` must return {what}: expected float{list(shape)}; got {term.dtype}{list(term.shape)}"
+        got = f"expected float{list(shape)}; got {term.dtype}{list(term.shape)}"
+        raise ValueError(f"`{name}` must return {what}: {got}{_remedy(name, shape, term.shape)}")
+
+
+def _remedy(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    if name == "log_likelihood" and expected != () and len(got) < 2:
+        return (
+            ". Rows are the leading axis of the first array of the data. Where the likelihood has no term for each of "
+            "them, as in a time series or a Gaussian process, give `log_joint`, or `per_row=False` and return a scalar"
         )
+    if name == "log_joint" and len(got) == 1:
+        return ". One term per row is a `log_likelihood`, which goes by that name beside `prior` or `log_prior`"
+    return ""
 
 
 def _eval_shape_without_outer_broadcast(name: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks, diagnostics, newton, noise, trees
+from minisvi import checks, diagnostics, inputs, newton, noise, trees
 from minisvi.batching import batched
 from minisvi.guides.gaussian import MeanField, mean_field
 from minisvi.guides.location_scale import Normal
@@ -104,6 +104,7 @@ def deterministic(
         noise.check("antithetic", num)
         noise.check("quasi", num)
     checks.at_least_single(model.latents)
+    data = inputs.arrays(data)
     model.check(*data)
     start_key, draw_key, fresh_key = jax.random.split(checks.prng_key(key), 3)
     first = None if start is None else trees.start(model.latents, start_key, start)

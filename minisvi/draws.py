@@ -73,6 +73,7 @@ class Draws(NamedTuple):
         `batch_size` and `out` bound the memory, and equal functions and shapes are compiled once: see
         `Posterior.predictive`.
         """
+        checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
         theta = self.resample(key, num_samples).theta
         keys = jax.random.split(jax.random.fold_in(key, 1), num_samples)
 

@@ -24,7 +24,7 @@ LAYERS = [
         "result",
         "batching",
     ],
-    ["permutation", "sharding"],
+    ["permutation", "sharding", "inputs"],
     ["supports", "batches", "draws", "loop", "claims", "packing", "noise"],
     ["trees", "streams", "checkpoint"],
     ["drive"],
