@@ -114,7 +114,7 @@ def deterministic(
     if not np.any(finite):
         raise ValueError(
             f"expected a finite log density at one of {num_restarts * _NUM_TRIES} starts, uniform(-2, 2) in "
-            "unconstrained space: give a `start` where it is finite"
+            f"unconstrained space: give a `start` where it is finite{checks.or_the_data(data)}"
         )
     run = partial(_run, model, guide, fresh_key, max_steps, deadline)
     found = run(fixed, x)

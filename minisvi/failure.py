@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from minisvi import checks, trees
+from minisvi.batches import Blocks
 from minisvi.model import Model
 
 
@@ -13,25 +14,25 @@ def explain(svi: Any, state: Any, data: tuple[Any, ...]) -> str:
     """When the steps of `svi` failed, and what is not finite at the guide's next draw."""
     _, step_key = jax.random.split(state.key)
     batch, _ = svi.batches(jnp.maximum(state.step - 1, 0), data)
+    whole = batch if isinstance(svi.batches, Blocks) else data  # of a stream there is no more than the batch
     u, _ = svi.guide.distribution(state.params, *batch).sample_and_log_prob(seed=step_key)
     when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"
     return (
         f"the ELBO or the parameters were not finite on {int(state.num_failed)} steps in a row, {when}. "
-        f"At the guide's next draw: {_at(svi.target, u, *batch)}"
+        f"At the guide's next draw: {_at(svi.target, u, batch, whole)}"
     )
 
 
-def _at(model: Model, u: Any, *data: Any) -> str:
+def _at(model: Model, u: Any, batch: tuple[Any, ...], data: tuple[Any, ...]) -> str:
     theta, log_det = trees.constrain(model.latents, u)
-    grad = checks.named_leaves(jax.grad(model.log_density, allow_int=True)(u, *data))
+    grad = checks.named_leaves(jax.grad(model.log_density, allow_int=True)(u, *batch))
     groups = {
-        "": {"log|det J|": log_det} | model.terms(theta, *data),
+        "": {"log|det J|": log_det} | model.terms(theta, *batch),
         "latent ": checks.named_leaves(theta),
         "gradient for ": {name: leaf for name, leaf in grad.items() if leaf.dtype != jax.dtypes.float0},
-        "data": {f"[{name}]": leaf for name, leaf in checks.named_leaves(data).items()},
     }
     lines = [_non_finite(kind + name, leaf) for kind, group in groups.items() for name, leaf in group.items()]
-    return "; ".join(filter(None, lines)) or "all terms are finite at this point"
+    return "; ".join(filter(None, lines + checks.non_finite_data(data))) or "all terms are finite at this point"
 
 
 def _non_finite(name: str, leaf: Any) -> str:

@@ -7,13 +7,14 @@ minibatches and pointwise scores.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import checks, trees
+from minisvi import ancestral, checks, inputs, trees
 from minisvi.record import Record
 from minisvi.supports import real
 from minisvi.tracing import isolated
@@ -149,6 +150,33 @@ class Model(Record):
             raise ValueError(f"`prior`: expected a tree with leaves {known}; got leaves {found}") from None
         return checks.named_leaves(tree, is_prior)
 
+    def sample_prior(self, key: Array, num_samples: int, *data: Any) -> Any:
+        """Draws of theta from `prior`, a tree like the latents, each leaf with a leading axis of `num_samples`.
+
+        Each latent is drawn after those that its prior depends on. `data` are for local latents, and only say how many
+        rows there are. The priors are Distrax, TFP or NumPyro distributions. ValueError for a model without `prior`, a
+        latent whose prior is flat, local latents without data, and priors that depend on each other in a circle.
+        """
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        latents = trees.with_rows(self.latents, inputs.arrays(data))
+        self._check_prior_is_proper(latents, data)
+        return _sample_prior(self, _Latents(latents), jax.random.split(checks.prng_key(key), num_samples))
+
+    def _check_prior_is_proper(self, latents: Any, data: tuple[Any, ...]) -> None:
+        if self.prior is None:
+            raise ValueError("sample_prior draws from distributions: expected a model with `prior`; got a log density")
+        local = [name for name, support in checks.named_leaves(self.latents).items() if support.local]
+        if local and not data:
+            raise ValueError(f"latents {local} are local: expected data, whose rows say how many there are; got none")
+        flat: list[str] = []
+
+        def look(theta: Any) -> None:
+            flat.extend(name for name, prior in self.priors(theta).items() if prior is None)
+
+        jax.eval_shape(look, trees.shapes_of(latents))
+        if flat:
+            raise ValueError(f"the priors of latents {flat} are flat, and have no draws")
+
     def constrain(self, u: Any) -> Any:
         """theta = T(u)."""
         return trees.constrain(self.latents, u)[0]
@@ -171,9 +199,17 @@ class Model(Record):
         return replace(self, latents=jax.tree.map(identity, constrained, self.latents))
 
     def check(self, *data: Any) -> None:
-        """Raise on a static mistake of a term (see `checks.density_term`): nothing is computed or compiled."""
+        """Raise on a mistake of a term (see `checks.density_term`): by shapes alone, nothing is computed or compiled.
+
+        Only where data are known and hold numbers that are not finite are the terms computed, once, at T(0): ValueError
+        names these numbers where a term is not finite because of them.
+        """
         latents = trees.with_rows(self.latents, data)
-        theta = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.value_dtype), latents)
+        self._check_terms(latents, data)
+        checks.finite_terms(lambda *data: self.terms(trees.at_zero(latents), *data), data)
+
+    def _check_terms(self, latents: Any, data: tuple[Any, ...]) -> None:
+        theta = trees.shapes_of(latents)
         if self.log_joint is not None:
             checks.density_term("log_joint", self.log_joint, (), latents, theta, *data)
             return
@@ -187,3 +223,16 @@ class Model(Record):
             return ()
         leaves = jax.tree.leaves(data)
         return jnp.shape(leaves[0])[:1] if leaves else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Latents(Record):
+    """A tree of supports, which may be a dict, as a static argument."""
+
+    tree: Any
+
+
+@partial(jax.jit, static_argnames=("model", "latents"))
+def _sample_prior(model: Model, latents: Any, keys: Array) -> Any:
+    groups = ancestral.levels(latents.tree, model.priors)
+    return jax.vmap(lambda key: ancestral.sample(key, latents.tree, model.priors, groups))(keys)
