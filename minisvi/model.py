@@ -5,16 +5,17 @@ A model is a function. `Model(latents, log_joint)` takes the whole log joint; th
 minibatches and pointwise scores.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import ancestral, checks, inputs, trees
+from minisvi import ancestral, checks, inputs, prior_supports, trees
 from minisvi.record import Record
 from minisvi.supports import real
 from minisvi.tracing import isolated
@@ -201,6 +202,7 @@ class Model(Record):
     def check(self, *data: Any) -> None:
         """Raise on a mistake of a term (see `checks.density_term`): by shapes alone, nothing is computed or compiled.
 
+        A prior that is known to have mass outside of its latent's support gives a `PriorSupportWarning`, once a model.
         Only where data are known and hold numbers that are not finite are the terms computed, once, at T(0): ValueError
         names these numbers where a term is not finite because of them.
         """
@@ -216,6 +218,21 @@ class Model(Record):
         assert self.log_likelihood is not None
         checks.density_term("prior" if self.prior else "log_prior", self.prior_term, (), latents, theta)
         checks.density_term("log_likelihood", self.log_likelihood, self._likelihood_shape(data), latents, theta, *data)
+        for complaint in self._complaints(theta):
+            _warn(self, complaint)
+
+    def _complaints(self, theta: Any) -> list[str]:
+        """What there is to say of the supports of the priors, which are made at shapes and not at numbers."""
+        if self.prior is None:
+            return []
+        found: list[str | None] = []
+
+        def look(theta: Any) -> None:
+            priors, supports = self.priors(theta), checks.named_leaves(self.latents)
+            found.extend(prior_supports.complaint(name, supports[name], prior) for name, prior in priors.items())
+
+        jax.eval_shape(look, theta)
+        return [complaint for complaint in found if complaint is not None]
 
     def _likelihood_shape(self, data: tuple[Any, ...]) -> tuple[int, ...] | None:
         """None where it is not known how many rows there are: the data are closed over."""
@@ -223,6 +240,13 @@ class Model(Record):
             return ()
         leaves = jax.tree.leaves(data)
         return jnp.shape(leaves[0])[:1] if leaves else None
+
+
+@lru_cache(maxsize=128)
+def _warn(model: Model, complaint: str) -> None:
+    # Python's own filter would say it at every check: `catch_warnings` makes it forget what it has said.
+    del model
+    warnings.warn(complaint, prior_supports.PriorSupportWarning, stacklevel=2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ LAYERS = [
     ["permutation", "sharding", "inputs"],
     ["supports", "batches", "draws", "loop", "claims", "packing", "noise"],
     ["trees", "streams", "checkpoint"],
-    ["drive", "ancestral"],
+    ["drive", "ancestral", "prior_supports"],
     ["curvature"],
     ["model", "guides"],
     ["kl", "sums", "failure", "online"],
