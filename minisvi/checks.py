@@ -28,6 +28,8 @@ def named_leaves(tree: Any, is_leaf: Any = None) -> dict[str, Any]:
 
 def data_name(path: tuple[Any, ...]) -> str:
     """The name of a leaf of the data, by its place among them: `[1].y`."""
+    if not (path and hasattr(path[0], "idx")):  # held-out data that are in no tuple
+        return path_name(path)
     first, *rest = path
     return f"[{first.idx}]" + (f".{path_name(tuple(rest))}" if rest else "")
 
@@ -174,6 +176,10 @@ def _is_known_float(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+
+
 def _all_finite(leaf: Any) -> bool:
     # Arrays of an accelerator are looked at where they are.
     if isinstance(leaf, jax.Array) and any(device.platform != "cpu" for device in leaf.devices()):
@@ -207,7 +213,8 @@ def finite_terms(terms: Callable[..., dict[str, Any]], data: Any) -> None:
     any.
     """
     found = non_finite_data(data)
-    if not found:
+    # What other processes hold, all of them would have to compute with.
+    if not found or not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(data) if _is_array(leaf)):
         return
     compiled = jax.jit(terms)
     with jax.ensure_compile_time_eval():  # in a trace the data may be known all the same

@@ -285,3 +285,8 @@ def test_held_out_data_and_those_of_fit_are_read_too():
     assert np.array_equal(one.checks.score, two.checks.score)
     with pytest.raises(TypeError, match=r"data `\[0\]`: expected numbers"):
         minisvi.fit(KEY, OF_X, "abc")
+
+
+def test_held_out_data_in_no_tuple_are_named_too():
+    with pytest.raises(TypeError, match=r"data `value`: expected numbers, .*; got 'abc'"):
+        inputs.arrays("abc")
