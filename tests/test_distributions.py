@@ -195,7 +195,13 @@ LIKELIHOODS = {
             "tfp": lambda d, x, y: d.OrderedLogistic(jnp.array([-1.0, 0.5]), x).log_prob(y),
         },
     ),
-    # What is above 3 is known to be no more than that.
+    "right-censored normal": (
+        *REAL,
+        np.minimum(Y, 3.0),
+        lambda x, y: np.where(y < 3, stats.norm(x, 2).logpdf(y), stats.norm(x, 2).logsf(3.0)),
+        {"numpyro": lambda d, x, y: d.RightCensoredDistribution(d.Normal(x, 2.0), censored=y >= 3).log_prob(y)},
+    ),
+    # The same by hand: what is above 3 is known to be no more than that.
     "normal censored above": (
         *REAL,
         np.minimum(Y, 3.0),
