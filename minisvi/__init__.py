@@ -40,6 +40,7 @@ from minisvi.model import Model
 from minisvi.newton import newton
 from minisvi.online import with_prior
 from minisvi.posterior import Posterior, log_weights
+from minisvi.prior_supports import PriorSupportWarning
 from minisvi.response import linear_response
 from minisvi.result import NonFiniteError, Restarts, SVIResult
 from minisvi.sharding import mesh, shard_rows
@@ -87,6 +88,7 @@ __all__ = [
     "NonFiniteError",
     "Patience",
     "Posterior",
+    "PriorSupportWarning",
     "Renyi",
     "Restarts",
     "SVIResult",

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 # The last two have triangular solves in their derivatives.
 _SOLVES = {"triangular_solve", "cholesky", "lu"}
@@ -24,6 +25,20 @@ def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return jax.vmap(fun)(xs)
 
     return apply
+
+
+def in_batches(fun: Callable[[Any], Any], xs: Any, batch_size: int) -> Any:
+    """`jax.lax.map(fun, xs, batch_size=batch_size)`, which fails (jax 0.10) where a leaf of the result is empty."""
+    spec = jax.eval_shape(fun, jax.tree.map(lambda leaf: leaf[0], xs))
+    leaves, treedef = jax.tree.flatten(spec)
+
+    def filled(x: Any) -> list[Array]:
+        return [leaf for leaf in jax.tree.leaves(fun(x)) if leaf.size]
+
+    mapped = iter(jax.lax.map(filled, xs, batch_size=batch_size))
+    num = len(jax.tree.leaves(xs)[0])
+    whole = [next(mapped) if leaf.size else jnp.zeros((num, *leaf.shape), leaf.dtype) for leaf in leaves]
+    return jax.tree.unflatten(treedef, whole)
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:

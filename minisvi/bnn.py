@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from minisvi import checks, supports
+from minisvi import ancestral, checks, supports
 
 Prior = Callable[[str, tuple[int, ...]], Any]
 
@@ -48,7 +48,7 @@ class Network:
         n = checks.positive_integer("num_samples", num_samples)
         leaves, treedef = jax.tree.flatten(self.initial)
         keys = jax.tree.unflatten(treedef, list(jax.random.split(checks.prng_key(key), len(leaves))))
-        return jax.tree.map(lambda w, prior, k: _sample(prior, k, (n, *w.shape)), self.initial, self.prior, keys)
+        return jax.tree.map(lambda w, prior, k: ancestral.draw(prior, k, (n, *w.shape)), self.initial, self.prior, keys)
 
 
 def from_nnx(module: nnx.Module, prior: Prior) -> Network:
@@ -64,7 +64,8 @@ def from_nnx(module: nnx.Module, prior: Prior) -> Network:
 def pure(module: nnx.Module) -> tuple[Any, Callable[..., Any]]:
     """`initial, apply`: a module's `nnx.Param`s as a nested dict, and its output as `apply(weights, *inputs)`.
 
-    For networks that are not latents: the encoder of an `amortised` guide, the conditioner of a flow, a decoder.
+    For networks that are not latents: the encoder of an `amortised` guide, the conditioner of a flow, a decoder. Guides
+    take the tree `initial` where they take a function that makes weights, and then start there.
     """
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
@@ -89,8 +90,3 @@ def from_linen(module: Any, variables: Mapping[str, Any], prior: Prior) -> Netwo
 def _network(initial: Any, prior: Prior, apply: Callable[..., Any]) -> Network:
     priors = jax.tree_util.tree_map_with_path(lambda path, w: prior(checks.path_name(path), w.shape), initial)
     return Network(initial, priors, apply)
-
-
-def _sample(prior: Any, key: Array, shape: tuple[int, ...]) -> Array:
-    own = (*getattr(prior, "batch_shape", ()), *getattr(prior, "event_shape", ()))
-    return prior.sample(seed=key, sample_shape=shape[: len(shape) - len(own)])

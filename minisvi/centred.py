@@ -34,11 +34,12 @@ def centred(model: Model, start: Any, data: tuple[Any, ...]) -> Centred:
     """The model with log p(D_i | theta) - log p(D_i | theta_0) in place of each row's term, theta_0 = T(start).
 
     The reference terms are one more array of its data, and their sum, in double precision, is the offset. `start` is a
-    tree u, or None for zero. A model that is not factored, has fewer than 30,000 rows or float64 latents, or is not
+    tree u, or None for zero. A model that has no term per row, has fewer than 30,000 rows or float64 latents, or is not
     finite at the reference, stays as it is.
     """
     as_it_is = Centred(model, data, 0.0)
-    if model.log_likelihood is None or trees.spec(model.latents).dtype != jnp.float32:
+    has_rows = model.log_likelihood is not None and model.per_row
+    if not has_rows or trees.spec(model.latents).dtype != jnp.float32:
         return as_it_is
     if max((leaf.shape[0] for leaf in jax.tree.leaves(data) if jnp.ndim(leaf)), default=0) < MIN_ROWS:
         return as_it_is

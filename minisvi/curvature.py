@@ -37,7 +37,7 @@ def mode(
     if bad or not np.isfinite(value):
         raise ValueError(
             f"expected a finite log density and derivatives where the climb ended; got {value}, and derivatives "
-            f"that are not finite for {bad} of {x.size} latents: give another `start`"
+            f"that are not finite for {bad} of {x.size} latents: give another `start`{checks.or_the_data(data)}"
         )
     return x, value, grad, diag
 

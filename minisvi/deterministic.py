@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks, diagnostics, newton, noise, trees
+from minisvi import checks, diagnostics, inputs, newton, noise, trees
 from minisvi.batching import batched
 from minisvi.guides.gaussian import MeanField, mean_field
 from minisvi.guides.location_scale import Normal
@@ -104,6 +104,8 @@ def deterministic(
     for num in (num_draws, restart_draws):
         noise.check("antithetic", num)
         noise.check("quasi", num)
+    checks.at_least_single(model.latents)
+    data = inputs.arrays(data)
     model.check(*data)
     start_key, draw_key, fresh_key = jax.random.split(checks.prng_key(key), 3)
     first = None if start is None else trees.start(model.latents, start_key, start)
@@ -113,7 +115,7 @@ def deterministic(
     if not np.any(finite):
         raise ValueError(
             f"expected a finite log density at one of {num_restarts * _NUM_TRIES} starts, uniform(-2, 2) in "
-            "unconstrained space: give a `start` where it is finite"
+            f"unconstrained space: give a `start` where it is finite{checks.or_the_data(data)}"
         )
     run = partial(_run, model, guide, fresh_key, max_steps, deadline)
     found = run(fixed, x)

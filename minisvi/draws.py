@@ -38,7 +38,11 @@ class Draws(NamedTuple):
         return self.quantiles(0.5)
 
     def quantiles(self, probabilities: Any) -> Any:
-        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`)."""
+        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`).
+
+        ValueError for a probability outside [0, 1].
+        """
+        checks.probabilities(probabilities)
         return jax.tree.map(lambda x: quantiles(x, self.log_weights, probabilities), self.theta)
 
     def summary(self) -> Summary:
@@ -84,6 +88,7 @@ class Draws(NamedTuple):
         `batch_size` and `out` bound the memory, and equal functions and shapes are compiled once: see
         `Posterior.predictive`.
         """
+        checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
         theta = self.resample(key, num_samples).theta
         keys = jax.random.split(jax.random.fold_in(key, 1), num_samples)
 
@@ -174,11 +179,13 @@ def _files(num_samples: int, form: Any, out: Path) -> Any:
     if there:
         raise FileExistsError(f"`out`: {out} has {there} already: give a new directory")
     out.mkdir(parents=True, exist_ok=True)
-    arrays = [_mapped(file, (num_samples, *leaf.shape[1:]), leaf.dtype) for file, leaf in zip(files, named.values())]
+    arrays = [
+        _memory_mapped(file, (num_samples, *leaf.shape[1:]), leaf.dtype) for file, leaf in zip(files, named.values())
+    ]
     return jax.tree.unflatten(jax.tree.structure(form), arrays)
 
 
-def _mapped(file: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _memory_mapped(file: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     file.touch(exist_ok=False)  # another process may have been faster
     return np.lib.format.open_memmap(file, "w+", dtype, shape)
 

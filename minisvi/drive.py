@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minisvi import loop
+from minisvi import checks, loop
 from minisvi.checkpoint import Checkpoints, Saved
 from minisvi.claims import describe, fingerprint
 from minisvi.progress import Progress, deferred_interrupt
@@ -58,8 +58,7 @@ class Host:
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
-        if np.isnan(self.seconds):
-            raise ValueError("`seconds` must be a number; got nan")
+        checks.seconds(self.seconds)
 
     def checkpoints(self, begin: int, key: Any, lane: loop.Lane, **run: Any) -> Checkpoints | None:
         """None if they are not wanted. A run is told from others by its key, and not by the numbers of its start."""

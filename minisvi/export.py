@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from minisvi import checks
+from minisvi import checks, inputs
+from minisvi.batching import in_batches
 from minisvi.draws import Draws
 from minisvi.model import Model
 
@@ -21,8 +22,8 @@ def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: 
     - `draws`: `posterior.draws(key, S)`, or reweighted ones as `draws.resample(key, S)`: ArviZ knows no weights.
     - `model`, `data`: with them the tree gets `sample_stats["lp"]`, log p(theta, D) (S,) in nats, and
       `observed_data`, the arrays `data_0`, `data_1`, ... in their order (`data_0.x` if the first is a dict with an x);
-      and, if the model is factored, `log_likelihood`, one term per row (S, N), which is what `arviz_stats.loo` and
-      `compare` need.
+      and, if the model has one term per row, `log_likelihood` (S, N), which is what `arviz_stats.loo` and `compare`
+      need.
 
     - `log_weights`: the importance weights that the draws had before they were resampled, (S,), for
       `sample_stats["log_weight"]`; `Fit.to_arviz` gives them.
@@ -40,10 +41,11 @@ def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: 
     if log_weights is not None:
         stats["log_weight"] = log_weights
     if model is not None:
+        data = inputs.arrays(data)
         terms = jax.device_get(_terms(model, draws, data))
         lp = sum(term.reshape(term.shape[0], -1).sum(axis=1) for term in terms.values())
         stats["lp"] = lp
-        if "log_likelihood" in terms:
+        if "log_likelihood" in terms and model.per_row:
             groups["log_likelihood"] = _as_chain({"log_likelihood": terms["log_likelihood"]})
         arrays = {f"data_{name}": np.asarray(x) for name, x in _named(data, "data").items()}
         groups |= {"observed_data": arrays} if arrays else {}
@@ -66,4 +68,4 @@ def _named(tree: Any, what: str) -> dict[str, Any]:
 
 @partial(jax.jit, static_argnames="model")
 def _terms(model: Model, draws: Draws, data: tuple[Any, ...]) -> dict[str, Array]:
-    return jax.lax.map(lambda draw: model.terms(draw.theta, *data), draws, batch_size=50)
+    return in_batches(lambda draw: model.terms(draw.theta, *data), draws, 50)

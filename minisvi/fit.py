@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from minisvi import checks, trees
+from minisvi import checks, inputs, trees
 from minisvi.batches import Minibatches
 from minisvi.cascade import Settings, cascade
 from minisvi.centred import centred
@@ -137,7 +137,9 @@ def fit(
     """
     if any(isinstance(part, Stream) for part in data):
         raise TypeError("`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run")
+    data = inputs.arrays(data)
     check_num_draws(num_draws)
+    checks.seconds(seconds)
     if batch_size is not None:
         checks.factored(model)
         Minibatches(batch_size).num_rows(data)

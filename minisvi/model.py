@@ -1,21 +1,23 @@
 """log p(theta, D): the log joint, and the same density in unconstrained space.
 
 A model is a function. `Model(latents, log_joint)` takes the whole log joint; the factored form, a prior and
-`log_likelihood(theta, *data)` with one term per row of data, is what minibatches, pointwise scores, annealing and
-closed-form KLs need.
+`log_likelihood(theta, *data)`, is what annealing and closed-form KLs need, and with one term per row of data also
+minibatches and pointwise scores.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import checks, trees
+from minisvi import ancestral, checks, inputs, prior_supports, trees
 from minisvi.record import Record
-from minisvi.supports import Support, real
+from minisvi.supports import real
 from minisvi.tracing import isolated
 
 
@@ -28,14 +30,19 @@ class Model(Record):
     - `latents`: any pytree of supports (dict, tuple, NamedTuple, dataclass); fixes names, shapes and constraints.
     - `log_joint(theta, *data)`: log p(theta, D), a scalar in nats, normalised or not. Or, in its place,
     - `log_likelihood(theta, *data)`: log p(D_i | theta), shape (N,), one term per row, rows independent given theta,
-      and
+      where the rows are the leading axis of the data's first array; or log p(D | theta), a scalar, with
+      `per_row=False`; and
     - `log_prior(theta)`: log p(theta), a scalar; or
     - `prior(theta)`: the Distrax or TFP distribution of each latent given the others, in a tree like the latents; None,
       for a latent or a subtree of them, is flat.
 
+    `per_row=False` is for likelihoods that have no term per row, such as those of time series and Gaussian processes.
+    Minibatches, held-out scores, local latents and ArviZ's `log_likelihood` need rows, and such a model has none.
+
     The prior of a `local` latent counts N/B times in a minibatch: give it by `prior`, or inside `log_likelihood`.
     Equal models (equal latents, the same function objects) share one compilation. TypeError or ValueError for latents
-    that are no supports, or of which two have the same dotted path, as `{"a": {"b": ...}, "a.b": ...}` have.
+    that are no supports, or of which two have the same dotted path, as `{"a": {"b": ...}, "a.b": ...}` have, and for
+    other forms of a model.
     """
 
     latents: Any
@@ -43,19 +50,36 @@ class Model(Record):
     log_prior: Callable[..., Array] | None = None
     log_likelihood: Callable[..., Array] | None = None
     prior: Callable[[Any], Any] | None = None
+    per_row: bool = True
 
     def __post_init__(self) -> None:
-        priors = (self.log_prior is not None) + (self.prior is not None)
-        factored = priors == 1 and self.log_likelihood is not None
-        neither = priors == 0 and self.log_likelihood is None
-        if not (factored if self.log_joint is None else neither):
+        trees.latents_of(self.latents)
+        self._check_functions()
+        self._check_rows()
+
+    def _check_functions(self) -> None:
+        functions = {name: getattr(self, name) for name in ("log_joint", "log_prior", "log_likelihood", "prior")}
+        given = {name: function for name, function in functions.items() if function is not None}
+        for name, function in given.items():
+            if not callable(function):
+                raise TypeError(f"Model: `{name}` must be a function {name}(theta, ...); got {function!r}")
+        if set(given) not in ({"log_joint"}, {"log_prior", "log_likelihood"}, {"prior", "log_likelihood"}):
+            by_name = ". Only `log_joint` goes by position: give `prior=..., log_likelihood=...` by name"
             raise TypeError(
                 "Model: expected either `log_joint`, or both `log_prior` and `log_likelihood`, or `prior` in place of "
-                "`log_prior`"
+                f"`log_prior`; got {list(given)}{by_name if 'log_joint' in given else ''}"
             )
-        for name, support in checks.named_leaves(self.latents, what="latents").items():
-            if not isinstance(support, Support):
-                raise TypeError(f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}")
+
+    def _check_rows(self) -> None:
+        if not isinstance(self.per_row, bool):
+            raise TypeError(f"Model: `per_row` must be True or False; got {self.per_row!r}")
+        if self.per_row:
+            return
+        if self.log_likelihood is None:
+            raise TypeError("Model: `per_row=False` is said of a `log_likelihood`; got a `log_joint`")
+        local = [name for name, support in checks.named_leaves(self.latents).items() if support.local]
+        if local:
+            raise ValueError(f"latents {local} are local, one for each row, and `per_row=False` says there are no rows")
 
     def log_density(self, u: Any, *data: Any, scale: Any = None) -> Array:
         """log p(T(u), D) + log|det J_T(u)|: a scalar in nats, the target density on unconstrained space.
@@ -76,14 +100,19 @@ class Model(Record):
         return sum((jnp.sum(term) for term in self.terms(theta, *data).values()), jnp.zeros(()))
 
     def terms(self, theta: Any, *data: Any) -> dict[str, Array]:
-        """The log joint, or the log prior and the log likelihood of each row, by name."""
+        """The log joint, or the log prior and the log likelihood, of each row unless there are none, by name."""
         if self.log_likelihood is None:
             assert self.log_joint is not None
             return {"log_joint": isolated(self.log_joint)(theta, *data)}
-        return {"log_prior": self.prior_term(theta), "log_likelihood": self.rows(theta, *data)}
+        return {"log_prior": self.prior_term(theta), "log_likelihood": self._likelihood(theta, *data)}
 
     def rows(self, theta: Any, *data: Any) -> Array:
-        """log p(D_i | theta) of a factored model, (N,), in nats."""
+        """log p(D_i | theta), (N,), in nats; ValueError if the model has no term per row."""
+        checks.factored(self, "the log likelihood of each row")
+        return self._likelihood(theta, *data)
+
+    def _likelihood(self, theta: Any, *data: Any) -> Array:
+        """Of each row, or of all where the model has no rows."""
         assert self.log_likelihood is not None
         return isolated(self.log_likelihood)(theta, *data)
 
@@ -93,8 +122,10 @@ class Model(Record):
         """
         if self.log_likelihood is None:
             raise ValueError("expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`")
+        if scale is not None:
+            checks.factored(self)
         theta, log_det = trees.constrain(self.latents, u, scale)
-        log_likelihood = trees.weighted_sum(self.rows(theta, *data), scale)
+        log_likelihood = trees.weighted_sum(self._likelihood(theta, *data), scale)
         return self.prior_term(theta, scale) + log_det, log_likelihood
 
     def prior_term(self, theta: Any, scale: Any = None) -> Array:
@@ -121,6 +152,33 @@ class Model(Record):
             raise ValueError(f"`prior`: expected a tree with leaves {known}; got leaves {found}") from None
         return checks.named_leaves(tree, is_prior)
 
+    def sample_prior(self, key: Array, num_samples: int, *data: Any) -> Any:
+        """Draws of theta from `prior`, a tree like the latents, each leaf with a leading axis of `num_samples`.
+
+        Each latent is drawn after those that its prior depends on. `data` are for local latents, and only say how many
+        rows there are. The priors are Distrax, TFP or NumPyro distributions. ValueError for a model without `prior`, a
+        latent whose prior is flat, local latents without data, and priors that depend on each other in a circle.
+        """
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        latents = trees.with_rows(self.latents, inputs.arrays(data))
+        self._check_prior_is_proper(latents, data)
+        return _sample_prior(self, _Latents(latents), jax.random.split(checks.prng_key(key), num_samples))
+
+    def _check_prior_is_proper(self, latents: Any, data: tuple[Any, ...]) -> None:
+        if self.prior is None:
+            raise ValueError("sample_prior draws from distributions: expected a model with `prior`; got a log density")
+        local = [name for name, support in checks.named_leaves(self.latents).items() if support.local]
+        if local and not data:
+            raise ValueError(f"latents {local} are local: expected data, whose rows say how many there are; got none")
+        flat: list[str] = []
+
+        def look(theta: Any) -> None:
+            flat.extend(name for name, prior in self.priors(theta).items() if prior is None)
+
+        jax.eval_shape(look, trees.shapes_of(latents))
+        if flat:
+            raise ValueError(f"the priors of latents {flat} are flat, and have no draws")
+
     def constrain(self, u: Any) -> Any:
         """theta = T(u)."""
         return trees.constrain(self.latents, u)[0]
@@ -143,14 +201,63 @@ class Model(Record):
         return replace(self, latents=jax.tree.map(identity, constrained, self.latents))
 
     def check(self, *data: Any) -> None:
-        """Raise on a static mistake of a term (see `checks.density_term`): nothing is computed or compiled."""
+        """Raise on a mistake of a term (see `checks.density_term`): by shapes alone, nothing is computed or compiled.
+
+        A prior that is known to have mass outside of its latent's support gives a `PriorSupportWarning`, once a model.
+        Only where data are known and hold numbers that are not finite are the terms computed, once, at T(0): ValueError
+        names these numbers where a term is not finite because of them.
+        """
         latents = trees.with_rows(self.latents, data)
-        theta = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.value_dtype), latents)
+        self._check_terms(latents, data)
+        checks.finite_terms(lambda *data: self.terms(trees.at_zero(latents), *data), data)
+
+    def _check_terms(self, latents: Any, data: tuple[Any, ...]) -> None:
+        theta = trees.shapes_of(latents)
         if self.log_joint is not None:
             checks.density_term("log_joint", self.log_joint, (), latents, theta, *data)
             return
         assert self.log_likelihood is not None
         checks.density_term("prior" if self.prior else "log_prior", self.prior_term, (), latents, theta)
+        checks.density_term("log_likelihood", self.log_likelihood, self._likelihood_shape(data), latents, theta, *data)
+        for complaint in self._complaints(theta):
+            _warn(self, complaint)
+
+    def _complaints(self, theta: Any) -> list[str]:
+        """What there is to say of the supports of the priors, which are made at shapes and not at numbers."""
+        if self.prior is None:
+            return []
+        found: list[str | None] = []
+
+        def look(theta: Any) -> None:
+            priors, supports = self.priors(theta), checks.named_leaves(self.latents)
+            found.extend(prior_supports.complaint(name, supports[name], prior) for name, prior in priors.items())
+
+        jax.eval_shape(look, theta)
+        return [complaint for complaint in found if complaint is not None]
+
+    def _likelihood_shape(self, data: tuple[Any, ...]) -> tuple[int, ...] | None:
+        """None where it is not known how many rows there are: the data are closed over."""
+        if not self.per_row:
+            return ()
         leaves = jax.tree.leaves(data)
-        rows = jnp.shape(leaves[0])[:1] if leaves else None
-        checks.density_term("log_likelihood", self.log_likelihood, rows, latents, theta, *data)
+        return jnp.shape(leaves[0])[:1] if leaves else None
+
+
+@lru_cache(maxsize=128)
+def _warn(model: Model, complaint: str) -> None:
+    # Python's own filter would say it at every check: `catch_warnings` makes it forget what it has said.
+    del model
+    warnings.warn(complaint, prior_supports.PriorSupportWarning, stacklevel=2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Latents(Record):
+    """A tree of supports, which may be a dict, as a static argument."""
+
+    tree: Any
+
+
+@partial(jax.jit, static_argnames=("model", "latents"))
+def _sample_prior(model: Model, latents: Any, keys: Array) -> Any:
+    groups = ancestral.levels(latents.tree, model.priors)
+    return jax.vmap(lambda key: ancestral.sample(key, latents.tree, model.priors, groups))(keys)

@@ -1,6 +1,7 @@
 """What q says: draws, summaries and predictions of a fitted guide."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,11 @@ import jax
 from jax import Array
 
 from minisvi import checks
+from minisvi.batching import in_batches
 from minisvi.diagnostics import PSIS, psis
 from minisvi.draws import Draws, in_chunks, plain
 from minisvi.guides import Guide, base
+from minisvi.inputs import arrays
 from minisvi.model import Model
 from minisvi.summary import Summary
 
@@ -21,14 +24,21 @@ from minisvi.summary import Summary
 class Posterior:
     """The approximate posterior q(theta) at fitted parameters: `Posterior(model, guide, params)`.
 
-    Give `data`, a tuple, to guides that are amortised over it, and for `reweighted`. Summaries are those of `Draws`,
-    over `num_samples` plain draws; a tree comes back in the shape of the latents.
+    Give `data`, a tuple, to guides of local latents, which are stored by row or amortised over the data, and for
+    `reweighted`. Summaries are those of `Draws`, over `num_samples` plain draws; a tree comes back in the shape of the
+    latents. TypeError for data in no tuple, and ValueError for draws of local latents without data.
     """
 
     model: Model
     guide: Guide
     params: Any
     data: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, tuple):
+            kind = type(self.data).__name__
+            raise TypeError(f"Posterior: expected `data` as a tuple, such as (x,) or (x, y); got {kind}")
+        object.__setattr__(self, "data", arrays(self.data))
 
     @classmethod
     def of(cls, svi: Any, result: Any, *data: Any) -> "Posterior":
@@ -37,8 +47,30 @@ class Posterior:
 
     def sample(self, key: Array, num_samples: int) -> Any:
         """Independent draws of theta, each leaf with a leading axis of `num_samples`."""
+        self._check_data()
         keys = _split(key, num_samples)
-        return _map_draws(self.model, self.guide, _theta, self.params, self.data, keys, ())
+        with self._noting_data():
+            return _map_draws(self.model, self.guide, _theta, self.params, self.data, keys, ())
+
+    def _check_data(self) -> None:
+        local = [name for name, support in checks.named_leaves(self.model.latents).items() if support.local]
+        if local and not self.data:
+            raise ValueError(
+                f"latents {local} are local, and their draws need the rows of the data: expected "
+                "Posterior(model, guide, params, data), with data a tuple"
+            )
+
+    @contextmanager
+    def _noting_data(self) -> Iterator[None]:
+        # Whether a guide of the user's own, or a model, takes data shows where they are called without.
+        try:
+            yield
+        except TypeError as error:
+            if not self.data:
+                error.add_note(
+                    "a guide or a model that takes data needs Posterior(model, guide, params, data), a tuple"
+                )
+            raise
 
     def draws(self, key: Array, num_samples: int) -> Draws:
         """The draws of `sample` with equal weights."""
@@ -51,12 +83,8 @@ class Posterior:
         The density is that of the model at `data`; `batch_size` is how many draws it is computed for at a time.
         """
         args = self.model, self.guide, self.params, *self.data
-        try:
+        with self._noting_data():
             u, log_w = log_weights(key, *args, num_samples=num_samples, batch_size=batch_size)
-        except TypeError as error:
-            if not self.data:
-                error.add_note("`reweighted` needs the model's data: Posterior(model, guide, params, data), a tuple")
-            raise
         return _reweigh(self.model.over(self.guide.constrained), u, log_w)
 
     def mean(self, key: Array, num_samples: int = 10_000) -> Any:
@@ -72,7 +100,11 @@ class Posterior:
         return self.draws(key, num_samples).median()
 
     def quantiles(self, key: Array, probabilities: Any, num_samples: int = 10_000) -> Any:
-        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own."""
+        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own.
+
+        ValueError for a probability outside [0, 1].
+        """
+        checks.probabilities(probabilities)
         return self.draws(key, num_samples).quantiles(probabilities)
 
     def summary(self, key: Array, num_samples: int = 10_000) -> Summary:
@@ -99,9 +131,12 @@ class Posterior:
 
         FileExistsError if one of the files is there already; TypeError for PRNG keys from `fn` in chunks.
         """
+        checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
+        self._check_data()
         keys = _split(key, num_samples)
         args = self.model, self.guide, fn, self.params, self.data
-        return in_chunks(lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size, out)
+        with self._noting_data():
+            return in_chunks(lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size, out)
 
 
 def log_weights(
@@ -115,7 +150,7 @@ def log_weights(
     data are arguments: equal ones are compiled once.
     """
     checks.positive_integer("batch_size", batch_size)
-    return weigh(model, guide, params, data, _split(key, num_samples), batch_size)
+    return weigh(model, guide, params, arrays(data), _split(key, num_samples), batch_size)
 
 
 def _split(key: Array, num_samples: int) -> Array:
@@ -153,7 +188,7 @@ def weigh(
         u, log_q = base.draw(q, noise)
         return u, target.log_density(u, *data) - log_q
 
-    return jax.lax.map(one, noise, batch_size=batch_size)
+    return in_batches(one, noise, batch_size)
 
 
 @partial(jax.jit, static_argnames="target")

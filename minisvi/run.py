@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks, drive, failure, loop, scores
+from minisvi import checks, drive, failure, inputs, loop, scores
 from minisvi.batches import Blocks, FullBatch
 from minisvi.result import NonFiniteError, Reason, Restarts, SVIResult
 from minisvi.sharding import to_host, whole
@@ -39,6 +39,9 @@ def fit(
         raise ValueError(f"`on_failure` must be 'raise' or 'return'; got {on_failure!r}")
     if held_out is not None and plan.stop is None:
         raise ValueError("`held_out` is for a stopping rule: expected `stop`, such as Patience(); got None")
+    held_out = None if held_out is None else inputs.arrays(held_out)
+    if not any(isinstance(part, Stream) for part in data):
+        data = inputs.arrays(data)
     svi, feed = _feed(svi, data, begin)
     state = start(svi, *feed.example)
     state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again

@@ -81,10 +81,7 @@ class Patience:
             raise ValueError(f"`tolerance` must be >= 0; got {self.tolerance}")
 
     def init(self, svi: Any, state: Any, data: tuple[Any, ...], held_out: Any) -> PatienceMemory:
-        if svi.model.log_likelihood is None:
-            raise ValueError(
-                "Patience scores held-out rows, which needs a factored model: give `log_prior` and `log_likelihood`"
-            )
+        checks.factored(svi.model, "Patience scores held-out rows, which")
         local = [name for name, support in checks.named_leaves(svi.model.latents).items() if support.local]
         if local and self.score == "log_predictive":
             raise ValueError(f"latents {local} are local, and q has seen their rows: expected score='elbo'")

@@ -54,35 +54,48 @@ class Support(Record):
         return self.bijector.inverse(theta)
 
 
-def _shape(shape: Shape) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+def _support(name: str, shape: Shape, bijector: Any, dtype: Any, *before: Any) -> Support:
+    """A support of this name, which was called with `before`, the shape and the dtype.
+
+    TypeError or ValueError unless the shape is one, or if its second size was given where the dtype belongs.
+    """
+    sizes = checks.shape(name, shape)
+    if isinstance(dtype, int):
+        call = ", ".join([*map(repr, before), repr((*sizes, dtype))])
+        raise TypeError(
+            f"{name}: expected a floating dtype; got {dtype}: for a shape of more axes write {name}({call})"
+        )
+    return Support(sizes, bijector, dtype)
 
 
 def real(shape: Shape = (), dtype: Any = None) -> Support:
     """All of R."""
-    return Support(_shape(shape), bijectors.Identity(), dtype)
+    return _support("real", shape, bijectors.Identity(), dtype)
 
 
 def positive(shape: Shape = (), dtype: Any = None) -> Support:
     """theta > 0, by exp."""
-    return Support(_shape(shape), bijectors.Exp(), dtype)
+    return _support("positive", shape, bijectors.Exp(), dtype)
 
 
 def greater_than(lower: float, shape: Shape = (), dtype: Any = None) -> Support:
-    """theta > lower, by lower + exp."""
-    return Support(_shape(shape), bijectors.Exp(float(lower)), dtype)
+    """theta > lower, by lower + exp; ValueError unless lower is finite."""
+    low = checks.finite_number("greater_than: `lower`", lower)
+    return _support("greater_than", shape, bijectors.Exp(low), dtype, lower)
 
 
 def unit_interval(shape: Shape = (), dtype: Any = None) -> Support:
     """0 < theta < 1, by the logistic function."""
-    return Support(_shape(shape), bijectors.Sigmoid(), dtype)
+    return _support("unit_interval", shape, bijectors.Sigmoid(), dtype)
 
 
 def interval(low: float, high: float, shape: Shape = (), dtype: Any = None) -> Support:
-    """low < theta < high, by the logistic function; ValueError unless low < high."""
-    if not low < high:
+    """low < theta < high, by the logistic function; ValueError unless low < high, and both are finite."""
+    lower = checks.finite_number("interval: `low`", low)
+    upper = checks.finite_number("interval: `high`", high)
+    if not lower < upper:
         raise ValueError(f"interval: expected low < high; got {low} and {high}")
-    return Support(_shape(shape), bijectors.Sigmoid(float(low), float(high)), dtype)
+    return _support("interval", shape, bijectors.Sigmoid(lower, upper), dtype, low, high)
 
 
 def finite(num_values: int, shape: Shape = ()) -> Support:
@@ -90,7 +103,7 @@ def finite(num_values: int, shape: Shape = ()) -> Support:
     out of the model by `sum_out`. ValueError unless num_values >= 1.
     """
     n = checks.positive_integer("num_values", num_values)
-    return Support(_shape(shape), bijectors.Identity(), jnp.int32, num_values=n)
+    return Support(checks.shape("finite", shape), bijectors.Identity(), jnp.int32, num_values=n)
 
 
 def local(support: Any) -> Any:
@@ -102,22 +115,30 @@ def local(support: Any) -> Any:
 
 def simplex(shape: Shape, dtype: Any = None) -> Support:
     """theta >= 0 that sum to one along the last axis, by stick-breaking."""
-    return Support(checks.shape_ends_in_size(1, "simplex", _shape(shape)), bijectors.StickBreaking(), dtype)
+    support = _support("simplex", shape, bijectors.StickBreaking(), dtype)
+    checks.shape_ends_in_size(1, "simplex", support.shape)
+    return support
 
 
 def ordered(shape: Shape, dtype: Any = None) -> Support:
     """theta increasing along the last axis."""
-    return Support(checks.shape_ends_in_size(1, "ordered", _shape(shape)), bijectors.Ordered(), dtype)
+    support = _support("ordered", shape, bijectors.Ordered(), dtype)
+    checks.shape_ends_in_size(1, "ordered", support.shape)
+    return support
 
 
 def lower_cholesky(shape: tuple[int, ...], dtype: Any = None) -> Support:
     """Lower-triangular matrices (..., n, n) with positive diagonal."""
-    return Support(checks.shape_ends_in_square("lower_cholesky", _shape(shape)), bijectors.LowerCholesky(), dtype)
+    support = _support("lower_cholesky", shape, bijectors.LowerCholesky(), dtype)
+    checks.shape_ends_in_square("lower_cholesky", support.shape)
+    return support
 
 
 def corr_cholesky(shape: tuple[int, ...], dtype: Any = None) -> Support:
     """Cholesky factors (..., n, n) of correlation matrices."""
-    return Support(checks.shape_ends_in_square("corr_cholesky", _shape(shape)), bijectors.CorrelationCholesky(), dtype)
+    support = _support("corr_cholesky", shape, bijectors.CorrelationCholesky(), dtype)
+    checks.shape_ends_in_square("corr_cholesky", support.shape)
+    return support
 
 
 def transformed(bijector: Any, shape: Shape = (), dtype: Any = None) -> Support:
@@ -126,4 +147,4 @@ def transformed(bijector: Any, shape: Shape = (), dtype: Any = None) -> Support:
         import distrax  # heavy (it brings TFP), so only when such a bijector is given
 
         bijector = distrax.as_bijector(bijector)
-    return Support(_shape(shape), bijector, dtype)
+    return _support("transformed", shape, bijector, dtype, bijector)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from minisvi import checks, trees
+from minisvi import checks, inputs, trees
 from minisvi.batches import Blocks, FullBatch, Minibatches
 from minisvi.drive import Host
 from minisvi.elbo import ELBO
@@ -62,7 +62,9 @@ class SVI(Record):
     - `objective`: the estimator of the ELBO, or of another bound, and of its gradient.
     - `batches`: the rows that a step sees.
 
-    Records that are equal share one compilation; data are arguments of it, never constants.
+    Records that are equal share one compilation; data are arguments of it, never constants. Data are arrays, or trees
+    of them; `init`, `run` and `resume` also take lists of numbers and data frames (see `inputs.arrays`). TypeError for
+    what is no model, guide or optimiser.
     """
 
     model: Model
@@ -70,6 +72,15 @@ class SVI(Record):
     optimizer: optax.GradientTransformation
     objective: Callable[..., Array] = ELBO()
     batches: FullBatch | Minibatches | Blocks = FullBatch()
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.model, "log_density"):
+            raise TypeError(f"SVI: expected a `model`, such as Model(latents, log_joint); got {self.model!r}")
+        if not (hasattr(self.guide, "init") and hasattr(self.guide, "distribution")):
+            raise TypeError(f"SVI: expected a `guide`, such as mean_field(latents); got {self.guide!r}")
+        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
+            rate = self.optimizer if isinstance(self.optimizer, float) else 0.01
+            raise TypeError(f"SVI: expected an optax `optimizer`, such as optax.adam({rate}); got {self.optimizer!r}")
 
     @property
     def target(self) -> Model:
@@ -82,6 +93,7 @@ class SVI(Record):
         Static mistakes in the model, the guide or the data are raised here, with the leaf, what was expected and got.
         """
         key, guide_key = jax.random.split(checks.prng_key(key))
+        data = inputs.arrays(data)
         if params is None:
             params = self.guide.init(guide_key)
         else:
@@ -180,7 +192,9 @@ class SVI(Record):
         return fit(self, plan, lambda *_: state, int(state.step), num_steps, data, held_out, host, on_failure)
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
-        batch, _ = self.batches(jnp.zeros((), jnp.int32), data)
+        batch, scale = self.batches(jnp.zeros((), jnp.int32), data)
+        if scale is not None:
+            checks.factored(self.model)
         self.model.check(*batch)
         draw = jax.eval_shape(lambda p: self.guide.distribution(p, *batch).sample_and_log_prob(seed=key)[0], params)
         expected = trees.unconstrained_like(trees.with_rows(self.target.latents, batch))

@@ -16,6 +16,23 @@ from minisvi import checks
 from minisvi.supports import Support
 
 
+def latents_of(model: Any) -> Any:
+    """The latents of a model, or `model` itself where it is a tree of latents already.
+
+    TypeError names a leaf that is no support, and ValueError two of one dotted path.
+    """
+    latents = model.latents if hasattr(model, "log_density") else model
+    for name, support in checks.named_leaves(latents, what="latents").items():
+        if not isinstance(support, Support):
+            raise TypeError(f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}")
+    return latents
+
+
+def shapes_of(latents: Any) -> Any:
+    """Tree of shapes and dtypes of theta."""
+    return jax.tree.map(lambda support: jax.ShapeDtypeStruct(support.shape, support.value_dtype), latents)
+
+
 def unconstrained_like(latents: Any) -> Any:
     """Tree of shapes and dtypes of u."""
     return jax.tree.map(lambda support: support.unconstrained, latents)
@@ -33,6 +50,12 @@ def constrain(latents: Any, u: Any, scale: Any = None) -> tuple[Any, Array]:
     theta = jax.tree.map(lambda _, pair: pair[0], latents, pairs)
     log_dets = jax.tree.map(lambda _, pair: pair[1], latents, pairs)
     return theta, jnp.asarray(sum(jax.tree.leaves(log_dets), 0.0))
+
+
+def at_zero(latents: Any) -> Any:
+    """T(0): a theta inside the supports."""
+    zeros = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), unconstrained_like(latents))
+    return constrain(latents, zeros)[0]
 
 
 def weigh(support: Support, terms: Array, scale: Any) -> Array:
@@ -59,7 +82,7 @@ def with_rows(latents: Any, data: Any) -> Any:
 def unconstrain(latents: Any, theta: Any) -> Any:
     """u = T^-1(theta) for a tree of supports; ValueError names a leaf of the wrong shape or outside its support."""
     theta = jax.tree.map(jnp.asarray, theta)
-    checks.same_tree("latent", jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.value_dtype), latents), theta)
+    checks.same_tree("latent", shapes_of(latents), theta)
     u = jax.tree.map(lambda support, leaf: support.inverse(leaf.astype(support.value_dtype)), latents, theta)
     for name, support, leaf, start in zip(
         checks.named_leaves(latents), jax.tree.leaves(latents), jax.tree.leaves(theta), jax.tree.leaves(u)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks, defensive, diagnostics, trees
+from minisvi import checks, defensive, diagnostics, inputs, trees
 from minisvi.deterministic import Optima
 from minisvi.draws import Draws
 from minisvi.guides import Guide
@@ -125,6 +125,7 @@ def judge(
     TypeError or ValueError unless num_draws is an integer >= 100.
     """
     check_num_draws(num_draws)
+    data = inputs.arrays(data)
     noise, log_ratio = defensive.noise(key, guide, params, data, num_draws)
     u, log_w = weigh(model, guide, params, data, noise)
     draws, log_w_all, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)

@@ -23,8 +23,27 @@ TREES = {
     3: {"a": real(2), "b": real()},
     5: {"a": real(2), "b": {"c": positive(), "d": minisvi.simplex(3)}},
 }
-SMALL_NETWORK = (lambda key, n: jax.random.normal(key, (4, n)), lambda w, x: jnp.tanh(w @ x))
-FEATURES = (lambda key: jax.random.normal(key, (3,)), lambda w, v: jnp.tanh(w * v[0]))
+
+
+# Functions of the module, so that guides around them pickle.
+def small_weights(key, num_inputs):
+    return jax.random.normal(key, (4, num_inputs))
+
+
+def small_apply(w, x):
+    return jnp.tanh(w @ x)
+
+
+def three_weights(key):
+    return jax.random.normal(key, (3,))
+
+
+def three_features(w, v):
+    return jnp.tanh(w * v[0])
+
+
+SMALL_NETWORK = small_weights, small_apply
+FEATURES = three_weights, three_features
 
 
 def by_name(latents):

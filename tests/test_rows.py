@@ -521,7 +521,7 @@ BAD = {
         r"expected int\[6\]; got int\d\d\[4\]",
     ),
     "no data": (
-        lambda: Posterior(HIERARCHY, hierarchies()["per_row"], exact_params("per_row")).sample(jax.random.key(0), 2),
+        lambda: hierarchies()["per_row"].distribution(exact_params("per_row")),
         ValueError,
         "a guide of local latents: expected data, whose leading axis is the rows; got none",
     ),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks
+from minisvi import checks, trees
 from minisvi.guides.gaussian import Family, log_cholesky
 from minisvi.guides.location_scale import LocationScale, Triangular
 
@@ -68,4 +68,4 @@ def block(latents: Any, groups: Sequence[Sequence[str]], scale: float = 0.1) -> 
     `groups`: dotted paths of latents, each latent in one group, such as `[["w", "b"], ["tau"]]`. Parameters `loc` (D,)
     and `scale_tril`, one matrix a group, as in `full_rank`. ValueError if a latent is missing, unknown or named twice.
     """
-    return Block(latents, scale, tuple(tuple(group) for group in groups))
+    return Block(trees.latents_of(latents), scale, tuple(tuple(group) for group in groups))

@@ -52,4 +52,4 @@ def delta(latents: Any) -> Delta:
 
     Parameters: the tree u itself, at first uniform(-2, 2); `init(key, loc=u)` starts elsewhere.
     """
-    return Delta(latents)
+    return Delta(trees.latents_of(latents))

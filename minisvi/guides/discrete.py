@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr
 
-from minisvi import checks
+from minisvi import checks, trees
 from minisvi.guides.base import FromNoise
 from minisvi.record import Record
 
@@ -73,4 +73,4 @@ def categorical(latents: Any) -> Categorical:
     Parameters: logits (*shape, n) for each latent, zero at first, which is the uniform distribution. ValueError for a
     latent that is not finite.
     """
-    return Categorical(latents)
+    return Categorical(trees.latents_of(latents))

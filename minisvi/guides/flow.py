@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, trees
-from minisvi.guides.flow_layers import Autoregressive, Coupling, Network, affine, mlp, spline
+from minisvi.guides.flow_layers import Autoregressive, Coupling, Spline, affine, mlp
+from minisvi.guides.weights import Init, pair
 from minisvi.guides.wrapped import Pushed
 from minisvi.record import Record
 
@@ -86,25 +87,30 @@ class Flow(Record):
         return np.stack([size - 1 - order if layer % 2 else order for layer, order in enumerate(orders)])
 
 
-def affine_coupling(guide: Any, num_layers: int = 8, network: Network | None = None) -> Flow:
+def affine_coupling(guide: Any, num_layers: int = 8, network: tuple[Init | Any, Any] | None = None) -> Flow:
     """RealNVP: half of the coordinates are scaled and shifted by a network of the other half (Dinh et al. 2017, eq. 7).
 
     **Arguments**
 
     - `guide`: the base, any family over all of u, such as `full_rank(latents)`.
     - `num_layers`: coupling layers; the halves are permuted at random and swap roles in every second one.
-    - `network`: `(init, apply)`, `init(key, num_inputs)` giving weights and `apply(weights, x)` a vector of features,
-      such as a Flax module's (see `bnn.pure`); by default two hidden layers of 64. A linear readout from zero follows.
+    - `network`: `(init, apply)`. `init(key, num_inputs)` returns the weights of a layer, or is a tree of arrays with
+      which all layers start; `apply(weights, x)` returns a vector of features. `bnn.pure(module)` is such a pair of a
+      Flax module of D inputs. By default it has two hidden layers of 64. A linear readout from zero follows.
 
     Parameters: `base`, the base family's, and `layers`, stacked. `init(key, base=params)` starts as a fitted base,
     `init(key, loc=u, cov=c)` as one at u.
-    TypeError or ValueError unless num_layers is an integer >= 1, and for a base over theta.
+    TypeError or ValueError unless num_layers is an integer >= 1, for another network, and for a base over theta.
     """
-    return _flow(guide, Coupling(affine, 2, network or mlp(64, 64)), num_layers)
+    return _flow(guide, Coupling(affine, 2, pair("`network`", network or mlp(64, 64))), num_layers)
 
 
 def spline_coupling(
-    guide: Any, num_layers: int = 8, network: Network | None = None, num_bins: int = 8, bound: float = 5.0
+    guide: Any,
+    num_layers: int = 8,
+    network: tuple[Init | Any, Any] | None = None,
+    num_bins: int = 8,
+    bound: float = 5.0,
 ) -> Flow:
     """Coupling by monotone rational-quadratic splines of `num_bins` bins on [-bound, bound], in units of the base's
     scale (Durkan et al. 2019, section 3.1), each followed by the affine map of `affine_coupling`, for what lies beyond.
@@ -113,7 +119,8 @@ def spline_coupling(
     if not bound > 0:
         raise ValueError(f"`bound` must be > 0; got {bound}")
     bins = checks.positive_integer("num_bins", num_bins)
-    return _flow(guide, Coupling(spline(float(bound)), 3 * bins + 3, network or mlp(64, 64)), num_layers)
+    layer = Coupling(Spline(float(bound)), 3 * bins + 3, pair("`network`", network or mlp(64, 64)))
+    return _flow(guide, layer, num_layers)
 
 
 def inverse_autoregressive(guide: Any, num_layers: int = 4, hidden: int = 64) -> Flow:

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from minisvi.guides.weights import Network
 from minisvi.noise import normals
 from minisvi.record import Record
-
-Network = tuple[Callable[..., Any], Callable[..., Array]]
 
 
 def affine(params: Array) -> Any:
@@ -25,42 +23,46 @@ def affine(params: Array) -> Any:
     return distrax.ScalarAffine(params[..., 0], log_scale=_soft_clip(params[..., 1], 3.0))
 
 
-@cache
-def spline(bound: float) -> Callable[[Array], Any]:
+@dataclass(frozen=True)
+class Spline:
     """A monotone rational-quadratic spline on [-bound, bound], then `affine`, from params (..., 3 bins + 3).
 
     The spline alone is the identity beyond its bound, where tails would be out of its reach. Its parameters are softly
     clipped to (-1, 1): slopes without a limit are soon so steep that float32 cannot invert them.
     """
 
-    def bijector(params: Array) -> Any:
+    bound: float
+
+    def __call__(self, params: Array) -> Any:
         import distrax
 
         bins = _soft_clip(params[..., 2:], 1.0)
-        inner = distrax.RationalQuadraticSpline(bins, -bound, bound, boundary_slopes="identity")
+        inner = distrax.RationalQuadraticSpline(bins, -self.bound, self.bound, boundary_slopes="identity")
         return distrax.Chain([affine(params[..., :2]), inner])
-
-    return bijector
 
 
 def _soft_clip(x: Array, limit: float) -> Array:
     return 2 / jnp.pi * limit * jnp.arctan(x / limit)
 
 
-@cache
 def mlp(*hidden: int) -> Network:
     """`(init, apply)` of a fully connected network, features of the last hidden size."""
+    return _MLPInit(hidden), _apply_mlp
 
-    def init(key: Array, num_inputs: int) -> list[dict[str, Array]]:
-        sizes, keys = (num_inputs, *hidden), jax.random.split(key, len(hidden))
-        return [_dense(k, n, m) for k, n, m in zip(keys, sizes, hidden)]
 
-    def apply(weights: list[dict[str, Array]], x: Array) -> Array:
-        for layer in weights:
-            x = jnp.tanh(layer["w"] @ x + layer["b"])
-        return x
+@dataclass(frozen=True)
+class _MLPInit:
+    hidden: tuple[int, ...]
 
-    return init, apply
+    def __call__(self, key: Array, num_inputs: int) -> list[dict[str, Array]]:
+        sizes, keys = (num_inputs, *self.hidden), jax.random.split(key, len(self.hidden))
+        return [_dense(k, n, m) for k, n, m in zip(keys, sizes, self.hidden)]
+
+
+def _apply_mlp(weights: list[dict[str, Array]], x: Array) -> Array:
+    for layer in weights:
+        x = jnp.tanh(layer["w"] @ x + layer["b"])
+    return x
 
 
 def _dense(key: Array, num_inputs: int, num_outputs: int) -> dict[str, Array]:

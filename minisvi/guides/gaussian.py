@@ -79,11 +79,13 @@ def log_cholesky(cov: Array) -> Array:
 def mean_field(latents: Any, scale: float = 0.1, df: float | None = None) -> MeanField:
     """N(loc, diag(exp(log_scale))^2), the factorised Gaussian (Kucukelbir et al. 2017, section 2.4).
 
+    `latents` is a tree of supports, or the model that has them, here and for every other family.
+
     Parameters `loc` (D,) and `log_scale` (D,). It starts, as NumPyro's AutoNormal, at loc ~ uniform(-2, 2) and every
     scale at `scale`; `init(key, loc=u, cov=c)` starts elsewhere (see `Family`). With `df`, Student's t of that many
     degrees of freedom in place of each normal, for heavy tails. ValueError unless scale > 0 and df > 0.
     """
-    return MeanField(latents, scale, df)
+    return MeanField(trees.latents_of(latents), scale, df)
 
 
 def full_rank(latents: Any, scale: float = 0.1) -> FullRank:
@@ -91,4 +93,4 @@ def full_rank(latents: Any, scale: float = 0.1) -> FullRank:
 
     Parameters `loc` (D,) and `scale_tril` (D, D): L below the diagonal, log L on it. Starts like `mean_field`.
     """
-    return FullRank(latents, scale)
+    return FullRank(trees.latents_of(latents), scale)

@@ -92,6 +92,7 @@ def low_rank(latents: Any, rank: int, scale: float = 0.1) -> LowRank:
     density take O(D R), and one R x R matrix, the same for all particles, O(D R^2) a step; nothing is D x D. Starts
     like `mean_field`, with a small random F. TypeError or ValueError unless rank is an integer in 1..D.
     """
+    latents = trees.latents_of(latents)
     size = trees.spec(latents).shape[0]
     if checks.positive_integer("rank", rank) > size:
         raise ValueError(f"`rank` must be in 1..{size}, the number of unconstrained latents; got {rank}")

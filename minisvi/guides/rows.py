@@ -10,6 +10,8 @@ from jax import Array
 
 from minisvi import checks, trees
 from minisvi.guides import base
+from minisvi.guides.structured import parts_of
+from minisvi.guides.weights import Init, initialiser
 from minisvi.guides.wrapped import split
 from minisvi.record import Record
 from minisvi.tracing import isolated
@@ -137,7 +139,7 @@ class PerRow(_RowGuide):
 class Amortised(_RowGuide):
     """See `amortised`."""
 
-    init: Callable[[Array], Any]
+    init: Init
     encode: Callable[..., Any]
     on: dict[str, Any] | None = None
 
@@ -169,20 +171,20 @@ def per_row(guide: Any, num_rows: int, index: Callable[..., Array]) -> PerRow:
     return PerRow(guide, checks.positive_integer("num_rows", num_rows), index)
 
 
-def amortised(
-    guide: Any, init: Callable[[Array], Any], encode: Callable[..., Any], on: dict[str, Any] | None = None
-) -> Amortised:
+def amortised(guide: Any, init: Init | Any, encode: Callable[..., Any], on: dict[str, Any] | None = None) -> Amortised:
     """Parameters of each row from an encoder of the batch (Kingma & Welling 2014, section 2.3).
 
     **Arguments**
 
     - `guide`: the family over the latents of one row, as in `per_row`, but not `conditional`.
-    - `init(key)`: the encoder's weights, the parameters of this guide.
+    - `init`: a function `init(key)` that returns the encoder's weights, the parameters of this guide; or a tree of
+      arrays to start with, such as the first of the two things that `bnn.pure` makes of a Flax module.
     - `encode(weights, *data)`: the guide's parameters with a leading axis B, such as `{"loc": (B, D), "log_scale": (B,
-      D)}` for a mean field; `bnn.pure` makes both from a Flax module.
+      D)}` for a mean field. It calls the second of these.
     - `on`: latents of other parts of a product, as in `conditional`; `encode(weights, draws, *data)` then gets their
       draws too, a dict.
 
-    ValueError for parameters of another tree or shape, a mixture, or no data.
+    TypeError for another `init`; ValueError for parameters of another tree or shape, a mixture, or no data.
     """
-    return Amortised(guide, init, encode, on)
+    parts = None if on is None else parts_of("amortised", on)
+    return Amortised(guide, initialiser("amortised: `init`", init), encode, parts)

@@ -11,6 +11,7 @@ from jax import Array
 from minisvi import checks, trees
 from minisvi.guides.base import is_reparameterised, noise_size
 from minisvi.guides.joint import Dependent, Joint
+from minisvi.guides.weights import Init, Network, pair
 from minisvi.guides.wrapped import Wrapper
 from minisvi.record import Record
 from minisvi.tracing import copied
@@ -122,7 +123,7 @@ class Conditional(Wrapper):
 
     guide: Any
     on: dict[str, Any]
-    network: tuple[Callable[..., Any], Callable[..., Array]] | None = None
+    network: Network | None = None
 
     def init(self, key: Array, /) -> dict[str, Any]:
         guide_key, network_key = jax.random.split(key)
@@ -142,8 +143,15 @@ class Conditional(Wrapper):
         return self.guide.distribution(shifted, *data)
 
 
+def parts_of(name: str, on: Any) -> dict[str, Any]:
+    """The latents of other parts by their path; TypeError unless `on` is a dict of them."""
+    if not isinstance(on, dict):
+        raise TypeError(f'{name}: expected `on` as a dict of latents, such as {{"g": latents["g"]}}; got {on!r}')
+    return {path: trees.latents_of(latents) for path, latents in on.items()}
+
+
 def conditional(
-    guide: Any, on: dict[str, Any], network: tuple[Callable[..., Any], Callable[..., Array]] | None = None
+    guide: Any, on: dict[str, Any], network: tuple[Init | Any, Callable[..., Array]] | None = None
 ) -> Conditional:
     """q(u | v) for a part of a `product`: every parameter of `guide` is phi + W h(v), v the draws of other parts.
 
@@ -151,10 +159,10 @@ def conditional(
 
     - `guide`: the family, such as `mean_field(latents["z"])`.
     - `on`: the latents of the parts that it depends on by their path in the product, such as `{"g": latents["g"]}`.
-    - `network`: None for h(v) = v, all leaves as one vector; or `(init, apply)`, with `init(key) -> weights` and
-      `apply(weights, v) -> h`, a vector of any size.
+    - `network`: None for h(v) = v, all leaves as one vector; or `(init, apply)`, with `init(key) -> weights`, or a
+      tree of arrays in its place, and `apply(weights, v) -> h`, a vector of any size, such as `bnn.pure(module)` gives.
 
     W (`readout`) starts at zero, so that the fit begins at the independent part. A Gaussian part that is linear in the
     draws of a Gaussian part makes any joint Gaussian (Tan & Nott 2018 build hierarchies so).
     """
-    return Conditional(guide, on, network)
+    return Conditional(guide, parts_of("conditional", on), None if network is None else pair("`network`", network))
