@@ -38,8 +38,9 @@ def centred(model: Model, start: Any, data: tuple[Any, ...]) -> Centred:
     finite at the reference, stays as it is.
     """
     as_it_is = Centred(model, data, 0.0)
-    has_rows = model.log_likelihood is not None and model.per_row
-    if not has_rows or trees.spec(model.latents).dtype != jnp.float32:
+    if model.log_likelihood is None or not model.per_row:
+        return as_it_is
+    if trees.spec(model.latents).dtype != jnp.float32:
         return as_it_is
     if max((leaf.shape[0] for leaf in jax.tree.leaves(data) if jnp.ndim(leaf)), default=0) < MIN_ROWS:
         return as_it_is

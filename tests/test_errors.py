@@ -465,7 +465,7 @@ def test_a_start_that_is_not_finite(case):
 def test_a_failure_is_explained_for_data_that_share_a_name_too():
     data = {"a": {"b": X}, "a.b": X.at[3].set(jnp.nan)}
     model = rows(lambda theta, data: norm.logpdf(data["a.b"], theta["a"]))
-    with pytest.raises(NonFiniteError, match=r"data\[0\.a\.b\]: 1 of 5 values not finite"):
+    with pytest.raises(NonFiniteError, match=r"data `\[0\]\.a\.b`: NaN at row 3 \(1 of 5 rows\)"):
         fit(model, data)
 
 
