@@ -18,6 +18,7 @@ LIBRARIES = {
     "distrax": "distrax",
 }
 U = 0.4  # where the densities are compared
+RTOL = 1e-4  # in double precision too, for some numbers of the libraries stay float32 there
 
 
 # theta and log|det J| at a number u, by hand
@@ -65,7 +66,8 @@ PRIORS = {
     "student": (
         *REAL,
         stats.t(3, 1, 2).logpdf,
-        {name: lambda d: d.StudentT(3.0, 1.0, 2.0) for name in ("numpyro", "tfp")},
+        # TFP takes Python's numbers for float32, and does not mix dtypes.
+        {name: lambda d: d.StudentT(*jnp.array([3.0, 1.0, 2.0])) for name in ("numpyro", "tfp")},
     ),
     "laplace": (*REAL, stats.laplace(1, 2).logpdf, {name: lambda d: d.Laplace(1.0, 2.0) for name in LIBRARIES}),
     "gamma": (*POSITIVE, stats.gamma(2, scale=1 / 3).logpdf, {name: lambda d: d.Gamma(2.0, 3.0) for name in LIBRARIES}),
@@ -114,7 +116,7 @@ def zero_rows(theta, x):
 
 
 @pytest.mark.parametrize(("family", "library"), cases(PRIORS))
-def test_a_prior_of_a_library_is_scipys_in_unconstrained_space(family, library, rtol):
+def test_a_prior_of_a_library_is_scipys_in_unconstrained_space(family, library):
     support, forward, log_p, makers = PRIORS[family]
     module = pytest.importorskip(LIBRARIES[library])
     model = Model({"x": support}, prior=lambda theta: {"x": makers[library](module)}, log_likelihood=zero_rows)
@@ -124,13 +126,13 @@ def test_a_prior_of_a_library_is_scipys_in_unconstrained_space(family, library, 
         theta, log_det = forward(u)
         return log_p(theta) + log_det
 
-    compare(model, jnp.ones(2), reference, rtol)
+    compare(model, jnp.ones(2), reference)
 
 
-def compare(model, data, reference, rtol):
+def compare(model, data, reference):
     spec = model.latents["x"].unconstrained
     value, grad = jax.jit(jax.value_and_grad(model.log_density))({"x": jnp.full(spec.shape, U, spec.dtype)}, data)
-    assert np.allclose(value, reference(U), rtol=20 * rtol, atol=20 * rtol)
+    assert np.allclose(value, reference(U), rtol=RTOL, atol=RTOL)
     slope = (reference(U + 1e-5) - reference(U - 1e-5)) / 2e-5
     assert np.allclose(np.sum(grad["x"]), slope, rtol=1e-3, atol=1e-4)
 
@@ -159,7 +161,7 @@ LIKELIHOODS = {
         lambda x, y: np.log(x * (y == 0) + (1 - x) * stats.poisson(2.5).pmf(y)),
         {
             "numpyro": lambda d, x, y: d.ZeroInflatedPoisson(x, 2.5).log_prob(y),
-            "tfp": lambda d, x, y: d.Inflated(d.Poisson(2.5), inflated_loc_probs=x).log_prob(y),
+            "tfp": lambda d, x, y: d.Inflated(d.Poisson(jnp.array(2.5)), inflated_loc_probs=x).log_prob(y),
         },
     ),
     "beta-binomial": (
@@ -222,7 +224,7 @@ LIKELIHOODS = {
 
 
 @pytest.mark.parametrize(("family", "library"), cases(LIKELIHOODS))
-def test_a_likelihood_of_a_library_is_scipys(family, library, rtol):
+def test_a_likelihood_of_a_library_is_scipys(family, library):
     support, forward, y, terms, makers = LIKELIHOODS[family]
     module = pytest.importorskip(LIBRARIES[library])
     model = Model(
@@ -237,14 +239,14 @@ def test_a_likelihood_of_a_library_is_scipys(family, library, rtol):
         theta, log_det = forward(u)
         return terms(theta, y).sum() + log_det
 
-    compare(model, data, reference, rtol)
+    compare(model, data, reference)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_categorical_is_the_prior_of_a_finite_latent(library, rtol):
+def test_a_categorical_is_the_prior_of_a_finite_latent(library):
     module = pytest.importorskip(LIBRARIES[library])
     probs = np.array([0.2, 0.3, 0.5])
     prior = lambda theta: {"z": module.Categorical(probs=jnp.asarray(probs))}  # noqa: E731
     model = Model({"z": finite(3)}, prior=prior, log_likelihood=zero_rows)
     log_p = [model.log_density({"z": jnp.int32(z)}, jnp.ones(2)) for z in range(3)]
-    assert np.allclose(log_p, np.log(probs), rtol=20 * rtol)
+    assert np.allclose(log_p, np.log(probs), rtol=RTOL)

@@ -25,7 +25,7 @@ WIDE = {
     "distrax gamma on the unit interval": (unit_interval(), lambda: distrax.Gamma(1.0, 1.0)),
     "tfp normal on positive": (positive(), lambda: tfd.Normal(0.0, 1.0)),
     "tfp normals on positive": (positive(3), lambda: tfd.Sample(tfd.Normal(0.0, 1.0), 3)),
-    "tfp student above one": (greater_than(1.0), lambda: tfd.StudentT(3.0, 0.0, 1.0)),
+    "tfp student above one": (greater_than(1.0), lambda: tfd.StudentT(*jnp.array([3.0, 0.0, 1.0]))),
     "tfp gamma above one": (greater_than(1.0), lambda: tfd.Gamma(1.0, 1.0)),
     "numpyro normal on positive": (positive(), lambda: dist.Normal(0.0, 1.0)),
     "numpyro normals on positive": (positive(3), lambda: dist.Normal(0.0, 1.0).expand([3]).to_event(1)),
