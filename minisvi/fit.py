@@ -20,6 +20,7 @@ from minisvi.guides import Guide
 from minisvi.model import Model
 from minisvi.posterior import Posterior
 from minisvi.progress import StageDisplay
+from minisvi.sharding import check_axes
 from minisvi.streams import Stream
 from minisvi.verdict import Judged, Verdict, check_num_draws, judge
 
@@ -129,6 +130,7 @@ def fit(
     if any(isinstance(part, Stream) for part in data):
         raise TypeError("`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run")
     check_num_draws(num_draws)
+    check_axes(data)
     if batch_size is not None:
         checks.factored(model)
         Minibatches(batch_size).num_rows(data)

@@ -15,6 +15,7 @@ from jax import Array
 
 from minisvi import checks, trees
 from minisvi.record import Record
+from minisvi.sharding import check_axes
 from minisvi.supports import Support, real
 from minisvi.tracing import isolated
 
@@ -143,7 +144,10 @@ class Model(Record):
         return replace(self, latents=jax.tree.map(identity, constrained, self.latents))
 
     def check(self, *data: Any) -> None:
-        """Raise on a static mistake of a term (see `checks.density_term`): nothing is computed or compiled."""
+        """Raise on a static mistake of a term (see `checks.density_term`), or for data on a mesh that is not minisvi's
+        (see `sharding.check_axes`): nothing is computed or compiled.
+        """
+        check_axes(data)
         latents = trees.with_rows(self.latents, data)
         theta = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.value_dtype), latents)
         if self.log_joint is not None:

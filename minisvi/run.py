@@ -13,7 +13,7 @@ from jax import Array
 from minisvi import checks, drive, failure, loop, scores
 from minisvi.batches import Blocks, FullBatch
 from minisvi.result import NonFiniteError, Reason, Restarts, SVIResult
-from minisvi.sharding import to_host, whole
+from minisvi.sharding import check_axes, to_host, whole
 from minisvi.streams import Reader, Stream, StreamError
 
 _NUM_ESTIMATES = 512  # of the ELBO, to choose among several starts
@@ -39,6 +39,7 @@ def fit(
         raise ValueError(f"`on_failure` must be 'raise' or 'return'; got {on_failure!r}")
     if held_out is not None and plan.stop is None:
         raise ValueError("`held_out` is for a stopping rule: expected `stop`, such as Patience(); got None")
+    check_axes((data, held_out))
     svi, feed = _feed(svi, data, begin)
     state = start(svi, *feed.example)
     state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again

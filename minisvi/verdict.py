@@ -109,7 +109,7 @@ def judge(
     TypeError or ValueError unless num_draws is an integer >= 100.
     """
     check_num_draws(num_draws)
-    noise, log_ratio = defensive.noise(key, guide, params, data, num_draws)
+    noise, log_ratio = defensive.noise(checks.prng_key(key), guide, params, data, num_draws)
     u, log_w = weigh(model, guide, params, data, noise)
     draws, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)
     values = {name: value.item() for name, value in figures.items()}

@@ -12,6 +12,7 @@ from minisvi import checks, curvature, trees
 from minisvi.guides.gaussian import Family, FullRank, full_rank, mean_field
 from minisvi.guides.low_rank import LowRank, low_rank
 from minisvi.noise import normals
+from minisvi.sharding import check_axes
 
 _NUM_REPORTED = 5
 
@@ -77,6 +78,7 @@ def laplace(
         raise ValueError(f"`hessian` must be one of {list(families)}; got {hessian!r}")
     if min_eigenvalue is not None and not min_eigenvalue > 0:
         raise ValueError(f"`min_eigenvalue` must be None or > 0; got {min_eigenvalue}")
+    check_axes(data)
     guide = families[hessian](model.latents)
     keys = jax.random.split(checks.prng_key(key), 3)
     first = trees.start(model.latents, keys[0], start)
