@@ -52,7 +52,8 @@ class Checkpoints:
 
         self._args: Any = ocp.args
         self._path.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
+        names = _Names(ocp.path.step.standard_name_format())
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True, step_name_format=names)
         self._manager: Any = ocp.CheckpointManager(self._path, options=options)
 
     def restore(self, lane: Any) -> Saved | None:
@@ -94,6 +95,7 @@ class Checkpoints:
         parts = self._args.StandardSave(lane), self._args.StandardSave(trace)
         with self._surviving():
             reclaim(self._path, self._about)  # the directory may have been emptied, and have a late checkpoint since
+            self._check_place(saved.done)
             self._manager.save(saved.done, args=self._args.Composite(lane=parts[0], trace=parts[1]))
             self._last = saved.done
 
@@ -102,6 +104,12 @@ class Checkpoints:
         with self._surviving():
             self._manager.wait_until_finished()
             self._manager.close()
+
+    def _check_place(self, step: int) -> None:
+        # Orbax would remove what is there.
+        place = self._path / str(step)
+        if place.exists() and not _is_checkpoint(place):
+            raise FileExistsError(f"`{step}` is there, and is no checkpoint: it is left alone")
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -112,6 +120,25 @@ class Checkpoints:
             logger.warning("no checkpoint could be written to %s, and the fit goes on: %.200r", self._path, error)
             with suppress(Exception):
                 self._open()
+
+
+class _Names:
+    """Orbax's names of checkpoints, which are the numbers of their steps; but what else has such a name is not found,
+    so that Orbax neither counts nor removes it.
+    """
+
+    def __init__(self, names: Any) -> None:
+        self.build_name, self.find_step = names.build_name, names.find_step
+        self._find_all = names.find_all
+
+    def find_all(self, directory: Any) -> Iterator[Any]:
+        return (found for found in self._find_all(directory) if _is_checkpoint(Path(found.path)))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is one of ours, damaged or not: one that has lost all of its files is an empty directory."""
+    marks = "_CHECKPOINT_METADATA", "lane/_METADATA", "trace/_METADATA"
+    return path.is_dir() and (any((path / mark).exists() for mark in marks) or not any(path.iterdir()))
 
 
 def remembered(path: Path, compute: Callable[[], Any], like: Any, deadline: float) -> Any:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import uuid
 import zlib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def reclaim(directory: Path, about: dict[str, str]) -> None:
         else:
             return _compare(directory, written, about)
     directory.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(f".{os.getpid()}")
+    draft = file.with_suffix(f".{uuid.uuid4().hex}")  # no other run's: they may begin together
     with draft.open("w") as opened:
         json.dump(about, opened, indent=1)
         opened.flush()

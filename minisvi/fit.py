@@ -21,6 +21,7 @@ from minisvi.guides import Guide
 from minisvi.model import Model
 from minisvi.posterior import Posterior
 from minisvi.progress import StageDisplay, deferred_interrupt
+from minisvi.sharding import check_axes
 from minisvi.streams import Stream
 from minisvi.summary import Summary
 from minisvi.verdict import Judged, Verdict, check_num_draws, judge, unjudged
@@ -140,6 +141,7 @@ def fit(
     data = inputs.arrays(data)
     check_num_draws(num_draws)
     checks.seconds(seconds)
+    check_axes(data)
     if batch_size is not None:
         checks.factored(model)
         Minibatches(batch_size).num_rows(data)

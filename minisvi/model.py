@@ -17,6 +17,7 @@ from jax import Array
 
 from minisvi import ancestral, checks, inputs, prior_supports, trees
 from minisvi.record import Record
+from minisvi.sharding import check_axes
 from minisvi.supports import real
 from minisvi.tracing import isolated
 
@@ -205,8 +206,10 @@ class Model(Record):
 
         A prior that is known to have mass outside of its latent's support gives a `PriorSupportWarning`, once a model.
         Only where data are known and hold numbers that are not finite are the terms computed, once, at T(0): ValueError
-        names these numbers where a term is not finite because of them.
+        names these numbers where a term is not finite because of them. Data on a mesh with explicit axes are refused
+        (see `sharding.check_axes`).
         """
+        check_axes(data)
         latents = trees.with_rows(self.latents, data)
         self._check_terms(latents, data)
         checks.finite_terms(lambda *data: self.terms(trees.at_zero(latents), *data), data)

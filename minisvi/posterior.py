@@ -124,10 +124,10 @@ class Posterior:
 
         The draws are those of `sample(key, num_samples)`. With a `batch_size`, that many are drawn and computed at a
         time and each chunk goes to the host as it comes, so that device memory holds one chunk; the numbers do not
-        depend on it. With a directory `out` too it goes to a file there, `value.npy`, or one a leaf by its name, and
-        what comes back is memory-mapped: then host memory holds one chunk as well. Characters of a name that are not
-        for files are quoted as in a URL. Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are
-        not compiled again.
+        depend on it, but for keys of JAX's kind "rbg", whose draws depend on how many are made at once. With a
+        directory `out` too it goes to a file there, `value.npy`, or one a leaf by its name, and what comes back is
+        memory-mapped: then host memory holds one chunk as well. Characters of a name that are not for files are quoted
+        as in a URL. Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are not compiled again.
 
         FileExistsError if one of the files is there already; TypeError for PRNG keys from `fn` in chunks.
         """

@@ -13,7 +13,7 @@ from jax import Array
 from minisvi import checks, drive, failure, inputs, loop, scores
 from minisvi.batches import Blocks, FullBatch
 from minisvi.result import NonFiniteError, Reason, Restarts, SVIResult
-from minisvi.sharding import to_host, whole
+from minisvi.sharding import check_axes, to_host, whole
 from minisvi.streams import Reader, Stream, StreamError
 
 _NUM_ESTIMATES = 512  # of the ELBO, to choose among several starts
@@ -42,6 +42,7 @@ def fit(
     held_out = None if held_out is None else inputs.arrays(held_out)
     if not any(isinstance(part, Stream) for part in data):
         data = inputs.arrays(data)
+    check_axes((data, held_out))
     svi, feed = _feed(svi, data, begin)
     state = start(svi, *feed.example)
     state = state._replace(num_failed=jnp.zeros_like(state.num_failed))  # a fit that ended in failure may try again

@@ -27,11 +27,30 @@ def shard_rows(mesh: Mesh, *data: Any) -> tuple[Any, ...]:
     """The data with their rows, the leading axis, spread over the axis `rows` of a mesh; a fit of them is then too.
 
     With several processes each gives its own rows, as many as any other, and gets arrays of them all. ValueError unless
-    all give as many, and the devices divide their number.
+    all give as many, and the devices divide their number; and for a mesh with Explicit axes.
     """
+    _check_axes(mesh)
     check_rows([sum(np.shape(leaf)[:1]) for leaf in jax.tree.leaves(data)])
     rows = NamedSharding(mesh, PartitionSpec("rows"))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, np.asarray(leaf)), data)
+
+
+def check_axes(tree: Any) -> None:
+    """ValueError if the mesh in use, or one that arrays of the tree lie on, has Explicit axes: with these JAX leaves
+    it to each operation to say where its result lies.
+    """
+    _check_axes(jax.sharding.get_abstract_mesh())
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, Array):
+            _check_axes(jax.typeof(leaf).sharding.mesh)
+
+
+def _check_axes(mesh: Any) -> None:
+    if mesh.explicit_axes:
+        raise ValueError(
+            f"expected a mesh of Auto axes; got Explicit axes {mesh.explicit_axes}: make it by minisvi.mesh(rows=...), "
+            "or by jax.make_mesh with axis_types=(jax.sharding.AxisType.Auto, ...)"
+        )
 
 
 def check_rows(nums: list[int]) -> None:

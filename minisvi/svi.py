@@ -25,7 +25,7 @@ from minisvi.model import Model
 from minisvi.record import Record
 from minisvi.result import SVIResult
 from minisvi.run import fit
-from minisvi.sharding import along
+from minisvi.sharding import along, check_axes
 
 
 class SVIState(NamedTuple):
@@ -92,6 +92,7 @@ class SVI(Record):
 
         Static mistakes in the model, the guide or the data are raised here, with the leaf, what was expected and got.
         """
+        check_axes((params, data))
         key, guide_key = jax.random.split(checks.prng_key(key))
         data = inputs.arrays(data)
         if params is None:

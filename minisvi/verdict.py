@@ -126,7 +126,7 @@ def judge(
     """
     check_num_draws(num_draws)
     data = inputs.arrays(data)
-    noise, log_ratio = defensive.noise(key, guide, params, data, num_draws)
+    noise, log_ratio = defensive.noise(checks.prng_key(key), guide, params, data, num_draws)
     u, log_w = weigh(model, guide, params, data, noise)
     draws, log_w_all, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)
     values: dict[str, Any] = {name: value.item() for name, value in figures.items()}

@@ -1,8 +1,11 @@
 """Checkpoints: a fit in two parts ends bit for bit as one, damage and mistakes are found, and a guide is kept."""
 
 import logging
+import os
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import jax
@@ -19,6 +22,7 @@ from problems import NUM_ROWS, conjugate_data, conjugate_model
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, Stream, bnn, full_rank, mean_field, real
 from minisvi.checkpoint import KEEP, Checkpoints, remembered
+from minisvi.claims import claim
 
 PART, WHOLE = 730, 1000  # the first is no multiple of the rules' `every`
 MODEL, X, ADAM = conjugate_model(), conjugate_data(), optax.adam(0.05)
@@ -144,13 +148,35 @@ def test_nothing_is_written_without_a_directory(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_directory_has_beside_is_left_alone(tmp_path):
-    # A folder that has a number for its name is no checkpoint.
-    (tmp_path / "2024").mkdir()
-    (tmp_path / "2024" / "letter.txt").write_text("mine")
+def test_what_the_directory_has_beside_is_left_alone(tmp_path, said):
+    # A folder that has a number for its name is no checkpoint, not where one is to be written either.
+    letters = [tmp_path / name / "letter.txt" for name in ("2024", str(PART))]
+    for letter in letters:
+        letter.parent.mkdir()
+        letter.write_text("mine")
+    run(PLAIN, 300, X, checkpoint_dir=tmp_path)
     run(PLAIN, PART, X, checkpoint_dir=tmp_path)
+    assert f"no checkpoint could be written to {tmp_path}" in said(logging.WARNING)
+    assert f"`{PART}` is there, and is no checkpoint: it is left alone" in said(logging.WARNING)
     same(run(PLAIN, WHOLE, X, checkpoint_dir=tmp_path), run(PLAIN, WHOLE, X))
-    assert [path.read_text() for path in tmp_path.rglob("letter.txt")] == ["mine"]
+    assert said().count("going on from step 300") == 2
+    assert [letter.read_text() for letter in letters] == ["mine", "mine"]
+    assert steps(tmp_path) == [300, PART, WHOLE, 2024]
+
+
+def test_two_runs_may_begin_together(tmp_path, monkeypatch):
+    both, replace = threading.Barrier(2, timeout=60), os.replace
+
+    def together(*files):
+        both.wait()  # each has written what it is of
+        replace(*files)
+
+    monkeypatch.setattr(os, "replace", together)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda about: claim(tmp_path / "new", about), [{"run": "1"}, {"run": "1"}]))
+    assert [(file.name, file.read_text()) for file in (tmp_path / "new").iterdir()] == [
+        ("about.json", '{\n "run": "1"\n}')
+    ]
 
 
 # --- Damage. ---

@@ -370,6 +370,11 @@ STATIC = {
         TypeError,
         r"`key` must be one PRNG key, such as .* jax\.random\.key\(0, impl='rbg'\); got uint32\[4\]",
     ),
+    "a legacy key of another kind, for `judge`": (
+        lambda: minisvi.judge(jax.random.PRNGKey(0, impl="rbg"), good(), mean_field({"a": real()}), {}, X),
+        TypeError,
+        r"`key` must be one PRNG key",
+    ),
     "latents that share a name": (
         lambda: joint(lambda theta: 0.0, {"a": {"b": real()}, "a.b": real()}),
         ValueError,

@@ -9,10 +9,14 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 import one_process
 import pytest
 from conftest import RTOL
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import minisvi
 
 HERE = Path(__file__).parent
 X = np.asarray(one_process.conjugate_data(one_process.NUM_ROWS))
@@ -31,6 +35,40 @@ def test_on_eight_devices(which):
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", which, "eight_devices.py"]
     done = subprocess.run(command, cwd=HERE, env=environment(8), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-10_000:]
+
+
+# --- A mesh with axes of another kind. ---
+
+ENGINE, KEY = one_process.svi_of(), jax.random.key(0)
+EXPLICIT = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Explicit,))
+PLACED = jax.device_put(X, NamedSharding(EXPLICIT, PartitionSpec("rows")))
+
+
+def in_use(function, *args):
+    with jax.set_mesh(EXPLICIT):
+        return function(*args, X)
+
+
+CALLS = {
+    "run": lambda: ENGINE.run(KEY, 2, PLACED),
+    "run, in use": lambda: in_use(ENGINE.run, KEY, 2),
+    "resume": lambda: ENGINE.resume(ENGINE.init(KEY, X), 2, PLACED),
+    "init": lambda: ENGINE.init(KEY, PLACED),
+    "init, in use": lambda: in_use(ENGINE.init, KEY),
+    "params": lambda: ENGINE.init(
+        KEY, X, params=jax.device_put(ENGINE.guide.init(KEY), NamedSharding(EXPLICIT, PartitionSpec()))
+    ),
+    "shard_rows": lambda: minisvi.shard_rows(EXPLICIT, X),
+    "fit": lambda: minisvi.fit(KEY, ENGINE.model, PLACED),
+    "deterministic": lambda: minisvi.deterministic(KEY, ENGINE.model, PLACED),
+    "laplace": lambda: minisvi.laplace(KEY, ENGINE.model, PLACED),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_explicit_axes_are_refused(name):
+    with pytest.raises(ValueError, match=r"expected a mesh of Auto axes; got Explicit axes \('rows',\)"):
+        CALLS[name]()
 
 
 # --- Several processes, which talk over loopback. ---

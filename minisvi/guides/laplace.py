@@ -12,6 +12,7 @@ from minisvi import checks, curvature, inputs, trees
 from minisvi.guides.gaussian import Family, FullRank, full_rank, mean_field
 from minisvi.guides.low_rank import LowRank, low_rank
 from minisvi.noise import normals
+from minisvi.sharding import check_axes
 
 _NUM_REPORTED = 5
 
@@ -79,6 +80,7 @@ def laplace(
         raise ValueError(f"`min_eigenvalue` must be None or > 0; got {min_eigenvalue}")
     checks.at_least_single(model.latents)
     data = inputs.arrays(data)
+    check_axes(data)
     guide = families[hessian](model.latents)
     keys = jax.random.split(checks.prng_key(key), 3)
     first = trees.start(model.latents, keys[0], start)
