@@ -14,6 +14,7 @@ from minisvi import checks, diagnostics
 from minisvi.sharding import to_host
 
 MAX_KHAT = 0.7  # as for the weights themselves (Vehtari et al. 2024, section 3)
+_SMALL_SHARE = 0.003  # of 80,000 terms of shape 0.7 the largest has 0.03
 _COLUMNS = 64  # entries at a time, to bound the memory
 
 
@@ -21,7 +22,8 @@ class Moment(NamedTuple):
     """One moment of one latent, as its worst entry has it.
 
     `power` p is 1 for the mean and 2 for the sd. `error` is its standard error in sds. `khat` is the shape of the tail
-    of the terms w |z|^p: from 1 on they have no mean, so that the moment does not exist, or draws do not give it.
+    of the terms w |z|^p: from 1 on they have no mean, so that the moment does not exist, or draws do not give it. It is -inf where
+    the largest term has next to no share in their sum.
     """
 
     latent: str
@@ -73,17 +75,21 @@ def _figures(x: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> np.ndarra
     z = centred / np.where(sd == 0, 1.0, sd)
     mean_error = np.sqrt(weights**2 @ z**2)
     sd_error = 0.5 * np.sqrt(weights**2 @ (z**2 - 1) ** 2)
-    with np.errstate(divide="ignore"):
-        log_z = np.log(np.abs(z)).T
-    shapes = np.array([_shapes(log_w, column) for column in log_z]).T
+    share = np.max(weights[:, None] * z**2, axis=0)  # of the largest term in the sum of all, which is one
+    shapes = np.array([_shapes(log_w, column, largest) for column, largest in zip(z.T, share)]).T
     figures = np.stack([mean_error, shapes[0], np.where(sd == 0, 0.0, sd_error), shapes[1]])
     return np.where(finite, figures, np.inf)  # an infinite draw leaves no moment
 
 
-def _shapes(log_w: np.ndarray, log_z: np.ndarray) -> tuple[float, float]:
-    """k-hat of the mean and of the sd of one entry. The mean's terms have the lighter tail: where the sd's will do,
-    theirs is not computed, and -inf.
+def _shapes(log_w: np.ndarray, z: np.ndarray, share: float) -> tuple[float, float]:
+    """k-hat of the mean and of the sd of one entry, and -inf where it is not worth computing: where the largest term of
+    the sd's has next to no share in their sum, as of S terms with a tail of shape k it has about S^(k - 1); and the
+    mean's where the sd's will do, whose terms have the heavier tail.
     """
+    if share < _SMALL_SHARE:
+        return -math.inf, -math.inf
+    with np.errstate(divide="ignore"):
+        log_z = np.log(np.abs(z))
     of_sd = tail_shape(log_w + 2 * log_z)
     of_mean = -math.inf if of_sd < MAX_KHAT else tail_shape(log_w + log_z)
     return of_mean, of_sd
