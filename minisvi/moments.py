@@ -22,8 +22,8 @@ class Moment(NamedTuple):
     """One moment of one latent, as its worst entry has it.
 
     `power` p is 1 for the mean and 2 for the sd. `error` is its standard error in sds. `khat` is the shape of the tail
-    of the terms w |z|^p: from 1 on they have no mean, so that the moment does not exist, or draws do not give it. It is -inf where
-    the largest term has next to no share in their sum.
+    of the terms w |z|^p: from 1 on they have no mean, so that the moment does not exist, or draws do not give it. It is
+    -inf where the largest term has next to no share in their sum.
     """
 
     latent: str
