@@ -21,7 +21,7 @@ from minisvi.model import Model
 from minisvi.progress import StageDisplay, interrupted
 from minisvi.response import linear_response
 from minisvi.stochastic import stochastic
-from minisvi.verdict import MAX_SPACING, Verdict
+from minisvi.verdict import HIGH_ESS, MAX_SPACING, Verdict
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: the README says what it takes
 RANK = 10
@@ -78,10 +78,11 @@ def cascade(
 
 
 def _no_other_helps(verdict: Verdict) -> bool:
-    """Whether a better guide would be no use: the weights are good, and what is missing then is missing in theta's
-    moments themselves; or the density is rounding.
+    """Whether a better guide would be no use: it is good; or the weights are nearly equal, so that what is missing is
+    missing in theta's moments themselves; or the density is rounding.
     """
-    return verdict.of_weights == "good" or verdict.spacing > MAX_SPACING
+    nearly_equal = verdict.of_weights == "good" and verdict.ess >= HIGH_ESS
+    return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
 
 
 def _from_several_starts(key: Array, rows_key: Array, model: Model, data: Any, settings: Settings) -> Deterministic:

@@ -241,6 +241,8 @@ def finite_terms(terms: Callable[..., dict[str, Any]], data: Any) -> None:
     compiled = jax.jit(terms)
     with jax.ensure_compile_time_eval():  # in a trace the data may be known all the same
         given, others = compiled(*data), compiled(*jax.tree.map(_with_finite_rows, data))
+    if any(isinstance(term, jax.core.Tracer) for term in given.values()):  # of a model made inside a trace
+        return
     for name, term in given.items():
         where = ~np.isfinite(np.asarray(term))
         if where.any() and np.all(np.isfinite(np.asarray(others[name]))):

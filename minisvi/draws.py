@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, diagnostics
+from minisvi.inputs import arrays
 from minisvi.summary import Summary, summarise
 
 
@@ -89,6 +90,7 @@ class Draws(NamedTuple):
         `Posterior.predictive`.
         """
         checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
+        inputs = arrays(inputs)
         theta = self.resample(key, num_samples).theta
         keys = jax.random.split(jax.random.fold_in(key, 1), num_samples)
 

@@ -12,7 +12,6 @@ from jax import Array
 from minisvi import checks, inputs, trees
 from minisvi.batches import Minibatches
 from minisvi.cascade import Settings, cascade
-from minisvi.centred import centred
 from minisvi.claims import claim, describe, fingerprint
 from minisvi.deterministic import Deterministic
 from minisvi.draws import Draws, plain
@@ -156,25 +155,15 @@ def fit(
     options: dict[str, Any] = {"num_draws": num_draws, "max_draws": 4 * num_draws}
     with StageDisplay(progress_bar) as display, deferred_interrupt() as ctrl_c:
         settings = Settings(batch_size, start, begin + seconds, directory, checkpoint_every, display)
-        target = centred(model, start, data)
-        for name, guide, params, det in cascade(key, target.model, target.data, settings, verdicts):
+        for name, guide, params, det in cascade(key, model, data, settings, verdicts):
             if ctrl_c.is_set():
                 break
             display.begin(f"judging {name}")
-            judged = judge(
-                judge_key,
-                target.model,
-                guide,
-                params,
-                *target.data,
-                **options,
-                optima=det.optima,
-                optimism=det.optimism,
-            )
+            args = judge_key, model, guide, params, *data
+            judged = judge(*args, **options, optima=det.optima, optimism=det.optimism)
             if runaway := _runaway(model, det):
                 judged = _not_trusted(judged, runaway)
             verdicts.append(judged.verdict)
-            judged = _with_offset(judged, target.offset)
             stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
             display.end(f"{name}: {judged.verdict.level}, {judged.verdict.reason}")
             begin = time.monotonic()
@@ -185,18 +174,11 @@ def fit(
         if not stages:
             judged = unjudged(judge_key, model, guide, params, data, "interrupted before anything was judged")
             stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
-    return Fit(model, data, tuple(stages), det._replace(elbo=det.elbo + target.offset))
+    return Fit(model, data, tuple(stages), det)
 
 
 def _not_trusted(judged: Judged, reason: str) -> Judged:
     verdict = replace(judged.verdict, level="not trusted", of_weights="not trusted", reason=reason)
-    return judged._replace(verdict=verdict)
-
-
-def _with_offset(judged: Judged, offset: float) -> Judged:
-    """With what was taken off the density put back."""
-    verdict = judged.verdict
-    verdict = replace(verdict, elbo=verdict.elbo + offset, log_evidence=verdict.log_evidence + offset)
     return judged._replace(verdict=verdict)
 
 

@@ -28,6 +28,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _array(path: tuple[Any, ...], leaf: Any) -> Any:
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(
+            f"data `{checks.data_name(path)}`: expected numbers; got a masked array: give it and its mask as two arrays"
+        )
     if isinstance(leaf, jax.Array) or _is_number(leaf) or hasattr(leaf, "__jax_array__"):
         return leaf
     array = _read(leaf)
@@ -41,9 +45,23 @@ def _read(leaf: Any) -> np.ndarray | None:
     if not (isinstance(leaf, list) or hasattr(leaf, "__array__")):
         return None
     try:
-        return np.asarray(leaf)
+        array = np.asarray(leaf)
     except (TypeError, ValueError):  # lists of unequal lengths
         return None
+    return _of_columns(leaf) if _is_frame(leaf) and array.dtype == object else array
+
+
+def _is_frame(leaf: Any) -> bool:
+    return hasattr(leaf, "columns") and hasattr(leaf, "dtypes")
+
+
+def _of_columns(frame: Any) -> np.ndarray:
+    """One array of columns of several dtypes, for which NumPy has none in common where one is of bools."""
+    columns = [np.asarray(frame.iloc[:, i]) for i in range(len(frame.columns))]
+    if not all(_is_numeric(column.dtype) for column in columns):
+        return np.asarray(frame)
+    dtype = np.result_type(np.int8, *columns)
+    return np.stack([column.astype(dtype) for column in columns], axis=-1)
 
 
 def _is_numeric(dtype: Any) -> bool:
@@ -51,8 +69,9 @@ def _is_numeric(dtype: Any) -> bool:
 
 
 def _described(leaf: Any, array: np.ndarray | None) -> str:
-    if hasattr(leaf, "columns") and hasattr(leaf, "dtypes"):
-        others = [column for column in leaf.columns if not _is_numeric(np.asarray(leaf[column]).dtype)]
+    if _is_frame(leaf):
+        places = range(len(leaf.columns))
+        others = [leaf.columns[i] for i in places if not _is_numeric(np.asarray(leaf.iloc[:, i]).dtype)]
         return f"a {type(leaf).__name__} whose columns {others} are no numbers"
     if array is not None:
         return f"{type(leaf).__name__} of {array.dtype}"

@@ -8,8 +8,9 @@ minibatches and pointwise scores.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from minisvi import ancestral, checks, inputs, prior_supports, trees
 from minisvi.record import Record
 from minisvi.sharding import check_axes
 from minisvi.supports import real
-from minisvi.tracing import isolated
+from minisvi.tracing import fresh
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,8 @@ class Model(Record):
       where the rows are the leading axis of the data's first array; or log p(D | theta), a scalar, with
       `per_row=False`; and
     - `log_prior(theta)`: log p(theta), a scalar; or
-    - `prior(theta)`: the Distrax or TFP distribution of each latent given the others, in a tree like the latents; None,
-      for a latent or a subtree of them, is flat.
+    - `prior(theta)`: the NumPyro, TFP or Distrax distribution of each latent given the others, in a tree like the
+      latents; None, for a latent or a subtree of them, is flat.
 
     `per_row=False` is for likelihoods that have no term per row, such as those of time series and Gaussian processes.
     Minibatches, held-out scores, local latents and ArviZ's `log_likelihood` need rows, and such a model has none.
@@ -94,7 +95,7 @@ class Model(Record):
         if scale is not None:
             checks.factored(self)
         theta, log_det = trees.constrain(self.latents, u)
-        return isolated(self.log_joint)(theta, *data) + log_det
+        return self.log_joint(theta, *fresh(data)) + log_det
 
     def joint(self, theta: Any, *data: Any) -> Array:
         """log p(theta, D), a scalar in nats, in either form of the model."""
@@ -104,7 +105,7 @@ class Model(Record):
         """The log joint, or the log prior and the log likelihood, of each row unless there are none, by name."""
         if self.log_likelihood is None:
             assert self.log_joint is not None
-            return {"log_joint": isolated(self.log_joint)(theta, *data)}
+            return {"log_joint": self.log_joint(theta, *fresh(data))}
         return {"log_prior": self.prior_term(theta), "log_likelihood": self._likelihood(theta, *data)}
 
     def rows(self, theta: Any, *data: Any) -> Array:
@@ -115,7 +116,7 @@ class Model(Record):
     def _likelihood(self, theta: Any, *data: Any) -> Array:
         """Of each row, or of all where the model has no rows."""
         assert self.log_likelihood is not None
-        return isolated(self.log_likelihood)(theta, *data)
+        return self.log_likelihood(theta, *fresh(data))
 
     def log_terms(self, u: Any, *data: Any, scale: Any = None) -> tuple[Array, Array]:
         """The two terms of `log_density`: the prior's, with log|det J_T|, and the likelihood's. ValueError if the model
@@ -209,6 +210,7 @@ class Model(Record):
         names these numbers where a term is not finite because of them. Data on a mesh with explicit axes are refused
         (see `sharding.check_axes`).
         """
+        data = inputs.arrays(data)
         check_axes(data)
         latents = trees.with_rows(self.latents, data)
         self._check_terms(latents, data)
@@ -246,11 +248,15 @@ class Model(Record):
         return jnp.shape(leaves[0])[:1] if leaves else None
 
 
-@lru_cache(maxsize=128)
+_said: WeakKeyDictionary[Model, set[str]] = WeakKeyDictionary()
+
+
 def _warn(model: Model, complaint: str) -> None:
     # Python's own filter would say it at every check: `catch_warnings` makes it forget what it has said.
-    del model
-    warnings.warn(complaint, prior_supports.PriorSupportWarning, stacklevel=2)
+    said = _said.setdefault(model, set())
+    if complaint not in said:
+        said.add(complaint)
+        warnings.warn(complaint, prior_supports.PriorSupportWarning, stacklevel=2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from minisvi.sharding import to_host
 
 MAX_KHAT = 0.7  # as for the weights themselves (Vehtari et al. 2024, section 3)
 _SMALL_SHARE = 0.003  # of 80,000 terms of shape 0.7 the largest has 0.03
+_LEAST_TAIL = 50  # of fewer draws the shape is a guess
 _COLUMNS = 64  # entries at a time, to bound the memory
 
 
@@ -34,9 +35,9 @@ class Moment(NamedTuple):
     def __str__(self) -> str:
         return f"the {'mean' if self.power == 1 else 'sd'} of `{self.latent}`"
 
-    def holds(self, error: float) -> bool:
-        """Whether the draws give it to within `error` sds, and are known to."""
-        return self.error <= error and self.khat < MAX_KHAT
+    def holds(self, error: float, khat: float = MAX_KHAT) -> bool:
+        """Whether the draws give it to within `error` sds, by terms whose tail is lighter than `khat`."""
+        return self.error <= error and self.khat < khat
 
 
 def moments(theta: Any, log_w: Any, log_weights: Any) -> list[Moment]:
@@ -68,14 +69,17 @@ def _chunks(columns: np.ndarray) -> Iterator[np.ndarray]:
 def _figures(x: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Error and k-hat of the mean, and of the sd, of each column of x (S, C): (4, C)."""
     finite = np.isfinite(x).all(axis=0)
-    x = np.where(finite, x, 0.0)
-    mean = weights @ x
-    centred = x - mean
-    sd = np.sqrt(weights @ centred**2)
-    z = centred / np.where(sd == 0, 1.0, sd)
-    mean_error = np.sqrt(weights**2 @ z**2)
-    sd_error = 0.5 * np.sqrt(weights**2 @ (z**2 - 1) ** 2)
-    share = np.max(weights[:, None] * z**2, axis=0)  # of the largest term in the sum of all, which is one
+    if not finite.all():
+        x = np.where(finite, x, 0.0)
+    z = x - weights @ x
+    sd = np.sqrt(weights @ z**2)
+    z /= np.where(sd == 0, 1.0, sd)
+    square = z**2
+    mean_error = np.sqrt(weights**2 @ square)
+    share = np.max(weights[:, None] * square, axis=0)  # of the largest term in the sum of all, which is one
+    square -= 1
+    square *= square
+    sd_error = 0.5 * np.sqrt(weights**2 @ square)
     shapes = np.array([_shapes(log_w, column, largest) for column, largest in zip(z.T, share)]).T
     figures = np.stack([mean_error, shapes[0], np.where(sd == 0, 0.0, sd_error), shapes[1]])
     return np.where(finite, figures, np.inf)  # an infinite draw leaves no moment
@@ -100,7 +104,7 @@ def tail_shape(log_terms: np.ndarray) -> float:
     they are all alike, and where there are too few to tell.
     """
     num = diagnostics.tail_size(log_terms.size)
-    if num < 5:
+    if num < _LEAST_TAIL:
         return -math.inf
     tail = np.sort(np.partition(log_terms, log_terms.size - num - 1)[-num - 1 :])
     if tail[-1] == -np.inf:  # all terms are zero

@@ -132,6 +132,7 @@ class Posterior:
         FileExistsError if one of the files is there already; TypeError for PRNG keys from `fn` in chunks.
         """
         checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
+        inputs = arrays(inputs)
         self._check_data()
         keys = _split(key, num_samples)
         args = self.model, self.guide, fn, self.params, self.data
@@ -178,15 +179,24 @@ def _map_draws(
 
 @partial(jax.jit, static_argnames=("model", "guide", "batch_size"))
 def weigh(
-    model: Model, guide: Guide, params: Any, data: tuple[Any, ...], noise: Array, batch_size: int = 250
+    model: Model,
+    guide: Guide,
+    params: Any,
+    data: tuple[Any, ...],
+    noise: Array,
+    batch_size: int = 250,
+    reference: tuple[Array, ...] = (),
 ) -> tuple[Any, Array]:
-    """Draws from `noise` (S, ...), each a key or the normals that q is made from, and their log weights (S,)."""
+    """Draws from `noise` (S, ...), each a key or the normals that q is made from, and their log weights (S,).
+
+    `reference` is what a model that is `centred` wants behind the data.
+    """
     q = guide.distribution(params, *data)
     target = model.over(guide.constrained)
 
     def one(noise: Array) -> tuple[Any, Array]:
         u, log_q = base.draw(q, noise)
-        return u, target.log_density(u, *data) - log_q
+        return u, target.log_density(u, *data, *reference) - log_q
 
     return in_batches(one, noise, batch_size)
 

@@ -45,10 +45,12 @@ def complaint(name: str, support: Support, prior: Any) -> str | None:
     inside, outside = _latent(support), bounds(prior)
     if inside is None or outside is None or not _beyond(outside, inside[0]):
         return None
+    remedy = "Use a distribution on the latent's support, such as a half or a truncated one"
+    if isinstance(support.bijector, bijectors.Ordered):
+        remedy = "For n values with one prior it lacks log n!; all else is right"
     return (
         f"`{name}`: the prior {type(_unwrapped(prior)).__name__} has the support of {_words(outside)}, and the latent "
-        f"is {inside[1]}: its density is not normalised there, so the log evidence is off. Use a distribution on the "
-        "latent's support, such as a half or a truncated one"
+        f"is {inside[1]}: its density is not normalised there, so the log evidence is off. {remedy}"
     )
 
 

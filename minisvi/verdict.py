@@ -1,6 +1,6 @@
 """Can it be trusted? A fitted guide judged by its importance weights, in figures and in words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from minisvi import checks, defensive, diagnostics, inputs, trees
+from minisvi.centred import Centred, centred
 from minisvi.deterministic import Optima
 from minisvi.draws import Draws
 from minisvi.guides import Guide
@@ -17,6 +18,7 @@ from minisvi.model import Model
 from minisvi.moments import MAX_KHAT, Moment, moments
 from minisvi.posterior import Posterior, weigh
 from minisvi.progress import interrupted
+from minisvi.sharding import to_host
 
 Level = Literal["good", "bulk good, tails unverified", "not trusted"]
 NUM_BATCHES = 4
@@ -114,12 +116,14 @@ def judge(
     of draws, and the error the standard error of the weighted means and sds of u at the worst latent:
 
     - `good`: k below min(1 - 1/log10(S/4), 0.7) and 0.35 + ESS/S, or below 1 with ESS/S >= 0.85; an error of at most
-      0.03 sd; and the same error, and a tail of shape below 0.7 (see `moments`), for each mean and sd of theta;
+      0.03 sd; and for each mean and sd of theta the same error, and terms with a tail of shape below 0.7 (1 where
+      ESS/S < 0.85; see `moments`);
     - `bulk good, tails unverified`: k below the same threshold with ESS/S >= 0.02, or below 1 with ESS/S >= 0.1; and
       an error of at most 0.1 sd. The reason names the moments of theta that are not given: their quantiles hold;
     - `not trusted` otherwise, and wherever a draw has a density of NaN or +inf, an optimum is missed that has more than
       a hundredth of the best one's mass, or log p is so large that the dtype's numbers there are more than 0.1 nats
-      apart, so that the weights are rounding.
+      apart, so that the weights are rounding. Of a likelihood by rows differences are taken before sums then, in a
+      second pass over the draws (see `centred`).
 
     That fewer draws should carry the weight only where their tail is lighter is what `benchmarks/verdicts.py` taught.
     TypeError or ValueError unless num_draws is an integer >= 100.
@@ -127,28 +131,30 @@ def judge(
     check_num_draws(num_draws)
     data = inputs.arrays(data)
     noise, log_ratio = defensive.noise(checks.prng_key(key), guide, params, data, num_draws)
-    u, log_w = weigh(model, guide, params, data, noise)
+    u, log_w, target = _weighed(model, guide, params, data, noise)
     draws, log_w_all, figures = _figures(model.over(guide.constrained), u, log_w, log_ratio)
     values: dict[str, Any] = {name: value.item() for name, value in figures.items()}
     values |= {"num_draws": num_draws, "threshold": diagnostics.khat_threshold(num_draws // NUM_BATCHES)}
-    values["spacing"] = float(jnp.finfo(log_w.dtype).eps) * abs(values["log_evidence"])
+    values["spacing"] = _spacing(log_w.dtype, values["log_evidence"])
     known = moments(draws.theta, log_w_all, draws.log_weights)
     if optima is not None:
         # A start that has not converged is no optimum, but it may have ended at a mode.
         ends, converged = np.asarray(optima.optimum), np.asarray(optima.converged)
         several = len(np.unique(ends)) > 1
-        missed = _missed(model, guide, params, data, optima, log_w).item() if several else 0.0
+        missed = _missed(model, target.model, guide, params, data, target.reference, optima, log_w) if several else 0.0
+        missed = float(missed)
         values |= {"optima": max(1, len(np.unique(ends[converged]))), "missed": missed}
     if optimism is not None:
         values["optimism"] = float(optimism)
     of_weights = _of_weights(**values)
-    level, reason = _rule(known, of_weights, values["spacing"], values["log_evidence"])
+    level, reason = _rule(known, of_weights, **values)
     if level != "good" and _more_would_do(known, values) and 4 * num_draws <= max_draws and not interrupted():
         args = key, model, guide, params, *data
         return judge(*args, num_draws=4 * num_draws, max_draws=max_draws, optima=optima, optimism=optimism)
     worst = max(known, key=lambda moment: moment.error, default=Moment("none", 1, 0.0, 0.0))
-    unreached = tuple(str(moment) for moment in known if not moment.holds(GOOD_ERROR))
+    unreached = tuple(str(moment) for moment in known if not moment.holds(GOOD_ERROR, _max_khat(values["ess"])))
     values |= {"of_weights": of_weights[0], "error": worst.error, "worst": worst.latent, "unreached": unreached}
+    values |= {"elbo": values["elbo"] + target.offset, "log_evidence": values["log_evidence"] + target.offset}
     return Judged(Verdict(level, reason, **values), draws)
 
 
@@ -156,7 +162,32 @@ def _more_would_do(known: list[Moment], values: dict[str, Any]) -> bool:
     """Whether it would be good if all errors were half as large, as they are with four times as many draws."""
     halved = [moment._replace(error=moment.error / 2) for moment in known]
     of_weights = _of_weights(**values | {"error_u": values["error_u"] / 2})
-    return _rule(halved, of_weights, values["spacing"], values["log_evidence"])[0] == "good"
+    return _rule(halved, of_weights, **values)[0] == "good"
+
+
+def _weighed(
+    model: Model, guide: Guide, params: Any, data: tuple[Any, ...], noise: Array
+) -> tuple[Any, Array, Centred]:
+    """Draws and log weights, and the density that these are of: where rounding would decide about them, it is that of
+    differences from the rows' terms at the draw of the largest weight.
+    """
+    u, log_w = weigh(model, guide, params, data, noise)
+    known = to_host(log_w)
+    best = int(np.argmax(np.where(np.isfinite(known), known, -np.inf)))
+    if not _spacing(known.dtype, known[best]) > MAX_SPACING:
+        return u, log_w, Centred(model)
+    reference_point = jax.tree.map(lambda leaf: leaf[best], u)
+    target = centred(model.over(guide.constrained), reference_point, data)
+    if not target.reference:
+        return u, log_w, Centred(model)
+    target = target._replace(model=replace(target.model, latents=model.latents))
+    u, log_w = weigh(target.model, guide, params, data, noise, reference=target.reference)
+    return u, log_w, target
+
+
+def _spacing(dtype: Any, log_p: float) -> float:
+    """How far apart numbers of the dtype are at log p, in nats."""
+    return float(np.finfo(dtype).eps) * abs(float(log_p))
 
 
 def unjudged(
@@ -216,10 +247,13 @@ def _figures(target: Model, u: Any, log_w: Array, log_ratio: Array) -> tuple[Dra
     )
 
 
-@partial(jax.jit, static_argnames=("model", "guide"))
-def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, log_w: Array) -> Array:
+@partial(jax.jit, static_argnames=("model", "density", "guide"))
+def _missed(
+    model: Model, density: Model, guide: Guide, params: Any, data: Any, reference: Any, optima: Optima, log_w: Array
+) -> Array:
     """The largest mass, relative to the best optimum's by their ELBOs, of one where p/q is above all that q drew, and
     above what it is at the optimum of the highest q: there q is, and many latents may have a mode that no draw reaches.
+    `log_w` is of `density`, which wants the `reference` behind the data.
     """
     q = guide.distribution(params, *data)
 
@@ -228,7 +262,8 @@ def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, 
         # A guide over theta has a density over theta, and so has its target.
         point = jax.tree.map(lambda flag, theta, u: theta if flag else u, guide.constrained, model.constrain(u), u)
         log_q = q.log_prob(point)
-        return model.over(guide.constrained).log_density(point, *data) - log_q, log_q, model.log_density(u, *data)
+        log_p = density.over(guide.constrained).log_density(point, *data, *reference)
+        return log_p - log_q, log_q, model.log_density(u, *data)
 
     log_p_over_q, log_q, peak = jax.lax.map(at, optima.loc)
     own = log_p_over_q[jnp.nanargmax(log_q)]
@@ -240,31 +275,43 @@ def _missed(model: Model, guide: Guide, params: Any, data: Any, optima: Optima, 
     return jnp.max(jnp.where(uncovered, mass, 0.0))
 
 
-def _rule(known: list[Moment], of_weights: tuple[Level, str], spacing: float, log_evidence: float) -> tuple[Level, str]:
+def _rule(
+    known: list[Moment], of_weights: tuple[Level, str], ess: float, spacing: float, log_evidence: float, **_: Any
+) -> tuple[Level, str]:
     """The level that the weights have, held against the spacing of log p and against each moment of theta."""
     level, reason = of_weights
-    if spacing > MAX_SPACING:
+    if MAX_SPACING < spacing < np.inf:
         return (
             "not trusted",
             f"log p is about {log_evidence:.2g}, where the dtype's numbers are {spacing:.2g} nats apart: the weights "
             "are rounding. Take constants out of the density, give the likelihood by row, or enable x64",
         )
     limit = GOOD_ERROR if level == "good" else BULK_ERROR
-    failing = [moment for moment in known if not moment.holds(limit)]
+    failing = [moment for moment in known if not moment.holds(limit, _max_khat(ess))]
     if level == "not trusted" or not failing:
         return level, reason
-    return "bulk good, tails unverified", f"{_in_words(failing)}; {reason}"
+    return "bulk good, tails unverified", f"{_in_words(failing, ess)}; {reason}"
 
 
-def _in_words(failing: list[Moment]) -> str:
+def _max_khat(ess: float) -> float:
+    """Of the terms of a moment. Where weights are nearly equal a heavy tail is theta's own, and no better q would make
+    it lighter. Otherwise it is partly that of the weights, which have been judged already, and the terms' error tells.
+    """
+    return MAX_KHAT if ess >= HIGH_ESS else 1.0
+
+
+def _in_words(failing: list[Moment], ess: float) -> str:
     """Which moments fail, and how: those whose tail is too heavy first, which more draws would not mend."""
     failing = sorted(failing, key=lambda moment: (moment.khat, moment.error), reverse=True)
-    names = [str(moment) for moment in failing[:_MOST_NAMED]]
-    if len(failing) > _MOST_NAMED:
-        names.append(f"{len(failing) - _MOST_NAMED} more moments")
+    names = ", ".join(str(moment) for moment in failing[:_MOST_NAMED])
+    others = len(failing) - _MOST_NAMED
+    if others > 0:
+        names += f" and {others} more"
     worst = failing[0]
-    why = f"a tail of shape {worst.khat:.2f}" if worst.khat >= MAX_KHAT else f"an error of {worst.error:.2f} sd"
-    return f"quantiles hold, but {' and '.join(names)} may not exist or are not reached ({why})"
+    if worst.khat < _max_khat(ess):
+        return f"quantiles hold, but not {names}: the error is {worst.error:.2f} sd"
+    why = "it may not exist, or rare draws decide it" if ess >= HIGH_ESS else "the weights do not reach it"
+    return f"quantiles hold, but not {names}: {why} (a tail of shape {worst.khat:.2f})"
 
 
 def _of_weights(

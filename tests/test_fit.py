@@ -397,6 +397,8 @@ def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(ma
     model, verdicts = Model({"x": real(2)}, lambda theta: norm.logpdf(theta["x"], 3.0, 2.0).sum()), []
     settings = cascade.Settings(None, None, np.inf, None, 60.0, StageDisplay(False))
     for _ in cascade.cascade(key, model, (), settings, verdicts):
-        verdicts.append(SimpleNamespace(of_weights="not trusted", spacing=0.0, elbo=-np.inf))
+        verdicts.append(
+            SimpleNamespace(level="not trusted", of_weights="not trusted", ess=0.0, spacing=0.0, elbo=-np.inf)
+        )
     assert started[-1].shape == shape
     assert np.allclose(started[-1], 4.0 if len(shape) == 1 else 4.0 * np.eye(2), rtol=1e-3)

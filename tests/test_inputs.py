@@ -207,6 +207,10 @@ READ = {
     "nested lists": ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]])),
     "a series": (FRAME["two"], np.array([0.5, 1.0, 2.0])),
     "a frame": (FRAME, np.array([[1, 0.5], [2, 1.0], [4, 2.0]])),
+    "a frame with a flag": (
+        FRAME.assign(flag=[True, False, True])[["two", "flag"]],
+        [[0.5, 1.0], [1.0, 0.0], [2.0, 1.0]],
+    ),
     "an index": (FRAME.index, np.arange(3)),
     "a list of arrays": ([X, X], [X, X]),
     "a tuple of numbers": ((1.0, 2.0), (1.0, 2.0)),
@@ -239,6 +243,7 @@ UNREADABLE = {
     "dates": (np.array(["2024-01-01"], "datetime64[D]"), r"data `\[0\]`: .*; got ndarray of datetime64\[D\]"),
     "a column of words": (FRAME.assign(name="a"), r"a DataFrame whose columns \['name'\] are no numbers"),
     "lists of unequal lengths": ([[1.0, 2.0], [3.0]], r"data `\[0\]`: .*; got lists of unequal lengths"),
+    "a mask": (np.ma.masked_array(X, [0, 0, 1]), r"data `\[0\]`: .*; got a masked array: give it and its mask"),
     "a function": (len, r"data `\[0\]`: .*; got <built-in function len>"),
 }
 
@@ -252,7 +257,10 @@ def test_data_that_are_refused(name):
 
 OF_X = Model({"a": real()}, lambda theta, x: -0.5 * theta["a"] ** 2 - jnp.sum((x - theta["a"]) ** 2))
 GUIDE = mean_field(OF_X.latents)
+DRAWS = minisvi.Draws({"a": jnp.arange(5.0)}, jnp.full(5, -jnp.log(5.0)))
 TAKES_DATA = {
+    "check": lambda x: OF_X.check(x),
+    "predictive": lambda x: DRAWS.predictive(KEY, lambda key, theta, x: x * theta["a"], 2, x),
     "init": lambda x: SVI(OF_X, GUIDE, ADAM).init(KEY, x).params,
     "run": lambda x: SVI(OF_X, GUIDE, ADAM).run(KEY, 2, x, progress_bar=False).params,
     "resume": lambda x: SVI(OF_X, GUIDE, ADAM).resume(state(), 2, x, progress_bar=False).params,

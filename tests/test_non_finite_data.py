@@ -99,3 +99,14 @@ def test_a_failed_run_names_the_row_of_all_the_data_and_not_that_of_the_batch(ke
     svi = SVI(factored(rows), mean_field({"a": real()}), ADAM, batches=Minibatches(25))
     with pytest.raises(NonFiniteError, match=PLACE):
         svi.run(key, 20, *DATA, progress_bar=False)
+
+
+def test_a_model_made_inside_a_trace_is_not_looked_at(key):
+    """Its terms are traced, though the data are known."""
+
+    def elbo(scale):
+        masked = lambda t, x, other: jnp.where(jnp.isnan(x), 0.0, norm.logpdf(jnp.nan_to_num(x), t["a"], scale))  # noqa: E731
+        svi = SVI(factored(masked), mean_field({"a": real()}), ADAM)
+        return svi.evaluate(svi.init(key, *DATA), *DATA)
+
+    assert np.isfinite(jax.jit(elbo)(2.0))

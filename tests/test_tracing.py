@@ -130,3 +130,20 @@ def test_tfp_log_normal_as_a_likelihood(key):
     model = minisvi.Model(LATENTS, log_joint)
     assert minisvi.deterministic(key, model, Y, num_restarts=2).converged
     assert np.all(np.isfinite(minisvi.SVI(model, GUIDE, ADAM).run(key, 20, Y, progress_bar=False).elbo))
+
+
+def test_a_function_is_called_as_it_is_and_nothing_of_it_is_remembered():
+    """Eager, it sees the very arguments, and each call is a new one: what it reads elsewhere may have changed."""
+    scale = [2.0]
+
+    def log_joint(theta, y, num):
+        assert isinstance(y, np.ndarray)
+        return jnp.sum(norm.logpdf(y[:num], theta["m"], scale[0]))
+
+    model = minisvi.Model({"m": minisvi.real()}, log_joint)
+    u, y = {"m": jnp.array(0.5)}, np.array([1.0, 2.0, 7.0])
+    before = model.log_density(u, y, 2)
+    assert np.isfinite(jax.grad(model.log_density)(u, y, 2)["m"])
+    scale[0] = 5.0
+    assert np.allclose(model.log_density(u, y, 2), norm.logpdf(y[:2], 0.5, 5.0).sum(), rtol=1e-5)
+    assert model.log_density(u, y, 2) != before

@@ -214,36 +214,34 @@ def test_the_rule(name):
 BULK = "bulk good, tails unverified"
 MEAN, SD_OF_A = Moment("a", 1, 0.01, -np.inf), Moment("a", 2, 0.02, 0.3)
 HELD = {
-    "all moments hold": ("good", [MEAN, SD_OF_A], "good", "by weights"),
+    "all moments hold": ("good", [MEAN, SD_OF_A], 0.9, "good", "^by weights$"),
     "an error": (
         "good",
         [MEAN, SD_OF_A._replace(error=0.04)],
+        0.9,
         BULK,
-        r"the sd of `a` may not .* \(an error of 0.04 sd\)",
+        "but not the sd of `a`: the error is 0.04 sd",
     ),
-    "an error that is enough for less": (BULK, [MEAN, SD_OF_A._replace(error=0.04)], BULK, "^by weights$"),
-    "a heavy tail": (
-        BULK,
-        [MEAN, SD_OF_A._replace(khat=0.9)],
-        BULK,
-        r"the sd of `a` may not .* \(a tail of shape 0.90\)",
-    ),
-    "an error of NaN": ("good", [MEAN._replace(error=np.nan)], BULK, "the mean of `a` may not"),
-    "many": ("good", [SD_OF_A._replace(error=1.0)] * 5, BULK, "and 2 more moments may not"),
-    "not trusted before": ("not trusted", [SD_OF_A._replace(error=1.0)], "not trusted", "^by weights$"),
+    "an error that is enough for less": (BULK, [MEAN, SD_OF_A._replace(error=0.04)], 0.9, BULK, "^by weights$"),
+    "a tail of theta": ("good", [MEAN, SD_OF_A._replace(khat=0.9)], 0.9, BULK, r"rare draws decide it .*shape 0.90"),
+    "a tail of the weights": ("good", [MEAN, SD_OF_A._replace(khat=0.9)], 0.5, "good", "^by weights$"),
+    "a heavy tail": (BULK, [SD_OF_A._replace(khat=1.1)], 0.5, BULK, r"the weights do not reach it .*shape 1.10"),
+    "an error of NaN": ("good", [MEAN._replace(error=np.nan)], 0.9, BULK, "but not the mean of `a`"),
+    "many": ("good", [SD_OF_A._replace(error=1.0)] * 5, 0.9, BULK, "the sd of `a` and 2 more: the error"),
+    "not trusted before": ("not trusted", [SD_OF_A._replace(error=1.0)], 0.9, "not trusted", "^by weights$"),
 }
 
 
 @pytest.mark.parametrize("name", HELD)
 def test_the_level_of_the_weights_is_held_against_the_moments(name):
-    of_weights, known, level, reason = HELD[name]
-    found = verdict._rule(known, (of_weights, "by weights"), 0.001, 100.0)
+    of_weights, known, ess, level, reason = HELD[name]
+    found = verdict._rule(known, (of_weights, "by weights"), ess, 0.001, 100.0)
     assert found[0] == level
     assert re.search(reason, found[1])
 
 
 def test_a_density_that_is_rounding_is_not_trusted():
-    level, reason = verdict._rule([MEAN], ("good", "by weights"), 8.0, 1e8)
+    level, reason = verdict._rule([MEAN], ("good", "by weights"), 0.9, 8.0, 1e8)
     assert level == "not trusted"
     assert "log p is about 1e+08, where the dtype's numbers are 8 nats apart" in reason
 
@@ -277,7 +275,7 @@ def test_a_moment_that_rare_draws_decide_is_named_and_the_quantiles_hold(key):
     found = judged(key, guide, params, model, num_draws=4000)
     assert found.verdict.of_weights == "good"
     assert found.verdict.level == BULK
-    assert found.verdict.reason.startswith("quantiles hold, but the sd of `s`")
+    assert found.verdict.reason.startswith("quantiles hold, but not the sd of `s`")
     assert found.verdict.worst == "s"
     assert all("`s`" in moment for moment in found.verdict.unreached)
     median, high = found.draws.quantiles([0.5, 0.9])["s"]

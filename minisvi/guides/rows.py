@@ -14,7 +14,7 @@ from minisvi.guides.structured import parts_of
 from minisvi.guides.weights import Init, initialiser
 from minisvi.guides.wrapped import split
 from minisvi.record import Record
-from minisvi.tracing import isolated
+from minisvi.tracing import fresh
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class PerRow(_RowGuide):
         return self._rows(lambda row: self.guide.distribution(row[0], {**draws, **row[1]}), (params, own))
 
     def _of(self, params: Any, data: tuple[Any, ...]) -> Any:
-        num, rows = _num_rows(data), jnp.asarray(isolated(self.index)(*data))
+        num, rows = _num_rows(data), jnp.asarray(self.index(*fresh(data)))
         if rows.shape != (num,) or not jnp.issubdtype(rows.dtype, jnp.integer):
             raise ValueError(
                 f"per_row: `index` must return each row's place in 0..{self.num_rows - 1}: expected int[{num}]; got "
@@ -148,7 +148,7 @@ class Amortised(_RowGuide):
             raise ValueError("amortised: expected `on` of its own, for the encoder; got a conditional guide")
 
     def distribution(self, params: Any, /, *args: Any) -> Rows:
-        rows, num = isolated(self.encode)(params, *args), _num_rows(args[1:] if self.on else args)
+        rows, num = self.encode(params, *fresh(args)), _num_rows(args[1:] if self.on else args)
         one = jax.eval_shape(lambda: self.guide.init(jax.random.key(0)))
         expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape), leaf.dtype), one)
         checks.same_tree("amortised: `encode` gave", expected, rows)

@@ -14,7 +14,7 @@ from minisvi.guides.joint import Dependent, Joint
 from minisvi.guides.weights import Init, Network, pair
 from minisvi.guides.wrapped import Wrapper
 from minisvi.record import Record
-from minisvi.tracing import copied
+from minisvi.tracing import fresh
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Custom(Record):
     constrained: Any = False
 
     def distribution(self, params: Any, /, *data: Any) -> Joint:
-        return Joint(self.family(params, *copied(data)))
+        return Joint(self.family(params, *fresh(data)))
 
 
 def custom(init: Callable[[Array], Any], distribution: Callable[..., Any], constrained: Any = False) -> Custom:
