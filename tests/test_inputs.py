@@ -209,7 +209,7 @@ READ = {
     "a frame": (FRAME, np.array([[1, 0.5], [2, 1.0], [4, 2.0]])),
     "a frame with a flag": (
         FRAME.assign(flag=[True, False, True])[["two", "flag"]],
-        [[0.5, 1.0], [1.0, 0.0], [2.0, 1.0]],
+        np.array([[0.5, 1.0], [1.0, 0.0], [2.0, 1.0]]),
     ),
     "an index": (FRAME.index, np.arange(3)),
     "a list of arrays": ([X, X], [X, X]),
