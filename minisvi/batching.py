@@ -29,14 +29,16 @@ def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def in_batches(fun: Callable[[Any], Any], xs: Any, batch_size: int) -> Any:
     """`jax.lax.map(fun, xs, batch_size=batch_size)`, which fails (jax 0.10) where a leaf of the result is empty."""
-    spec = jax.eval_shape(fun, jax.tree.map(lambda leaf: leaf[0], xs))
-    leaves, treedef = jax.tree.flatten(spec)
+    seen: list[Any] = []  # what fun(x) is like, noted while it is traced, for it is traced once
 
     def filled(x: Any) -> list[Array]:
-        return [leaf for leaf in jax.tree.leaves(fun(x)) if leaf.size]
+        value = fun(x)
+        seen.append(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), value))
+        return [leaf for leaf in jax.tree.leaves(value) if leaf.size]
 
     mapped = iter(jax.lax.map(filled, xs, batch_size=batch_size))
     num = len(jax.tree.leaves(xs)[0])
+    leaves, treedef = jax.tree.flatten(seen[0])
     whole = [next(mapped) if leaf.size else jnp.zeros((num, *leaf.shape), leaf.dtype) for leaf in leaves]
     return jax.tree.unflatten(treedef, whole)
 

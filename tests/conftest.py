@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,15 @@ def no_rank_promotion(request):
     foreign = request.node.get_closest_marker("foreign") is not None
     with jax.numpy_rank_promotion("allow" if foreign else "raise"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_more_programs_than_fit():
+    """A compiled program holds some twenty memory maps, and Linux gives a process 65,530: with more, compilers crash."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
