@@ -32,7 +32,7 @@ def no_rank_promotion(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_more_programs_than_fit():
-    """A compiled program holds some twenty memory maps, and Linux gives a process 65,530: with more, compilers crash."""
+    """A compiled program holds some twenty memory maps, and Linux gives a process 65,530: past them LLVM fails."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
