@@ -185,7 +185,7 @@ def log_weights(key: Any, params: Any, model: Any, guide: Any, data: tuple[Any, 
 
 def k_hat(log_w: np.ndarray) -> float:
     """The Pareto shape of the weights' tail, by minisvi: equal to arviz-stats, which fails if a tail underflows."""
-    from minisvi import diagnostics
+    from minisvi.posterior import diagnostics
 
     return float(diagnostics.psis(jnp.asarray(log_w)).khat)
 

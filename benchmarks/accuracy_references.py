@@ -16,7 +16,7 @@ from accuracy_engines import numpyro_model, start
 from accuracy_targets import REFERENCES, TARGETS, Target, brownian_data
 from common import significant, versions
 
-from minisvi import trees
+from minisvi.model import trees
 
 Reference = dict[str, Any]
 

@@ -48,7 +48,7 @@ from common import interleaved, machine, progress, significant, versions
 from engines import blocks, pairs, pieces, rows
 
 from minisvi import Minibatches, Stream
-from minisvi.checkpoint import Checkpoints
+from minisvi.running.checkpoint import Checkpoints
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 PACKAGES = ["jax", "jaxlib", "optax", "numpyro", "numpy", "orbax-checkpoint"]

@@ -14,7 +14,7 @@ from jax.scipy.stats import norm
 from plotting import save
 
 import minisvi
-from minisvi import plots
+from minisvi.posterior import plots
 
 EFFECTS = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

@@ -1,54 +1,31 @@
 """minisvi: stochastic variational inference in pure JAX.
 
-Reading order, which is also the order of the mathematics: `supports` (T), `model` (log p), `guides` (q), `elbo` (E and
-its gradient), `svi` (the maximum over phi), `posterior` (what q says); then `diagnostics`, `verdict` (is it true?) and
-`fit`, which needs no tuning. `minisvi.bnn` makes a Flax module a pytree of latents; it is imported by name, because it
-loads Flax. So is `minisvi.plots`, which draws a fit with Matplotlib.
+Reading order, which is also the order of the mathematics: the rooms `model` (T and log p), `guides` (q), `objectives`
+(E and its gradient), `data` (D); then `svi` (the maximum over phi) and `posterior` (what q says). `auto` has the fit
+that needs no tuning, and its verdict. `minisvi.bnn` makes a Flax module a pytree of latents; it is imported by name, as
+it loads Flax. So is `minisvi.posterior.plots`, which draws a fit with Matplotlib.
 """
 
-from minisvi.batches import FullBatch, Minibatches
-from minisvi.bounds import CUBO, FixedDraws, ForwardKL, ImportanceWeighted, Renyi
-from minisvi.checkpoint import load, save
-from minisvi.convergence import Convergence
-from minisvi.deterministic import Deterministic, deterministic
-from minisvi.draws import Draws
-from minisvi.elbo import ELBO
-from minisvi.export import to_arviz
-from minisvi.fit import Fit, fit
-from minisvi.guides import (
-    Dependent,
-    IndefiniteHessianError,
-    affine_coupling,
-    amortised,
-    block,
-    categorical,
-    conditional,
-    custom,
-    delta,
-    full_rank,
-    inverse_autoregressive,
-    laplace,
-    low_rank,
-    mean_field,
-    mixture,
-    per_row,
-    product,
-    spline_coupling,
-    whitened,
-)
-from minisvi.model import Model
-from minisvi.newton import newton
-from minisvi.online import with_prior
-from minisvi.posterior import Posterior, log_weights
-from minisvi.prior_supports import PriorSupportWarning
-from minisvi.response import linear_response
-from minisvi.result import NonFiniteError, Restarts, SVIResult
-from minisvi.sharding import mesh, shard_rows
-from minisvi.stopping import Patience
-from minisvi.streams import Stream, StreamError
-from minisvi.summary import Summary
-from minisvi.sums import log_conditional, sum_out
-from minisvi.supports import (
+from minisvi.auto.fit import Fit, fit
+from minisvi.auto.verdict import Judged, Verdict, judge
+from minisvi.data.batches import FullBatch, Minibatches
+from minisvi.data.streams import Stream, StreamError
+from minisvi.guides.block import block
+from minisvi.guides.delta import delta
+from minisvi.guides.discrete import categorical
+from minisvi.guides.flow import affine_coupling, inverse_autoregressive, spline_coupling
+from minisvi.guides.gaussian import full_rank, mean_field
+from minisvi.guides.joint import Dependent
+from minisvi.guides.local import amortised, per_row
+from minisvi.guides.low_rank import low_rank
+from minisvi.guides.mixture import mixture
+from minisvi.guides.products import conditional, custom, product
+from minisvi.guides.whitened import whitened
+from minisvi.model.fitted_prior import with_prior
+from minisvi.model.model import Model
+from minisvi.model.prior_supports import PriorSupportWarning
+from minisvi.model.summed import log_conditional, sum_out
+from minisvi.model.supports import (
     Support,
     corr_cholesky,
     finite,
@@ -63,8 +40,22 @@ from minisvi.supports import (
     transformed,
     unit_interval,
 )
+from minisvi.objectives.bounds import CUBO, FixedDraws, ForwardKL, ImportanceWeighted, Renyi
+from minisvi.objectives.elbo import ELBO
+from minisvi.posterior.draws import Draws
+from minisvi.posterior.export import to_arviz
+from minisvi.posterior.posterior import Posterior, log_weights
+from minisvi.posterior.summary import Summary
+from minisvi.running.checkpoint import load, save
+from minisvi.running.result import NonFiniteError, Restarts, SVIResult
+from minisvi.second_order.deterministic import Deterministic, deterministic
+from minisvi.second_order.laplace import IndefiniteHessianError, laplace
+from minisvi.second_order.newton import newton
+from minisvi.second_order.response import linear_response
+from minisvi.stopping.convergence import Convergence
+from minisvi.stopping.rules import Patience
 from minisvi.svi import SVI, StepInfo, SVIState
-from minisvi.verdict import Judged, Verdict, judge
+from minisvi.tools.sharding import mesh, shard_rows
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from minisvi import ancestral, checks, supports
+from minisvi.model import ancestral, supports
+from minisvi.tools import checks
 
 Prior = Callable[[str, tuple[int, ...]], Any]
 

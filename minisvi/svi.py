@@ -15,17 +15,18 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from minisvi import checks, inputs, trees
-from minisvi.batches import Blocks, FullBatch, Minibatches
-from minisvi.drive import Host
-from minisvi.elbo import ELBO
-from minisvi.guides import Guide
-from minisvi.loop import Plan
-from minisvi.model import Model
-from minisvi.record import Record
-from minisvi.result import SVIResult
-from minisvi.run import fit
-from minisvi.sharding import along, check_axes
+from minisvi.data.batches import Blocks, FullBatch, Minibatches
+from minisvi.guides.base import Guide
+from minisvi.model import trees
+from minisvi.model.model import Model
+from minisvi.objectives.elbo import ELBO
+from minisvi.running.device import Plan
+from minisvi.running.host import Host
+from minisvi.running.result import SVIResult
+from minisvi.running.run import fit
+from minisvi.tools import checks, inputs
+from minisvi.tools.record import Record
+from minisvi.tools.sharding import along, check_axes
 
 
 class SVIState(NamedTuple):

@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from problems import conjugate_data, conjugate_model
 
 import minisvi
-from minisvi import ELBO, SVI, FullBatch, Minibatches, Patience, Stream, loop, mean_field
+from minisvi import ELBO, SVI, FullBatch, Minibatches, Patience, Stream, mean_field
+from minisvi.running import device
 from minisvi.svi import _init
 
 NUM_ROWS = 400  # 50 a shard: orders that are walked, and batches of two sizes
@@ -153,10 +154,10 @@ def test_only_sums_leave_a_device(name, key):
 
 def test_starts_lie_on_their_own_devices_and_share_only_their_ends(key):
     mesh, svi = minisvi.mesh(rows=2, restarts=4), svi_of()
-    program = loop.program(svi, loop.Plan(8))
+    program = device.program(svi, device.Plan(8))
     data, spread = minisvi.shard_rows(mesh, X), NamedSharding(mesh, PartitionSpec("restarts"))
     with jax.set_mesh(mesh):
-        lane = loop.start(program, _init(svi, *data, key=key, params=None, num_restarts=8), data, None)
+        lane = device.start(program, _init(svi, *data, key=key, params=None, num_restarts=8), data, None)
         arguments = lane, np.array([0, 10], np.int32), data, None
         compiled = program.block.lower(*arguments).compile()
         lane, *_ = program.block(*arguments)

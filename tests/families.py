@@ -47,7 +47,7 @@ FEATURES = three_weights, three_features
 
 
 def by_name(latents):
-    return [[".".join(name.split("."))] for name in minisvi.checks.named_leaves(latents)]
+    return [[".".join(name.split("."))] for name in minisvi.tools.checks.named_leaves(latents)]
 
 
 def structured(latents, **options):
@@ -59,13 +59,13 @@ def structured(latents, **options):
 
 def normals(latents, family):
     """A guide of one's own: a tree of Distrax or TFP normals."""
-    like = minisvi.trees.unconstrained_like(latents)
+    like = minisvi.model.trees.unconstrained_like(latents)
 
     def distribution(params, *_):
         return jax.tree.map(lambda p: family(p["loc"], jnp.exp(p["log_scale"])), params, is_leaf=is_normal)
 
     def init(key):
-        loc = minisvi.trees.unravel(latents, minisvi.trees.start(latents, key))
+        loc = minisvi.model.trees.unravel(latents, minisvi.model.trees.start(latents, key))
         return jax.tree.map(lambda m, s: {"loc": m, "log_scale": jnp.zeros(s.shape, s.dtype)}, loc, like)
 
     return minisvi.custom(init, distribution)
@@ -83,17 +83,17 @@ class FromFlowjax:
 
     def sample_and_log_prob(self, *, seed):
         x, log_q = self.q.sample_and_log_prob(seed)
-        return minisvi.trees.unravel(self.latents, x), log_q
+        return minisvi.model.trees.unravel(self.latents, x), log_q
 
     def log_prob(self, u):
-        return self.q.log_prob(minisvi.trees.ravel(self.latents, u))
+        return self.q.log_prob(minisvi.model.trees.ravel(self.latents, u))
 
 
 def flowjax_affine(latents):
-    size = minisvi.trees.spec(latents).shape
+    size = minisvi.model.trees.spec(latents).shape
 
     def init(key):
-        return {"loc": minisvi.trees.start(latents, key), "log_scale": jnp.zeros(size)}
+        return {"loc": minisvi.model.trees.start(latents, key), "log_scale": jnp.zeros(size)}
 
     def distribution(params, *_):
         bijection = Affine(params["loc"], jnp.exp(params["log_scale"]))
@@ -106,10 +106,10 @@ class Correlated(Whitened):
     """Whitened by a Gaussian off the origin with unequal, correlated scales, whatever the start asked for."""
 
     def init(self, key, /, loc=None, cov=None):
-        size = minisvi.trees.spec(self.latents).shape[0]
+        size = minisvi.model.trees.spec(self.latents).shape[0]
         scales = jnp.linspace(0.5, 2.0, size)
         cov = (0.5 * jnp.ones((size, size)) + 0.5 * jnp.eye(size)) * scales[:, None] * scales[None]
-        return super().init(key, loc=minisvi.trees.unravel(self.latents, 1.5 * jnp.ones(size)), cov=cov)
+        return super().init(key, loc=minisvi.model.trees.unravel(self.latents, 1.5 * jnp.ones(size)), cov=cov)
 
 
 # name: the guide over a tree of latents

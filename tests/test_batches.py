@@ -11,8 +11,8 @@ from jax.scipy.stats import norm
 from scipy.stats import chisquare
 
 import minisvi
-from minisvi.batches import Block, Blocks
-from minisvi.permutation import shuffled
+from minisvi.data.batches import Block, Blocks
+from minisvi.data.permutation import shuffled
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 5, 7, 16, 101, 256, 1000, 65_537])

@@ -8,7 +8,7 @@ from jax.scipy.stats import norm
 
 import minisvi
 from minisvi import Model, positive, real
-from minisvi.centred import centred
+from minisvi.auto.centred import centred
 
 NUM, PER_ROW = 20_000, 100.0  # nats that each row's term has more than it would need
 

@@ -21,8 +21,8 @@ from problems import NUM_ROWS, conjugate_data, conjugate_model
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, Stream, bnn, full_rank, mean_field, real
-from minisvi.checkpoint import KEEP, Checkpoints, remembered
-from minisvi.claims import claim
+from minisvi.running.checkpoint import KEEP, Checkpoints, remembered
+from minisvi.running.identity import claim
 
 PART, WHOLE = 730, 1000  # the first is no multiple of the rules' `every`
 MODEL, X, ADAM = conjugate_model(), conjugate_data(), optax.adam(0.05)

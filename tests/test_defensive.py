@@ -12,7 +12,9 @@ from jax.scipy.stats import norm
 from scipy import stats
 
 import minisvi
-from minisvi import Model, defensive, diagnostics, full_rank, mean_field, mixture, real
+from minisvi import Model, full_rank, mean_field, mixture, real
+from minisvi.auto import defensive
+from minisvi.posterior import diagnostics
 
 S = 200_000
 

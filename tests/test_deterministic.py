@@ -14,8 +14,8 @@ from jax.scipy.stats import norm
 from problems import conjugate_data, conjugate_model
 
 from minisvi import Model, deterministic, linear_response, positive, real
-from minisvi.batching import batched
-from minisvi.deterministic import _fixed_draws
+from minisvi.second_order.deterministic import _fixed_draws
+from minisvi.tools.batching import batched
 
 TWO = {"num_draws": 2, "restart_draws": 2, "max_draws": 2, "num_restarts": 2}
 
@@ -276,7 +276,7 @@ GP_PARTS = {
         states, info = jax.jit(jax.vmap(lambda s: svi.scan(s, 3, *data)))(states)
         assert info.elbo.shape == (8, 3)
         assert not np.any(info.skipped)
-        (state,) = minisvi.stochastic.stochastic(
+        (state,) = minisvi.auto.stochastic.stochastic(
             key, model, guide, *data, num_steps=(5,), learning_rates=(1e-3,), num_particles=16
         )
         assert state.step == 5
@@ -295,7 +295,7 @@ def test_a_gaussian_process_does_not_hang(part):
         import sys
         sys.path.insert(0, "tests")
         import jax, jax.numpy as jnp, numpy as np, optax
-        import minisvi, minisvi.stochastic
+        import minisvi, minisvi.auto.stochastic
         from test_deterministic import gp_model
         (model, data), key = gp_model(), jax.random.key(0)
     """

@@ -8,7 +8,7 @@ from arviz_stats.base import array_stats
 from conftest import FLOAT
 from jax.scipy.stats import norm
 
-from minisvi import diagnostics as d
+from minisvi.posterior import diagnostics as d
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-10}
 DTYPES = ["float32", "float64"] if jnp.float64 == FLOAT else ["float32"]

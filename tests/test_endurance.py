@@ -17,7 +17,8 @@ import pytest
 from problems import NUM_ROWS
 from test_checkpoint import PLAIN, X, run, same, steps
 
-from minisvi import Stream, streams
+from minisvi import Stream
+from minisvi.data import streams
 
 HOST = np.asarray(X)
 
@@ -30,12 +31,12 @@ CHILD = """
 import logging, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.scipy.stats import norm
-import minisvi, minisvi.progress
+import minisvi, minisvi.running.progress
 
 num_steps, cache, out, directory = int(sys.argv[1]), *sys.argv[2:]
 jax.config.update("jax_compilation_cache_dir", cache)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-minisvi.progress._LOG_SECONDS = 0.0
+minisvi.running.progress._LOG_SECONDS = 0.0
 logging.basicConfig(stream=sys.stdout, format="%(created)f %(message)s")
 logging.getLogger("minisvi").setLevel(logging.INFO)
 

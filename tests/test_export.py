@@ -11,7 +11,7 @@ import pytest
 from jax.scipy.special import logsumexp
 
 from minisvi import Draws, Model, Posterior, full_rank, positive, real, to_arviz
-from minisvi.draws import plain
+from minisvi.posterior.draws import plain
 
 NUM, S = 12, 400
 Y = 3.0 + jnp.sin(5.0 * jnp.arange(NUM))  # spread, away from the origin

@@ -101,7 +101,7 @@ def density_on_a_grid(name, dimension, key):
     @jax.jit
     def density(vector):
         q = guide.distribution(unravel_params(vector))
-        return jnp.exp(jax.vmap(lambda x: q.log_prob(minisvi.trees.unravel(latents, x)))(grid))
+        return jnp.exp(jax.vmap(lambda x: q.log_prob(minisvi.model.trees.unravel(latents, x)))(grid))
 
     at = lambda vector: np.asarray(density(vector), np.float64)  # noqa: E731
     return at, vector, grid, np.prod([axis[1] - axis[0] for axis in axes])
@@ -134,7 +134,7 @@ def test_gradient_through_the_draws_is_the_finite_difference_of_the_expectation(
     def through_the_draws(k):
         def estimate(vector):
             u, _, log_weight = base.strata(guide.distribution(unravel_params(vector)), k)
-            return jnp.exp(log_weight) @ jax.vmap(lambda u: f(minisvi.trees.ravel(latents, u)))(u)
+            return jnp.exp(log_weight) @ jax.vmap(lambda u: f(minisvi.model.trees.ravel(latents, u)))(u)
 
         return directions @ jax.grad(estimate)(vector)
 

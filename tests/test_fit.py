@@ -1,6 +1,5 @@
 """The cascade: exact answers, what it says when there is none, budgets, keys, and calibration by simulation."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -18,11 +17,11 @@ from problems import conjugate_data, conjugate_model, conjugate_posterior, gamma
 from scipy.stats import chisquare
 
 import minisvi
-from minisvi import Model, cascade, real
-from minisvi.progress import StageDisplay, deferred_interrupt, interrupted
-
-deterministic_file = importlib.import_module("minisvi.deterministic")
-fit_file = importlib.import_module("minisvi.fit")
+from minisvi import Model, real
+from minisvi.auto import cascade
+from minisvi.auto import fit as fit_file
+from minisvi.running.progress import StageDisplay, deferred_interrupt, interrupted
+from minisvi.second_order import deterministic as deterministic_file
 
 
 def fitted(key, model, *data, **options):

@@ -39,7 +39,7 @@ def test_given_start(make, key):
     theta = {"a": jnp.array([3.0, -4.0]), "b": {"c": jnp.array(0.2), "d": jnp.array([0.2, 0.5, 0.3])}}
     guide = make(model.latents)
     q = guide.distribution(guide.init(key, loc=model.unconstrain(theta)))
-    centre = model.constrain(minisvi.trees.unravel(model.latents, q.loc))
+    centre = model.constrain(minisvi.model.trees.unravel(model.latents, q.loc))
     for got, expected in zip(jax.tree.leaves(centre), jax.tree.leaves(theta), strict=True):
         assert jnp.allclose(got, expected, rtol=1e-5)
 

@@ -8,7 +8,8 @@ import pandas
 import pytest
 
 import minisvi
-from minisvi import SVI, Draws, Model, Posterior, inputs, mean_field, real
+from minisvi import SVI, Draws, Model, Posterior, mean_field, real
+from minisvi.tools import inputs
 
 KEY = jax.random.key(0)
 ADAM = optax.adam(0.1)

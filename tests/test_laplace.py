@@ -11,7 +11,9 @@ from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
 
 import minisvi
-from minisvi import IndefiniteHessianError, Model, curvature, laplace, positive, real, trees
+from minisvi import IndefiniteHessianError, Model, laplace, positive, real
+from minisvi.model import trees
+from minisvi.second_order import curvature
 
 MODES = ["exact", "diagonal", "low_rank"]
 MODE_ERROR = {jnp.dtype("float32"): 1e-3, jnp.dtype("float64"): 1e-7}[jnp.dtype(FLOAT)]  # in posterior sds

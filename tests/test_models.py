@@ -73,7 +73,7 @@ def test_a_model_is_a_blackjax_log_density(key):
 
 def test_unconstrain_inverts_constrain(key):
     model = Model({"a": positive(2), "b": (simplex(4), real())}, lambda theta: jnp.zeros(()))
-    u = jax.tree.map(lambda s: jax.random.normal(key, s.shape), minisvi.trees.unconstrained_like(model.latents))
+    u = jax.tree.map(lambda s: jax.random.normal(key, s.shape), minisvi.model.trees.unconstrained_like(model.latents))
     again = model.unconstrain(model.constrain(u))
     for one, two in zip(jax.tree.leaves(u), jax.tree.leaves(again), strict=True):
         assert jnp.allclose(one, two, atol=1e-5)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minisvi import diagnostics
-from minisvi.moments import MAX_KHAT, moments, tail_shape
+from minisvi.posterior import diagnostics
+from minisvi.posterior.moments import MAX_KHAT, moments, tail_shape
 
 SIZE = 20_000
 EQUAL = np.zeros(SIZE)

@@ -7,8 +7,8 @@ import pytest
 from conftest import FLOAT
 
 from minisvi import newton
-from minisvi.newton import descend, start
-from minisvi.products import dense
+from minisvi.second_order.hessian_products import dense
+from minisvi.second_order.newton import descend, start
 
 SOLVERS = ("eigh", "cg")
 EPS = float(jnp.finfo(FLOAT).eps)

@@ -8,7 +8,8 @@ import pytest
 from jax.scipy.stats import norm
 
 import minisvi
-from minisvi import SVI, Minibatches, Model, NonFiniteError, checks, mean_field, positive, real
+from minisvi import SVI, Minibatches, Model, NonFiniteError, mean_field, positive, real
+from minisvi.tools import checks
 
 X = jnp.linspace(-1.0, 1.0, 50)
 Y = np.linspace(0.0, 2.0, 50)

@@ -12,7 +12,8 @@ from conftest import FLOAT, RTOL
 from problems import NOISE_SD, PRIOR_LOC, PRIOR_SD, conjugate_data, conjugate_model, conjugate_posterior
 
 import minisvi
-from minisvi import CUBO, ELBO, SVI, FixedDraws, ForwardKL, ImportanceWeighted, Model, Renyi, mean_field, noise
+from minisvi import CUBO, ELBO, SVI, FixedDraws, ForwardKL, ImportanceWeighted, Model, Renyi, mean_field
+from minisvi.tools import noise
 
 pytestmark = pytest.mark.foreign  # the priors are Distrax's
 

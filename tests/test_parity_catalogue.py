@@ -145,7 +145,7 @@ def test_laplace_is_autolaplace(key):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
     fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(key, n, *data, progress_bar=False)
     found = laplace(key, model, *data)
-    mode = minisvi.trees.ravel(model.latents, found.loc)
+    mode = minisvi.model.trees.ravel(model.latents, found.loc)
     sd = np.sqrt(np.diag(found.cov))
 
     @jax.jit

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minisvi import Draws, diagnostics, plots
-from minisvi.draws import plain
+from minisvi import Draws
+from minisvi.posterior import diagnostics, plots
+from minisvi.posterior.draws import plain
 
 pytest.importorskip("matplotlib").use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")

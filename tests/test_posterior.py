@@ -10,7 +10,7 @@ from families import members_of
 from jax.scipy.special import gammaln, ndtri
 
 from minisvi import Draws, Model, Posterior, custom, log_weights, mean_field, positive, real
-from minisvi.draws import plain, quantiles
+from minisvi.posterior.draws import plain, quantiles
 
 # theta = (a, exp(b)): N((5, -2), (3, 0.5)^2), a normal and a log-normal away from the origin.
 LATENTS = {"a": real(2), "tau": positive()}

@@ -9,8 +9,8 @@ from jax.experimental.ode import odeint
 from jax.scipy.stats import norm
 
 from minisvi import Model, deterministic, fit, laplace, linear_response, real
-from minisvi.newton import newton
-from minisvi.products import dense, scaled_products
+from minisvi.second_order.hessian_products import dense, scaled_products
+from minisvi.second_order.newton import newton
 
 EPS = float(jnp.finfo(FLOAT).eps)
 LOC = np.array([3.0, -20.0, 0.5])

@@ -13,7 +13,7 @@ from scipy import stats
 
 import minisvi
 from minisvi import SVI, Model, full_rank, mean_field, real, whitened
-from minisvi.stochastic import _optimizer, stochastic
+from minisvi.auto.stochastic import _optimizer, stochastic
 
 
 def test_a_run_is_yielded_at_its_last_step(key):
@@ -125,14 +125,14 @@ NEUTRAL = {
 def test_at_its_start_it_is_the_gaussian_given(name, diagonal, key):
     latents = {"b": real(3), "a": real()}
     guide = whitened(NEUTRAL[name](latents), diagonal)
-    u = minisvi.trees.unravel(latents, jnp.asarray(LOC, FLOAT))
+    u = minisvi.model.trees.unravel(latents, jnp.asarray(LOC, FLOAT))
     params = guide.init(key, loc=u, cov=jnp.asarray(COV, FLOAT))
     q = guide.distribution(params)
     in_units = stats.multivariate_normal(np.zeros(4), np.eye(4) if diagonal else CORRELATION)
     truth = lambda x: in_units.logpdf((x - LOC) / SCALES) - np.log(SCALES).sum()  # noqa: E731
     for k in jax.random.split(key, 5):
         u, log_q = q.sample_and_log_prob(seed=k)
-        vector = np.asarray(minisvi.trees.ravel(latents, u), float)
+        vector = np.asarray(minisvi.model.trees.ravel(latents, u), float)
         near = {"abs": 2000 * RTOL}  # in float32 a draw of 2e-3 +- 1e-3 is rounded
         assert float(log_q) == pytest.approx(truth(vector), **near)
         assert float(q.log_prob(u)) == pytest.approx(truth(vector), **near)

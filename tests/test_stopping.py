@@ -24,9 +24,9 @@ from problems import (
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, mean_field, real
-from minisvi.averaging import Tail
-from minisvi.diagnostics import split_rhat
-from minisvi.loop import BLOCK_CAPACITY
+from minisvi.posterior.diagnostics import split_rhat
+from minisvi.running.averaging import Tail
+from minisvi.running.device import BLOCK_CAPACITY
 
 X = conjugate_data()
 MODEL = conjugate_model()

@@ -15,8 +15,10 @@ from jax.scipy.stats import norm
 from problems import NUM_ROWS, conjugate_data, conjugate_model
 from test_checkpoint import same
 
-from minisvi import ELBO, SVI, Minibatches, Model, Patience, Stream, StreamError, mean_field, progress, real, streams
-from minisvi.packing import Form
+from minisvi import ELBO, SVI, Minibatches, Model, Patience, Stream, StreamError, mean_field, real
+from minisvi.data import streams
+from minisvi.data.packing import Form
+from minisvi.running import progress
 
 MODEL, X = conjugate_model(), conjugate_data()
 HOST = np.asarray(X)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minisvi import Draws, Fit, Model, Posterior, diagnostics, mean_field, positive, real
-from minisvi.draws import plain, quantiles
-from minisvi.summary import COLUMNS, Summary, summarise, weighted_quantiles
+from minisvi import Draws, Fit, Model, Posterior, mean_field, positive, real
+from minisvi.posterior import diagnostics
+from minisvi.posterior.draws import plain, quantiles
+from minisvi.posterior.summary import COLUMNS, Summary, summarise, weighted_quantiles
 
 WEIGHTS = np.array([1.0, 4.0, 0.0, 2.0, 3.0])
 X = np.array([[1007.0, -3.0], [1001.0, 2.0], [1e6, -1e6], [1003.0, 0.5], [1002.0, 9.0]])

@@ -1,6 +1,5 @@
 """The verdict: its figures against closed forms and repeated answers, its rule at its limits, spoiled guides."""
 
-import importlib
 import re
 
 import jax
@@ -11,10 +10,9 @@ from conftest import FLOAT
 from jax.scipy.stats import norm
 
 import minisvi
-from minisvi.deterministic import Optima
-from minisvi.moments import Moment
-
-verdict = importlib.import_module("minisvi.verdict")
+from minisvi.auto import verdict
+from minisvi.posterior.moments import Moment
+from minisvi.second_order.deterministic import Optima
 
 LOC, SD = jnp.array([3.0, -1.0, 0.5]), jnp.array([0.1, 1.0, 20.0])
 LATENTS = {"x": minisvi.real(3)}

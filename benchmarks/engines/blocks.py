@@ -16,7 +16,8 @@ from engines import pairs
 from jax import Array
 from jax.scipy.stats import norm
 
-from minisvi import ELBO, SVI, Minibatches, Model, amortised, local, loop, mean_field, per_row, product, real
+from minisvi import ELBO, SVI, Minibatches, Model, amortised, local, mean_field, per_row, product, real
+from minisvi.running import device
 
 ADAM = optax.adam(1e-3)
 
@@ -25,11 +26,11 @@ class Block:
     """`num_steps` of a fit, at most 4,096 a call."""
 
     def __init__(self, svi: SVI, num_steps: int, *data: Any, num_restarts: int = 1, params: Any = None) -> None:
-        program, start = loop.program(svi, loop.Plan(num_restarts)), lambda key: svi.init(key, *data, params=params)
+        program, start = device.program(svi, device.Plan(num_restarts)), lambda key: svi.init(key, *data, params=params)
         keys = jax.random.split(jax.random.key(0), num_restarts)
         state = jax.jit(jax.vmap(start))(keys) if num_restarts > 1 else jax.jit(start)(keys[0])
         self._args = np.array([0, num_steps], np.int32), data, None
-        self._lane = loop.start(program, state, data, None)
+        self._lane = device.start(program, state, data, None)
         self._block = program.block.lower(self._lane, *self._args).compile()
 
     def __call__(self) -> None:

@@ -23,7 +23,7 @@ from numpyro.infer import SVI as NumpyroSVI
 from numpyro.infer import Trace_ELBO, autoguide, init_to_value
 
 from minisvi import SVI, Minibatches, Model, mean_field, real
-from minisvi.permutation import shuffled
+from minisvi.data.permutation import shuffled
 
 ADAM, SCALE, HIDDEN, CHUNK = optax.adam(1e-2), 0.1, 32, 100_000
 Call = Callable[[], Any]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks, trees
 from minisvi.guides.gaussian import Family, log_cholesky
 from minisvi.guides.location_scale import LocationScale, Triangular
+from minisvi.model import trees
+from minisvi.tools import checks
 
 
 class Blocks(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import trees
-from minisvi.record import Record
+from minisvi.model import trees
+from minisvi.tools.record import Record
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr
 
-from minisvi import checks, trees
 from minisvi.guides.base import FromNoise
-from minisvi.record import Record
+from minisvi.model import trees
+from minisvi.tools import checks
+from minisvi.tools.record import Record
 
 
 @dataclass(frozen=True)

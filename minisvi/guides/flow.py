@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi import checks, trees
 from minisvi.guides.flow_layers import Autoregressive, Coupling, Spline, affine, mlp
 from minisvi.guides.weights import Init, pair
 from minisvi.guides.wrapped import Pushed
-from minisvi.record import Record
+from minisvi.model import trees
+from minisvi.tools import checks
+from minisvi.tools.record import Record
 
 
 @dataclass(frozen=True)

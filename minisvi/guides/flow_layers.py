@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides.weights import Network
-from minisvi.noise import normals
-from minisvi.record import Record
+from minisvi.tools.noise import normals
+from minisvi.tools.record import Record
 
 
 def affine(params: Array) -> Any:

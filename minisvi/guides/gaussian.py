@@ -6,10 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import trees
 from minisvi.guides.location_scale import Diagonal, LocationScale, Normal, Triangular
 from minisvi.guides.student_t import StudentT
-from minisvi.record import Record
+from minisvi.model import trees
+from minisvi.tools.record import Record
 
 
 @dataclass(frozen=True, eq=False)

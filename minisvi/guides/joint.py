@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import checks
 from minisvi.guides import base
+from minisvi.tools import checks
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import trees
 from minisvi.guides.base import FromNoise
+from minisvi.model import trees
 
 LOG_2PI = 1.8378770664093453
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import checks, trees
 from minisvi.guides.base import FromNoise
 from minisvi.guides.gaussian import Family
 from minisvi.guides.location_scale import LOG_2PI, Diagonal
-from minisvi.noise import normals
+from minisvi.model import trees
+from minisvi.tools import checks
+from minisvi.tools.noise import normals
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi import checks
 from minisvi.guides import base
 from minisvi.guides.wrapped import Wrapper, split
+from minisvi.tools import checks
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax import stop_gradient
 
-from minisvi import trees
 from minisvi.guides import base
 from minisvi.guides.flow import Flow
 from minisvi.guides.gaussian import Family, log_cholesky
 from minisvi.guides.location_scale import Diagonal, Triangular
 from minisvi.guides.wrapped import Pushed, Wrapper
+from minisvi.model import trees
 
 
 @dataclass(frozen=True)

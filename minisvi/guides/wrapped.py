@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides import base
-from minisvi.record import Record
+from minisvi.tools.record import Record
 
 
 def split(noise: Array, num: int) -> Array:

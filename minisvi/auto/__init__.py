@@ -1,0 +1,1 @@
+"""Without tuning: the automatic fit, and its verdict."""

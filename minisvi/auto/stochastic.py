@@ -1,0 +1,71 @@
+"""The stochastic fit: any guide by sticking the landing, with a rate that rises and falls; on minibatches too."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from jax import Array
+
+from minisvi.data.batches import FullBatch, Minibatches
+from minisvi.guides.base import Guide
+from minisvi.model.model import Model
+from minisvi.objectives.elbo import ELBO
+from minisvi.svi import SVI, SVIState
+
+
+def stochastic(
+    key: Array,
+    model: Model,
+    guide: Guide,
+    *data: Any,
+    params: Any = None,
+    num_steps: tuple[int, ...] = (2000, 6000),
+    learning_rates: tuple[float, ...] = (8e-3, 4e-3),
+    num_particles: int = 32,
+    batch_size: int | None = None,
+    deadline: float = np.inf,
+    checkpoint_dir: Path | None = None,
+    checkpoint_every: float = 60.0,
+) -> Iterator[SVIState]:
+    """The state after each of some runs of Adam, one going on from the other, as long as the caller asks for more.
+
+    In every run the rate warms up for a tenth of its `num_steps` and then falls to zero by a cosine, so that the last
+    iterate has no noise left to average. Sticking the landing, whose noise is none where q is the posterior, is noisy
+    far from it: start at `params` near by, of a `whitened` guide, for which one rate suits all latents (Kim et al.
+    2024).
+
+    `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there. Each run has its checkpoints in a
+    directory of its own, below `checkpoint_dir`.
+    """
+    if len(num_steps) != len(learning_rates):
+        raise ValueError(f"expected one of `learning_rates` for each of `num_steps`; got {learning_rates}, {num_steps}")
+    batches = FullBatch() if batch_size is None else Minibatches(batch_size)
+    optimizer = _optimizer(num_steps, learning_rates)
+    svi = SVI(model, guide, optimizer, ELBO(num_particles, "sticking_the_landing"), batches)
+    state = svi.init(key, *data, params=params)
+    for end in itertools.accumulate(num_steps):
+        state = svi.resume(
+            state,
+            end - int(state.step),
+            *data,
+            seconds=deadline - time.monotonic(),
+            checkpoint_dir=checkpoint_dir and checkpoint_dir / f"{end} steps",
+            checkpoint_every=checkpoint_every,
+            progress_bar=False,
+            on_failure="return",
+        ).state
+        yield state
+        if state.step < end:
+            return
+
+
+@lru_cache
+def _optimizer(num_steps: tuple[int, ...], rates: tuple[float, ...]) -> optax.GradientTransformation:
+    # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
+    runs = [optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num) for rate, num in zip(rates, num_steps)]
+    return optax.adam(optax.join_schedules(runs, list(itertools.accumulate(num_steps))[:-1]))

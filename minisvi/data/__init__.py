@@ -1,0 +1,1 @@
+"""D: batches of rows, their order, and streams."""

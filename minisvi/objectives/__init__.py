@@ -1,0 +1,1 @@
+"""E and its gradient: the ELBO, other bounds, and the closed KL."""

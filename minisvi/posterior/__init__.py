@@ -1,0 +1,1 @@
+"""What q says: draws, summaries, diagnostics, plots, and export."""
