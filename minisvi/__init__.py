@@ -45,15 +45,15 @@ from minisvi.objectives.elbo import ELBO
 from minisvi.posterior.draws import Draws
 from minisvi.posterior.export import to_arviz
 from minisvi.posterior.posterior import Posterior, log_weights
+from minisvi.posterior.saving import load, save
 from minisvi.posterior.summary import Summary
-from minisvi.running.checkpoint import load, save
 from minisvi.running.result import NonFiniteError, Restarts, SVIResult
 from minisvi.second_order.deterministic import Deterministic, deterministic
 from minisvi.second_order.laplace import IndefiniteHessianError, laplace
 from minisvi.second_order.newton import newton
 from minisvi.second_order.response import linear_response
 from minisvi.stopping.convergence import Convergence
-from minisvi.stopping.rules import Patience
+from minisvi.stopping.patience import Patience
 from minisvi.svi import SVI, StepInfo, SVIState
 from minisvi.tools.sharding import mesh, shard_rows
 

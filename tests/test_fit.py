@@ -20,8 +20,9 @@ import minisvi
 from minisvi import Model, real
 from minisvi.auto import cascade
 from minisvi.auto import fit as fit_file
-from minisvi.running.progress import StageDisplay, deferred_interrupt, interrupted
+from minisvi.running.progress import StageDisplay
 from minisvi.second_order import deterministic as deterministic_file
+from minisvi.tools.interrupts import deferred_interrupt, interrupted
 
 
 def fitted(key, model, *data, **options):

@@ -20,7 +20,7 @@ from problems import conjugate_data, conjugate_model, conjugate_posterior
 import minisvi
 from minisvi import ELBO, SVI, Model, Posterior, mean_field, positive, real
 from minisvi.running.device import BLOCK_CAPACITY
-from minisvi.running.progress import deferred_interrupt
+from minisvi.tools.interrupts import deferred_interrupt
 
 
 def small_svi(optimizer=None, model=None, objective=ELBO(2)):  # noqa: B008

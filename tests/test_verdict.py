@@ -11,8 +11,8 @@ from jax.scipy.stats import norm
 
 import minisvi
 from minisvi.auto import verdict
+from minisvi.posterior.diagnostics import Optima
 from minisvi.posterior.moments import Moment
-from minisvi.second_order.deterministic import Optima
 
 LOC, SD = jnp.array([3.0, -1.0, 0.5]), jnp.array([0.1, 1.0, 20.0])
 LATENTS = {"x": minisvi.real(3)}

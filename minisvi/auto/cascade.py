@@ -23,10 +23,12 @@ from minisvi.guides.low_rank import low_rank
 from minisvi.guides.whitened import whitened
 from minisvi.model import trees
 from minisvi.model.model import Model
+from minisvi.posterior.diagnostics import Optima
 from minisvi.running import checkpoint
-from minisvi.running.progress import StageDisplay, interrupted
-from minisvi.second_order.deterministic import Deterministic, Fixed, Optima, deterministic
+from minisvi.running.progress import StageDisplay
+from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
 from minisvi.second_order.response import linear_response
+from minisvi.tools.interrupts import interrupted
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: the README says what it takes
 RANK = 10

@@ -21,9 +21,10 @@ from minisvi.posterior.export import to_arviz
 from minisvi.posterior.posterior import Posterior
 from minisvi.posterior.summary import Summary
 from minisvi.running.identity import claim, describe, fingerprint
-from minisvi.running.progress import StageDisplay, deferred_interrupt
+from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic
 from minisvi.tools import checks, inputs
+from minisvi.tools.interrupts import deferred_interrupt
 from minisvi.tools.sharding import check_axes
 
 _ORDER = ("not trusted", "bulk good, tails unverified", "good")

@@ -15,12 +15,12 @@ from minisvi.guides.base import Guide
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
+from minisvi.posterior.diagnostics import Optima
 from minisvi.posterior.draws import Draws
 from minisvi.posterior.moments import MAX_KHAT, Moment, moments
 from minisvi.posterior.posterior import Posterior, weigh
-from minisvi.running.progress import interrupted
-from minisvi.second_order.deterministic import Optima
 from minisvi.tools import checks, inputs
+from minisvi.tools.interrupts import interrupted
 from minisvi.tools.sharding import to_host
 
 Level = Literal["good", "bulk good, tails unverified", "not trusted"]

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 from jax import Array
 
-from minisvi.guides.base import Guide
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.tools import checks
 
 
-def with_prior(model: Model, guide: Guide, params: Any, weight: float = 1.0) -> Model:
+def with_prior(model: Model, guide: Any, params: Any, weight: float = 1.0) -> Model:
     """The model with a fitted guide in its prior's place, for rows that come after those the guide was fitted to:
 
         log p(theta) = weight (log q(u) - log|det J_T(u)|),    u = T^-1(theta)
@@ -48,7 +47,7 @@ class _FittedPrior:
     """
 
     latents: Any
-    guide: Guide
+    guide: Any
     params: Any
     weight: float
 

@@ -206,3 +206,17 @@ def chain_ess(chains: Array) -> Array:
 def mcse(chains: Array) -> Array:
     """Standard error of the mean of chains (C, N, ...): sd / sqrt(ESS)."""
     return jnp.std(chains, axis=(0, 1), ddof=1) / jnp.sqrt(chain_ess(chains))
+
+
+class Optima(NamedTuple):
+    """Where R starts ended, each (R, ...): the ELBO at fresh draws, with its standard error, in nats; the mean field's
+    `loc` and `log_scale` (R, D); whether Newton converged; and the `optimum` it belongs to (see
+    `diagnostics.distinct_optima`).
+    """
+
+    elbo: Array
+    elbo_se: Array
+    loc: Array
+    log_scale: Array
+    converged: Array
+    optimum: Array

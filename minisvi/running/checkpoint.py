@@ -18,9 +18,7 @@ import numpy as np
 from jax import Array
 
 from minisvi.running.identity import claim, reclaim
-from minisvi.running.progress import interrupted
-from minisvi.tools import checks
-from minisvi.tools.sharding import to_host
+from minisvi.tools.interrupts import interrupted
 
 logger = logging.getLogger("minisvi")
 KEEP = 3
@@ -167,34 +165,6 @@ def _put_aside(path: Path, error: Exception) -> None:
     with suppress(FileNotFoundError):  # another process was faster
         path.rename(aside)
     logger.warning("the checkpoint %s is damaged, and now in %s: %.200r", path, aside, error)
-
-
-def save(path: str | Path, params: Any) -> None:
-    """Write a fitted guide's parameters, or any tree of arrays, to a directory, which must not exist: ValueError else.
-
-    Wherever the arrays lie, `load` has them on the default device.
-    """
-    import orbax.checkpoint as ocp
-
-    named = checks.named_leaves(params, what="save")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), {name: a for name, a in to_host(named).items() if a.size})
-
-
-def load(path: str | Path, guide: Any) -> Any:
-    """The parameters that `save` wrote; needs the guide, and nothing else of the fit.
-
-    ValueError names the leaf that is missing, unexpected or of another shape, if they are another guide's.
-    """
-    import orbax.checkpoint as ocp
-
-    expected = jax.eval_shape(guide.init, jax.random.key(0))
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(Path(path).absolute())
-    names = checks.named_leaves(expected)
-    found = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in names.items() if not leaf.size} | found
-    checks.same_tree(f"the parameters in {path}", names, found)
-    return jax.tree.unflatten(jax.tree.structure(expected), [jnp.asarray(found[name]) for name in names])
 
 
 def _sum(lane: Any, trace: dict[str, np.ndarray]) -> int:

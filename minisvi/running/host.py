@@ -20,9 +20,10 @@ from minisvi.data.streams import StreamError
 from minisvi.running import device
 from minisvi.running.checkpoint import Checkpoints, Saved
 from minisvi.running.identity import describe, fingerprint
-from minisvi.running.progress import Progress, deferred_interrupt
+from minisvi.running.progress import Progress
 from minisvi.running.result import Reason
 from minisvi.tools import checks
+from minisvi.tools.interrupts import deferred_interrupt
 from minisvi.tools.sharding import agreed, to_host
 
 _BLOCK_SECONDS = 0.25  # how long the bar may stand still and Ctrl-C may wait

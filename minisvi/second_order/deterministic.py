@@ -19,30 +19,17 @@ from minisvi.guides.location_scale import Normal
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
-from minisvi.running.progress import interrupted
+from minisvi.posterior.diagnostics import Optima
 from minisvi.second_order import newton
 from minisvi.tools import checks, inputs, noise
 from minisvi.tools.batching import batched
+from minisvi.tools.interrupts import interrupted
 
 MAX_DENSE = 16  # latents; above it conjugate gradients took less time on each of the models that were tried
 _NUM_FRESH, _CHUNK = 1024, 64
 _START_SCALE = 0.1
 _NUM_TRIES = 32
 _BLOCK = 5  # Newton steps between two looks at the clock
-
-
-class Optima(NamedTuple):
-    """Where R starts ended, each (R, ...): the ELBO at fresh draws, with its standard error, in nats; the mean field's
-    `loc` and `log_scale` (R, D); whether Newton converged; and the `optimum` it belongs to (see
-    `diagnostics.distinct_optima`).
-    """
-
-    elbo: Array
-    elbo_se: Array
-    loc: Array
-    log_scale: Array
-    converged: Array
-    optimum: Array
 
 
 class Fixed(NamedTuple):
