@@ -1,11 +1,11 @@
 """The engines of accuracy.py: each takes a target and a seed, and gives figures of its answer.
 
-NumPyro gets the very density of the minisvi model: its latents are `ImproperUniform` on the same supports, whose
-`biject_to` is minisvi's map, and the log joint is one `numpyro.factor`.
+NumPyro gets the very density of the minisvi model: its latents are `ImproperUniform` on the same
+supports, whose `biject_to` is minisvi's map, and the log joint is one `numpyro.factor`.
 
-The clock runs from the call to numbers on the host: compilation, fit, 10,000 draws and their moments; imports, the
-target and what judges an answer afterwards (the ELBO and k-hat of NumPyro's guides) are outside of it. minisvi's own
-checks are inside, because they are part of its answer.
+The clock runs from the call to numbers on the host: compilation, fit, 10,000 draws and their
+moments; imports, the target and what judges an answer afterwards (the ELBO and k-hat of NumPyro's
+guides) are outside of it. minisvi's own checks are inside, because they are part of its answer.
 """
 
 import math
@@ -64,7 +64,9 @@ def errors(target: Target, mean: np.ndarray, sd: np.ndarray) -> Figures:
 
 def gap(target: Target, elbo: float) -> Figures:
     """log evidence - ELBO, the KL to the posterior in nats, where the evidence is known."""
-    return {"elbo": elbo} | ({} if target.log_evidence is None else {"gap": target.log_evidence - elbo})
+    return {"elbo": elbo} | (
+        {} if target.log_evidence is None else {"gap": target.log_evidence - elbo}
+    )
 
 
 # minisvi.
@@ -80,7 +82,10 @@ def minisvi_fit(target: Target, seed: int, effort: float = 1.0) -> Figures:
     draws, log_weights = jax.device_get((result.draws.theta, result.draws.log_weights))
     jax.device_get((result.draws.mean(), result.draws.sd()))
     seconds = time.perf_counter() - begin
-    figures = gap(target, result.verdict.elbo) | {"seconds": seconds, "log_evidence": result.verdict.log_evidence}
+    figures = gap(target, result.verdict.elbo) | {
+        "seconds": seconds,
+        "log_evidence": result.verdict.log_evidence,
+    }
     figures |= {"log_evidence_se": result.verdict.log_evidence_se}
     if target.log_evidence is not None:
         figures["log_evidence_error"] = result.verdict.log_evidence - target.log_evidence
@@ -91,7 +96,12 @@ def minisvi_fit(target: Target, seed: int, effort: float = 1.0) -> Figures:
 def verdict(result: Any) -> Figures:
     """What the verdict says."""
     said = result.verdict
-    return {"verdict": said.level, "reason": said.reason, "verdict_table": str(said), "k_hat": said.khat}
+    return {
+        "verdict": said.level,
+        "reason": said.reason,
+        "verdict_table": str(said),
+        "k_hat": said.khat,
+    }
 
 
 # NumPyro.
@@ -103,7 +113,11 @@ def constraint(support: Any) -> Any:
 
     kind = type(support.bijector).__name__
     if kind == "Exp":
-        return constraints.greater_than(support.bijector.lower) if support.bijector.lower else constraints.positive
+        return (
+            constraints.greater_than(support.bijector.lower)
+            if support.bijector.lower
+            else constraints.positive
+        )
     if kind == "Sigmoid":
         return constraints.interval(support.bijector.low, support.bijector.high)
     if kind == "Identity":
@@ -127,7 +141,9 @@ def numpyro_model(target: Target) -> Callable[..., None]:
 
 
 def numpyro_potential(target: Target) -> Callable[[dict[str, np.ndarray]], float]:
-    """-log density as NumPyro computes it at u, for the check that both engines have the same density."""
+    """-log density as NumPyro computes it at u, for the check that both engines have the same
+    density.
+    """
     from numpyro.infer.util import potential_energy
 
     model = numpyro_model(target)
@@ -149,7 +165,9 @@ def start(target: Target, near: bool = False) -> Any:
 
 
 def numpyro_guide(name: str, target: Target, seed: int, effort: float = 1.0) -> Figures:
-    """Adam from 0.02 to 0.0002, 10 particles, 20,000 steps; steps that are not finite are dropped, as minisvi does."""
+    """Adam from 0.02 to 0.0002, 10 particles, 20,000 steps; steps that are not finite are dropped,
+    as minisvi does.
+    """
     import optax
     from numpyro.infer import SVI, Trace_ELBO, autoguide
 
@@ -179,12 +197,18 @@ def log_weights(key: Any, params: Any, model: Any, guide: Any, data: tuple[Any, 
     from numpyro.infer import Trace_ELBO
 
     loss = Trace_ELBO().loss
-    one = jax.jit(lambda keys: jax.lax.map(lambda k: -loss(k, params, model, guide, *data), keys, batch_size=100))
+    one = jax.jit(
+        lambda keys: jax.lax.map(
+            lambda k: -loss(k, params, model, guide, *data), keys, batch_size=100
+        )
+    )
     return np.asarray(one(jax.random.split(key, NUM_DRAWS)), np.float64)
 
 
 def k_hat(log_w: np.ndarray) -> float:
-    """The Pareto shape of the weights' tail, by minisvi: equal to arviz-stats, which fails if a tail underflows."""
+    """The Pareto shape of the weights' tail, by minisvi: equal to arviz-stats, which fails if a
+    tail underflows.
+    """
     from minisvi.posterior import diagnostics
 
     return float(diagnostics.psis(jnp.asarray(log_w)).khat)
@@ -205,7 +229,12 @@ def nuts(target: Target, seed: int, effort: float = 1.0) -> Figures:
     values = np.concatenate([v.reshape(size, -1) for v in jax.tree.leaves(draws)], axis=1)
     ess = float(np.nanmin(effective_sample_size(values[None])))
     divergences = int(np.sum(mcmc.get_extra_fields()["diverging"]))
-    return {"seconds": seconds, "draws": size, "min_ess": ess, "divergences": divergences} | moments(target, draws)
+    return {
+        "seconds": seconds,
+        "draws": size,
+        "min_ess": ess,
+        "divergences": divergences,
+    } | moments(target, draws)
 
 
 ENGINES: dict[str, Callable[..., Figures]] = {

@@ -1,12 +1,14 @@
-"""Posteriors with known answers: a minisvi model, its data, and the moments and the evidence that are true.
+"""Posteriors with known answers: a minisvi model, its data, and the moments and the evidence that
+are true.
 
-Nine are targets of `inference_gym`, from which come the data, the structure and most of the truth. Their densities are
-written again here, because most of the package's refuse float64; `check` compares them with the package's own, and
-the log determinants with closed forms, at random points.
+Nine are targets of `inference_gym`, from which come the data, the structure and most of the truth.
+Their densities are written again here, because most of the package's refuse float64; `check`
+compares them with the package's own, and the log determinants with closed forms, at random points.
 
-Means and standard deviations are those of `quantities(theta)`, a vector: the constrained latents, flattened, unless
-the package says otherwise. Where a truth had to be computed, it is read from results/accuracy_references.json, which
-`python benchmarks/accuracy.py --references` makes; it says how.
+Means and standard deviations are those of `quantities(theta)`, a vector: the constrained latents,
+flattened, unless the package says otherwise. Where a truth had to be computed, it is read from
+results/accuracy_references.json, which `python benchmarks/accuracy.py --references` makes; it says
+how.
 """
 
 import json
@@ -50,9 +52,13 @@ class Target:
     quantities: Callable[[Theta], Array] = flat
     packaged: Callable[[Theta], Any] | None = None  # the package's log density, for `check`
     near: Theta | None = None  # a start for NUTS, if a neutral one fails
-    score: Callable[[Theta, np.ndarray], dict[str, float]] | None = None  # of draws and their weights, on test data
+    score: Callable[[Theta, np.ndarray], dict[str, float]] | None = (
+        None  # of draws and their weights, on test data
+    )
     neutral: bool = True  # start guides at u = 0, not at uniform(-2, 2)
-    guides: dict[str, dict[str, float]] | None = None  # what a NumPyro guide needs here: steps, particles, rate
+    guides: dict[str, dict[str, float]] | None = (
+        None  # what a NumPyro guide needs here: steps, particles, rate
+    )
 
     @property
     def dim(self) -> int:
@@ -78,7 +84,9 @@ def gym_data() -> Any:
 
 
 def from_gym(package: Any, model: Model, **settings: Any) -> Target:
-    """A target with the package's ground truth, quantities and density; leaves in the order of their names."""
+    """A target with the package's ground truth, quantities and density; leaves in the order of
+    their names.
+    """
     truth = package.sample_transformations["identity"]
 
     def value(theta: Theta) -> Any:
@@ -114,7 +122,9 @@ def banana() -> Target:
 
 
 def ill_conditioned_gaussian() -> Target:
-    """N(0, C), D = 100; 1 / eigenvalues of C are Gamma(0.5) draws, the axes random (the package's construction)."""
+    """N(0, C), D = 100; 1 / eigenvalues of C are Gamma(0.5) draws, the axes random (the package's
+    construction).
+    """
     rng = np.random.RandomState(seed=10)
     eigenvalues = 1.0 / np.sort(rng.gamma(shape=0.5, scale=1.0, size=100))
     q, r = np.linalg.qr(rng.randn(100, 100))
@@ -136,7 +146,9 @@ def funnel() -> Target:
 
     def log_joint(theta: Theta) -> Array:
         v, x = theta["x"][0], theta["x"][1:]
-        return norm.logpdf(v, 0.0, 3.0) + jnp.sum(-0.5 * x**2 * jnp.exp(-v) - 0.5 * v - 0.5 * jnp.log(2 * jnp.pi))
+        return norm.logpdf(v, 0.0, 3.0) + jnp.sum(
+            -0.5 * x**2 * jnp.exp(-v) - 0.5 * v - 0.5 * jnp.log(2 * jnp.pi)
+        )
 
     return from_gym(gym().NealsFunnel(), Model({"x": real(10)}, log_joint), log_evidence=0.0)
 
@@ -154,7 +166,9 @@ def eight_schools() -> Target:
         prior += jnp.sum(norm.logpdf(school, mu, jnp.exp(log_sd)))
         return prior + jnp.sum(norm.logpdf(effects, school, errors))
 
-    model = Model({"avg_effect": real(), "log_stddev": real(), "school_effects": real(8)}, log_joint)
+    model = Model(
+        {"avg_effect": real(), "log_stddev": real(), "school_effects": real(8)}, log_joint
+    )
     data = jnp.asarray(SCHOOL_EFFECTS, float), jnp.asarray(SCHOOL_ERRORS, float)
     return from_gym(gym().EightSchools(), model, data=data, log_evidence=-36.13082)
 
@@ -162,19 +176,30 @@ def eight_schools() -> Target:
 def item_response() -> Target:
     """400 students, 100 questions, D = 501: one-parameter logistic."""
     found = gym_data().synthetic_item_response_theory()
-    student, question, correct = (np.asarray(found[f"train_{n}"]) for n in ("student_ids", "question_ids", "correct"))
+    student, question, correct = (
+        np.asarray(found[f"train_{n}"]) for n in ("student_ids", "question_ids", "correct")
+    )
     table, mask = np.zeros((2, 400, 100))
     table[student, question], mask[student, question] = correct, 1.0
 
     def log_joint(theta: Theta, table: Array, mask: Array) -> Array:
         mean, ability, difficulty = (
-            theta[name] for name in ("mean_student_ability", "centered_student_ability", "question_difficulty")
+            theta[name]
+            for name in ("mean_student_ability", "centered_student_ability", "question_difficulty")
         )
-        prior = norm.logpdf(mean, 0.75, 1.0) + jnp.sum(norm.logpdf(ability)) + jnp.sum(norm.logpdf(difficulty))
+        prior = (
+            norm.logpdf(mean, 0.75, 1.0)
+            + jnp.sum(norm.logpdf(ability))
+            + jnp.sum(norm.logpdf(difficulty))
+        )
         logits = mean + ability[:, None] - difficulty[None, :]
         return prior + jnp.sum(mask * (table * logits - jax.nn.softplus(logits)))
 
-    names = {"centered_student_ability": real(400), "mean_student_ability": real(), "question_difficulty": real(100)}
+    names = {
+        "centered_student_ability": real(400),
+        "mean_student_ability": real(),
+        "question_difficulty": real(100),
+    }
     data = jnp.asarray(table, float), jnp.asarray(mask, float)
     return from_gym(
         gym().SyntheticItemResponseTheory(),
@@ -186,9 +211,13 @@ def item_response() -> Target:
 
 
 def cox_process() -> Target:
-    """Counts on a 10 x 10 grid, log intensity a Matern 3/2 process, D = 102. The jitter is 1e-6, in float32 1e-4."""
+    """Counts on a 10 x 10 grid, log intensity a Matern 3/2 process, D = 102. The jitter is 1e-6, in
+    float32 1e-4.
+    """
     found = gym_data().synthetic_log_gaussian_cox_process()
-    places, extents, counts = (np.asarray(found[f"train_{n}"], np.float64) for n in ("locations", "extents", "counts"))
+    places, extents, counts = (
+        np.asarray(found[f"train_{n}"], np.float64) for n in ("locations", "extents", "counts")
+    )
     distance = np.sqrt(np.sum((places[:, None] - places[None]) ** 2, -1))
     log_mean, log_extents = np.mean(np.log(counts) - np.log(extents)), np.log(extents)
 
@@ -205,28 +234,42 @@ def cox_process() -> Target:
         log_rate = log_extents + f
         return prior + jnp.sum(counts * log_rate - jnp.exp(log_rate) - gammaln(counts + 1))
 
-    model = Model({"amplitude": positive(), "length_scale": positive(), "log_intensity": real(100)}, log_joint)
+    model = Model(
+        {"amplitude": positive(), "length_scale": positive(), "log_intensity": real(100)}, log_joint
+    )
     data = tuple(jnp.asarray(v, float) for v in (counts, log_extents, distance))
     return from_gym(gym().SyntheticLogGaussianCoxProcess(), model, data=data, log_evidence=-490.53)
 
 
 def brownian_data() -> np.ndarray:
     """30 places of a Brownian motion; the middle ten are NaN: not observed."""
-    return np.asarray(gym_data().brownian_motion_missing_middle_observations()["observed_locs"], np.float64)
+    return np.asarray(
+        gym_data().brownian_motion_missing_middle_observations()["observed_locs"], np.float64
+    )
 
 
 def brownian_motion() -> Target:
-    """Both scales unknown, the middle third not observed, D = 32. The package's truth is wrong for its density."""
+    """Both scales unknown, the middle third not observed, D = 32. The package's truth is wrong for
+    its density.
+    """
     seen = brownian_data()
     mask, seen = ~np.isnan(seen), np.nan_to_num(seen)
 
     def log_joint(theta: Theta, seen: Array, mask: Array) -> Array:
-        drift, noise, x = theta["innovation_noise_scale"], theta["observation_noise_scale"], theta["locs"]
+        drift, noise, x = (
+            theta["innovation_noise_scale"],
+            theta["observation_noise_scale"],
+            theta["locs"],
+        )
         prior = sum(norm.logpdf(jnp.log(s), 0.0, 2.0) - jnp.log(s) for s in (drift, noise))
         prior += norm.logpdf(x[0], 0.0, drift) + jnp.sum(norm.logpdf(x[1:], x[:-1], drift))
         return prior + jnp.sum(jnp.where(mask, norm.logpdf(seen, x, noise), 0.0))
 
-    names = {"innovation_noise_scale": positive(), "locs": real(30), "observation_noise_scale": positive()}
+    names = {
+        "innovation_noise_scale": positive(),
+        "locs": real(30),
+        "observation_noise_scale": positive(),
+    }
     package = gym().BrownianMotionUnknownScalesMissingMiddleObservations(use_markov_chain=True)
     data = jnp.asarray(seen, float), jnp.asarray(mask)
     return from_gym(package, Model(names, log_joint), data=data, **reference("brownian_motion"))
@@ -235,8 +278,13 @@ def brownian_motion() -> Target:
 def lorenz() -> Target:
     """A noisy Lorenz system of 30 steps with one coordinate seen, both scales unknown, D = 92."""
     found = gym_data().convection_lorenz_bridge()
-    seen, mask = np.asarray(found["observed_values"], np.float64), np.asarray(found["observation_mask"])
-    seen = np.where(mask, seen, 0.0)  # what is not observed is not a number, which the gradient of a `where` keeps
+    seen, mask = (
+        np.asarray(found["observed_values"], np.float64),
+        np.asarray(found["observation_mask"]),
+    )
+    seen = np.where(
+        mask, seen, 0.0
+    )  # what is not observed is not a number, which the gradient of a `where` keeps
     step, index = float(found["step_size"]), int(found["observation_index"])
     package = gym().ConvectionLorenzBridgeUnknownScales(use_markov_chain=True)
     path = next(name for name in package.dtype._fields if "scale" not in name)
@@ -252,41 +300,64 @@ def lorenz() -> Target:
 
     names = {"innovation_scale": positive(), "observation_scale": positive(), path: real((30, 3))}
     truth = package.sample_transformations["identity"].ground_truth_mean
-    near = {name: jnp.asarray(truth[name], float) for name in ("innovation_scale", "observation_scale")}
+    near = {
+        name: jnp.asarray(truth[name], float) for name in ("innovation_scale", "observation_scale")
+    }
     near |= {path: jnp.asarray(truth["latents"], float)}
     # The package's truth calls the path "latents": put the quantities in the order of its names.
-    order = lambda theta: flat({n if n != path else "latents": v for n, v in theta.items()})  # noqa: E731
+    order = lambda theta: flat({n if n != path else "latents": v for n, v in theta.items()})
     data = jnp.asarray(seen, float), jnp.asarray(mask)
     model = Model(names, log_joint)
-    return from_gym(package, model, data=data, log_evidence=-30.0, near=near, quantities=order, guides=SMALLER)
+    return from_gym(
+        package, model, data=data, log_evidence=-30.0, near=near, quantities=order, guides=SMALLER
+    )
 
 
 def volatility_package(centered: bool) -> Any:
-    """The base class, since the ready-made ones ignore `centered`, with the truth of the ready-made one."""
-    ready, data = gym().VectorizedStochasticVolatilityLogSP500Small, gym_data().sp500_log_returns(num_points=100)
+    """The base class, since the ready-made ones ignore `centered`, with the truth of the ready-made
+    one.
+    """
+    ready, data = (
+        gym().VectorizedStochasticVolatilityLogSP500Small,
+        gym_data().sp500_log_returns(num_points=100),
+    )
 
     class Package(gym().VectorizedStochasticVolatility):  # type: ignore[misc, name-defined]
         GROUND_TRUTH_MODULE = ready.GROUND_TRUTH_MODULE
 
-    return Package(centered=centered, **{name: np.asarray(value, np.float32) for name, value in data.items()})
+    return Package(
+        centered=centered, **{name: np.asarray(value, np.float32) for name, value in data.items()}
+    )
 
 
 def stochastic_volatility(centered: bool = True) -> Target:
     """100 log returns of the S&P 500, log volatility an AR(1) process, centred, D = 103."""
-    returns = np.asarray(gym_data().sp500_log_returns(num_points=100)["centered_returns"], np.float64)
+    returns = np.asarray(
+        gym_data().sp500_log_returns(num_points=100)["centered_returns"], np.float64
+    )
 
     def log_volatility(theta: Theta) -> Array:
         """Relative to the mean, of the form that is not centred."""
         persistence, scale, white = (
-            theta[name] for name in ("persistence_of_volatility", "white_noise_shock_scale", "std_log_volatility")
+            theta[name]
+            for name in (
+                "persistence_of_volatility",
+                "white_noise_shock_scale",
+                "std_log_volatility",
+            )
         )
         start = white[0] / jnp.sqrt(1 - persistence**2)
-        step = lambda h, e: (persistence * h + e,) * 2  # noqa: E731
+        step = lambda h, e: (persistence * h + e,) * 2
         return scale * jnp.concatenate([start[None], jax.lax.scan(step, start, white[1:])[1]])
 
     def log_joint(theta: Theta, returns: Array) -> Array:
         persistence, mean, scale = (
-            theta[name] for name in ("persistence_of_volatility", "mean_log_volatility", "white_noise_shock_scale")
+            theta[name]
+            for name in (
+                "persistence_of_volatility",
+                "mean_log_volatility",
+                "white_noise_shock_scale",
+            )
         )
         prior = jax.scipy.stats.beta.logpdf((persistence + 1) / 2, 20.0, 1.5) - jnp.log(2.0)
         prior += jax.scipy.stats.cauchy.logpdf(mean, 0.0, 5.0)
@@ -330,7 +401,12 @@ def reference(name: str) -> dict[str, Any]:
     """Moments and evidence of the file, as settings of a target; none if they are not there yet."""
     found = json.loads(REFERENCES.read_text())["targets"].get(name) if REFERENCES.exists() else None
     if found is None:
-        return {"mean": None, "sd": None, "log_evidence": None, "source": "missing: run --references"}
+        return {
+            "mean": None,
+            "sd": None,
+            "log_evidence": None,
+            "source": "missing: run --references",
+        }
     kept = {"mean": np.array(found["mean"]), "sd": np.array(found["sd"])}
     return kept | {"log_evidence": found["log_evidence"], "source": found["how"]}
 
@@ -356,7 +432,9 @@ def breast_cancer() -> Target:
 
 
 def gamma() -> Target:
-    """The concentration of 1,000 Gamma draws (the first reference example): D = 1, known by quadrature."""
+    """The concentration of 1,000 Gamma draws (the first reference example): D = 1, known by
+    quadrature.
+    """
     key = jax.random.split(jax.random.PRNGKey(42))[1]
     z = jnp.asarray(jax.random.gamma(key, 2.0, (1000,), jnp.float32), float)
 
@@ -387,7 +465,9 @@ def correlated_gaussian(dim: int = 30) -> Target:
 
 
 def two_moons() -> Target:
-    """A 2-4-3-1 tanh network on 980 rows (the second reference example): judged by its predictions of 600 others."""
+    """A 2-4-3-1 tanh network on 980 rows (the second reference example): judged by its predictions
+    of 600 others.
+    """
     from sklearn.datasets import make_moons
     from sklearn.model_selection import train_test_split
 
@@ -402,7 +482,9 @@ def two_moons() -> Target:
 
     def log_prior(w: Theta) -> Array:
         biases = sum(jnp.sum(norm.logpdf(w[n])) for n in ("b0", "b1", "b2"))
-        return biases + sum(jnp.sum(jnp.log(2 / jnp.pi) - jnp.logaddexp(w[n], -w[n])) for n in ("k0", "k1", "k2"))
+        return biases + sum(
+            jnp.sum(jnp.log(2 / jnp.pi) - jnp.logaddexp(w[n], -w[n])) for n in ("k0", "k1", "k2")
+        )
 
     def log_likelihood(w: Theta, x: Array, y: Array) -> Array:
         f = logits(w, x)
@@ -423,7 +505,9 @@ def two_moons() -> Target:
             "test_accuracy": float(np.mean((p > 0.5) == y_test)),
         }
 
-    model = Model({n: real(s) for n, s in shapes.items()}, log_prior=log_prior, log_likelihood=log_likelihood)
+    model = Model(
+        {n: real(s) for n, s in shapes.items()}, log_prior=log_prior, log_likelihood=log_likelihood
+    )
     data = jnp.asarray(x, float), jnp.asarray(y, float)
     return Target(model, data, source="none: judged on test data", score=score, neutral=False)
 
@@ -468,8 +552,8 @@ def by_hand(target: Target, u: dict[str, np.ndarray]) -> tuple[dict[str, np.ndar
 def check(name: str, points: int = 4) -> dict[str, float]:
     """The largest errors of `Model.log_density` at random points, in units of 1 + |log density|.
 
-    Against the package's density with the log determinants by hand, which is a float32 computation for most; and
-    against NumPyro's potential of the model that its guides and NUTS get.
+    Against the package's density with the log determinants by hand, which is a float32 computation
+    for most; and against NumPyro's potential of the model that its guides and NUTS get.
     """
     from accuracy_engines import numpyro_potential
 
@@ -485,7 +569,9 @@ def check(name: str, points: int = 4) -> dict[str, float]:
         theirs = packaged(target, theta) if target.packaged else joint
         errors["package"] = max(errors["package"], abs(mine - theirs - log_det) / (1 + abs(mine)))
         errors["numpyro"] = max(errors["numpyro"], abs(mine + potential(u)) / (1 + abs(mine)))
-        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slope(point, *target.data))):
+        if not all(
+            np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slope(point, *target.data))
+        ):
             raise ArithmeticError(f"{name}: the gradient is not finite at {u}")
     return errors
 

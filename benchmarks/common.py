@@ -1,4 +1,6 @@
-"""What the benchmarks share: turns, clocks, summaries, and the facts of a run. It loads neither JAX nor NumPy."""
+"""What the benchmarks share: turns, clocks, summaries, and the facts of a run. It loads neither JAX
+nor NumPy.
+"""
 
 import importlib.metadata
 import os
@@ -24,7 +26,9 @@ def progress(what: str, count: int) -> Iterable[int]:
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round, the calls taking turns; one before the rounds, which compiles."""
+    """Seconds of each call in each round, the calls taking turns; one before the rounds, which
+    compiles.
+    """
     for call in calls.values():
         host(call())
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -65,7 +69,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """The processor, its cores and the memory, and no name of the host."""
     info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    models = (
+        [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return {
         "cpu": models[0].split(":", 1)[1].strip() if models else platform.processor(),
         "cores": os.cpu_count(),

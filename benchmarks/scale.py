@@ -1,29 +1,36 @@
-"""How a step's time and memory grow: with rows, dimensions, draws, restarts; and what streams and checkpoints cost.
+"""How a step's time and memory grow: with rows, dimensions, draws, restarts; and what streams and
+checkpoints cost.
 
     python benchmarks/scale.py                # all figures, benchmarks/results/scale.json
     python benchmarks/scale.py --only rows    # one of them; replaces it in the JSON, which keeps the others
     python benchmarks/scale.py --smoke        # half a minute: does everything run? Its figures mean nothing
 
-Every comparison is a ratio of contenders that take turns within a round, and the median of the rounds' ratios, with
-their range: the speed of a machine drifts, and a wide range says that something else ran on it. Times are those of the
-fastest round, of which a slope is that of log time against log size, by least squares, over all sizes and over their
-upper half: 1 is linear; small sizes are all overhead. Models and guides are in `engines/`; Adam from optax, one
-particle unless said, float32.
+Every comparison is a ratio of contenders that take turns within a round, and the median of the
+rounds' ratios, with their range: the speed of a machine drifts, and a wide range says that
+something else ran on it. Times are those of the fastest round, of which a slope is that of log time
+against log size, by least squares, over all sizes and over their upper half: 1 is linear; small
+sizes are all overhead. Models and guides are in `engines/`; Adam from optax, one particle unless
+said, float32.
 
-- rows: a step of minibatches of 256 rows of 16 columns, of N rows; choosing the rows alone; and a loop by hand that
-  draws them by `jax.random.randint`. What grows is the time to fetch rows from ever slower memory, for both.
-- rivals: the same against NumPyro's plate with `subsample_size`, in a scan of `svi.update`, and that loop.
-- streams: `svi.run` on a `Stream` of a memory-mapped file in the page cache, in order, against `svi.run` on the same
-  array in memory: by `Minibatches`, which fetch rows from all over it, and `in order`, the very batches of the stream
-  by a source of batches that is not in the library. `read` is the time to look for NaN in all batches of the file, once
-  each. `cold` is a stream of the file after its pages were dropped, against reading it then.
+- rows: a step of minibatches of 256 rows of 16 columns, of N rows; choosing the rows alone; and a
+  loop by hand that draws them by `jax.random.randint`. What grows is the time to fetch rows from
+  ever slower memory, for both.
+- rivals: the same against NumPyro's plate with `subsample_size`, in a scan of `svi.update`, and
+  that loop.
+- streams: `svi.run` on a `Stream` of a memory-mapped file in the page cache, in order, against
+  `svi.run` on the same array in memory: by `Minibatches`, which fetch rows from all over it, and
+  `in order`, the very batches of the stream by a source of batches that is not in the library.
+  `read` is the time to look for NaN in all batches of the file, once each. `cold` is a stream of
+  the file after its pages were dropped, against reading it then.
 - dims, particles, restarts: a step, and XLA's plan of the memory of a fit's compiled block.
-- checkpoints: runs with a checkpoint a second, with one at the end only, and with none: the difference of the first two
-  in seconds a checkpoint, on the clock and of all threads, and what the larger is of 30 s; and one run of about 70 s
-  with a checkpoint every 30, between two without, whose own ratio says how steady the machine was.
+- checkpoints: runs with a checkpoint a second, with one at the end only, and with none: the
+  difference of the first two in seconds a checkpoint, on the clock and of all threads, and what the
+  larger is of 30 s; and one run of about 70 s with a checkpoint every 30, between two without,
+  whose own ratio says how steady the machine was.
 - local: 256 rows of N, each with a latent of its own: parameters stored by row, or from an encoder.
 - remat: temporaries of a block with and without `jax.checkpoint` in a deep or a long likelihood.
-- gpu: bandwidth of a step against that of the card, 64 restarts against one, a network of 10 million weights.
+- gpu: bandwidth of a step against that of the card, 64 restarts against one, a network of 10
+  million weights.
 """
 
 import argparse
@@ -52,7 +59,11 @@ from minisvi.running.checkpoint import Checkpoints
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 PACKAGES = ["jax", "jaxlib", "optax", "numpyro", "numpy", "orbax-checkpoint"]
-GPU_BYTES = {"H100 80GB HBM3": 3.35e12, "H200": 4.8e12, "A100-SXM4-80GB": 2.04e12}  # a second, by the maker
+GPU_BYTES = {
+    "H100 80GB HBM3": 3.35e12,
+    "H200": 4.8e12,
+    "A100-SXM4-80GB": 2.04e12,
+}  # a second, by the maker
 
 Row = dict[str, Any]
 Call = Callable[[], Any]
@@ -143,11 +154,15 @@ def slopes(sizes: tuple[int, ...], values: list[float]) -> dict[str, float]:
     return {"all": slope(sizes, values), "upper half": slope(sizes[half:], values[half:])}
 
 
-def timed(calls: dict[Any, Call], steps: dict[Any, int] | int, rounds: int) -> dict[Any, list[float]]:
+def timed(
+    calls: dict[Any, Call], steps: dict[Any, int] | int, rounds: int
+) -> dict[Any, list[float]]:
     """Microseconds of a step of each, round by round."""
     samples = interleaved(calls, rounds)
     each = steps if isinstance(steps, dict) else dict.fromkeys(calls, steps)
-    return {name: [1e6 * value / each[name] for value in values] for name, values in samples.items()}
+    return {
+        name: [1e6 * value / each[name] for value in values] for name, values in samples.items()
+    }
 
 
 def median(values: Iterable[float]) -> float:
@@ -175,20 +190,28 @@ def of_rows(settings: Settings) -> Iterator[Row]:
         seconds = 1e-6 * fastest(samples["minisvi", num])
         yield {
             "N": num,
-            **{f"{name}, us a step": fastest(samples[name, num]) for name in ("minisvi", "its rows alone", "by hand")},
+            **{
+                f"{name}, us a step": fastest(samples[name, num])
+                for name in ("minisvi", "its rows alone", "by hand")
+            },
             "minisvi, rows a second": significant(size / seconds),
             "over its first": ratio(samples["minisvi", num], samples["minisvi", first]),
             "by hand over its first": ratio(samples["by hand", num], samples["by hand", first]),
         }
     for name in ("minisvi", "its rows alone", "by hand"):
-        yield {"slope on N": name, **slopes(settings.nums, [fastest(samples[name, num]) for num in settings.nums])}
+        yield {
+            "slope on N": name,
+            **slopes(settings.nums, [fastest(samples[name, num]) for num in settings.nums]),
+        }
 
 
 def of_rivals(settings: Settings) -> Iterator[Row]:
     for num, dim, size in settings.rivals:
         x, y = map(jnp.asarray, rows.problem(num, dim))
         steps = max(settings.row_steps * 256 // size, 20)
-        few = max(min(steps, int(settings.row_steps * 1e4 / num)), 10)  # NumPyro's step grows with N
+        few = max(
+            min(steps, int(settings.row_steps * 1e4 / num)), 10
+        )  # NumPyro's step grows with N
         each = {"minisvi": steps, "by hand": steps, "numpyro": few}
         calls = {name: rows.ENGINES[name](x, y, size, each[name]) for name in each}
         same_start({name: np.asarray(call()[:20]) for name, call in calls.items()})
@@ -205,11 +228,15 @@ def of_rivals(settings: Settings) -> Iterator[Row]:
 
 
 def same_start(losses: dict[str, Any]) -> None:
-    """Stop unless the first losses of all have the same mean, within five standard errors: batches differ."""
+    """Stop unless the first losses of all have the same mean, within five standard errors: batches
+    differ.
+    """
     for name, loss in losses.items():
         expected = losses["by hand"]
         error = math.sqrt((np.var(expected) + np.var(loss)) / min(len(loss), len(expected)))
-        np.testing.assert_allclose(loss.mean(), expected.mean(), rtol=1e-3, atol=5 * error, err_msg=name)
+        np.testing.assert_allclose(
+            loss.mean(), expected.mean(), rtol=1e-3, atol=5 * error, err_msg=name
+        )
 
 
 def of_streams(settings: Settings) -> Iterator[Row]:
@@ -220,7 +247,10 @@ def of_streams(settings: Settings) -> Iterator[Row]:
         path = Path(folder) / "table"
         table = rows.write(path, num, settings.dim)
         memory = jnp.asarray(np.array(table))
-        for model, sizes, share in (("logistic", settings.stream_batches, 1), ("network", settings.network_batches, 8)):
+        for model, sizes, share in (
+            ("logistic", settings.stream_batches, 1),
+            ("network", settings.network_batches, 8),
+        ):
             for size in sizes:
                 yield from race_streams(model, table, memory, size, num // size // share, settings)
         yield from cold(path, table, max(settings.stream_batches), settings)
@@ -233,13 +263,19 @@ def race_streams(
     svi, source = rows.of_table(model, settings.dim), rows.in_order(table, size)
 
     def fit(batches: Any, *data: Any) -> Any:
-        return replace(svi, batches=batches).run(jax.random.key(0), steps, *data, progress_bar=False).elbo
+        return (
+            replace(svi, batches=batches)
+            .run(jax.random.key(0), steps, *data, progress_bar=False)
+            .elbo
+        )
 
     calls: dict[str, Call] = {
         "stream": lambda: fit(svi.batches, Stream(source, num_data=num)),
         "Minibatches": lambda: fit(Minibatches(size), memory),
         "in order": lambda: fit(rows.InOrder(size), memory),
-        "read": lambda: sum(bool(np.isnan(batch.min())) for batch, _ in zip(source(0), range(steps))),
+        "read": lambda: sum(
+            bool(np.isnan(batch.min())) for batch, _ in zip(source(0), range(steps))
+        ),
     }
     np.testing.assert_allclose(calls["stream"]()[:50], calls["in order"]()[:50], rtol=1e-3)
     samples = timed(calls, steps, settings.stream_rounds)
@@ -255,7 +291,11 @@ def race_streams(
 def cold(path: Path, table: np.ndarray, size: int, settings: Settings) -> Iterator[Row]:
     if not hasattr(os, "posix_fadvise"):
         return
-    svi, steps, source = rows.of_table("logistic", settings.dim), len(table) // size, rows.in_order(table, size)
+    svi, steps, source = (
+        rows.of_table("logistic", settings.dim),
+        len(table) // size,
+        rows.in_order(table, size),
+    )
 
     def drop() -> None:
         table._mmap.madvise(4)  # MADV_DONTNEED, for mapped pages stay
@@ -270,13 +310,18 @@ def cold(path: Path, table: np.ndarray, size: int, settings: Settings) -> Iterat
 
     def stream() -> Any:
         drop()
-        return svi.run(jax.random.key(0), steps, Stream(source, num_data=len(table)), progress_bar=False).elbo
+        return svi.run(
+            jax.random.key(0), steps, Stream(source, num_data=len(table)), progress_bar=False
+        ).elbo
 
     samples = interleaved({"read": read, "stream": stream}, 2 if settings.rounds > 1 else 1)
     gigabytes = 1e-9 * table.nbytes
     yield {
         "cold file": f"{gigabytes:.1f} GB, batch {size:,}",
-        **{f"{name}, GB/s": significant(gigabytes / statistics.median(values)) for name, values in samples.items()},
+        **{
+            f"{name}, GB/s": significant(gigabytes / statistics.median(values))
+            for name, values in samples.items()
+        },
         "read / stream": ratio(samples["read"], samples["stream"]),
     }
 
@@ -289,16 +334,32 @@ def of_dims(settings: Settings) -> Iterator[Row]:
 
 def of_particles(settings: Settings) -> Iterator[Row]:
     dim = settings.sweep_dim
-    yield from sweep("particles", settings.particles, partial(blocks.by_particles, dim), lambda k: k * dim, settings)
+    yield from sweep(
+        "particles",
+        settings.particles,
+        partial(blocks.by_particles, dim),
+        lambda k: k * dim,
+        settings,
+    )
 
 
 def of_restarts(settings: Settings) -> Iterator[Row]:
     dim = settings.sweep_dim
-    yield from sweep("restarts", settings.restarts, partial(blocks.by_restarts, dim), lambda r: 2 * r * dim, settings)
+    yield from sweep(
+        "restarts",
+        settings.restarts,
+        partial(blocks.by_restarts, dim),
+        lambda r: 2 * r * dim,
+        settings,
+    )
 
 
 def sweep(
-    name: str, sizes: tuple[int, ...], make: Callable[[int, int], blocks.Block], work: Any, settings: Settings
+    name: str,
+    sizes: tuple[int, ...],
+    make: Callable[[int, int], blocks.Block],
+    work: Any,
+    settings: Settings,
 ) -> Iterator[Row]:
     """Time and memory of a block by its size; `work(size)` floats are gone through in a step."""
     steps = {size: int(np.clip(settings.effort / (work(size) + 5_000), 5, 4_000)) for size in sizes}
@@ -331,7 +392,8 @@ def of_checkpoints(settings: Settings) -> Iterator[Row]:
                 runs[every] += [found] if round >= 0 else []
         none, end, often = runs.values()
         cost, cpu = (
-            [(o[i] - e[i]) / max(o.count - e.count, 1) for o, e in zip(often, end, strict=True)] for i in (0, 1)
+            [(o[i] - e[i]) / max(o.count - e.count, 1) for o, e in zip(often, end, strict=True)]
+            for i in (0, 1)
         )
         yield {
             "D": dim,
@@ -342,7 +404,9 @@ def of_checkpoints(settings: Settings) -> Iterator[Row]:
             "of all threads, s": median(cpu),
             "the loop waits, s": median([run.waited / max(run.count, 1) for run in often]),
             "every 30 s, %": significant(100 * max(map(statistics.median, (cost, cpu))) / 30),
-            "once a run, s": median([e.seconds - n.seconds for e, n in zip(end, none, strict=True)]),
+            "once a run, s": median(
+                [e.seconds - n.seconds for e, n in zip(end, none, strict=True)]
+            ),
         }
     if settings.long_seconds:
         yield long_runs(settings.checkpoint_dims[-1], settings.long_seconds)
@@ -385,13 +449,21 @@ def checkpointed(dim: int, steps: int, every: float | None, seconds: float = mat
         waits.append(time.perf_counter() - begin)
 
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {} if every is None else {"checkpoint_dir": folder, "checkpoint_every": every}
+        options: dict[str, Any] = (
+            {} if every is None else {"checkpoint_dir": folder, "checkpoint_every": every}
+        )
         Checkpoints.save = clocked
         try:
             begin, cpu = time.perf_counter(), time.process_time()
             options |= {"params": state.params, "seconds": seconds, "progress_bar": False}
             taken = len(svi.run(state.key, steps, data, **options).elbo)
-            return Run(time.perf_counter() - begin, time.process_time() - cpu, len(waits), sum(waits), taken)
+            return Run(
+                time.perf_counter() - begin,
+                time.process_time() - cpu,
+                len(waits),
+                sum(waits),
+                taken,
+            )
         finally:
             Checkpoints.save = save
 
@@ -452,7 +524,9 @@ def on_gpu(settings: Settings) -> Iterator[Row]:
     """A step reads and writes the parameters, Adam's moments and the gradient once, at least."""
     kind, dim, steps = jax.devices()[0].device_kind, settings.gpu_dim, 200
     copy, copied = pieces.copy(4 * dim)
-    samples = interleaved({"step": blocks.by_dim("mean_field", dim, steps), "copy": copy}, settings.rounds)
+    samples = interleaved(
+        {"step": blocks.by_dim("mean_field", dim, steps), "copy": copy}, settings.rounds
+    )
     moved = steps * pieces.step_bytes(2 * dim) / statistics.median(samples["step"])
     peak = next((rate for name, rate in GPU_BYTES.items() if name in kind), None)
     yield {
@@ -520,13 +594,21 @@ def judge(figures: dict[str, list[Row]]) -> list[Row]:
     for row in figures.get("streams", []):
         for against in ("Minibatches / stream", "in order / stream") if "model" in row else ():
             measured = row[against]["median"]
-            goal(f"streams: {row['model']}, batch {row['batch']:,}: {against} >= 0.9", measured, measured >= 0.9)
+            goal(
+                f"streams: {row['model']}, batch {row['batch']:,}: {against} >= 0.9",
+                measured,
+                measured >= 0.9,
+            )
     for name in ("dims", "particles", "restarts"):
         for row in figures.get(name, []):
             for on in (key for key in row if key.startswith("slope on ")):
                 measured = row["upper half"]
                 label = f"{row['family']}, " if "family" in row else ""
-                goal(f"{name}: {label}{on} of {row[on]}, upper half <= 1.05", measured, measured <= 1.05)
+                goal(
+                    f"{name}: {label}{on} of {row[on]}, upper half <= 1.05",
+                    measured,
+                    measured <= 1.05,
+                )
     for row in figures.get("checkpoints", []):
         if "every 30 s, %" in row:
             measured = row["every 30 s, %"]
@@ -560,31 +642,57 @@ def cell(value: Any) -> str:
         return " to ".join(f"{v:.3g}" for v in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
-def measure(names: Iterable[str], settings: Settings, date: str) -> tuple[dict[str, list[Row]], Row]:
-    """The figures; and of each when, and the load of the machine before and after: above its cores, others worked."""
+def measure(
+    names: Iterable[str], settings: Settings, date: str
+) -> tuple[dict[str, list[Row]], Row]:
+    """The figures; and of each when, and the load of the machine before and after: above its cores,
+    others worked.
+    """
     figures, runs = {}, {}
     for name in names:
         for _ in progress(name, 1):
             before = os.getloadavg()[0]
             figures[name] = list(FIGURES[name](settings))
-            runs[name] = {"date": date, "load": [significant(load) for load in (before, os.getloadavg()[0])]}
+            runs[name] = {
+                "date": date,
+                "load": [significant(load) for load in (before, os.getloadavg()[0])],
+            }
             jax.clear_caches()
-        print(f"\n{name} (load of the machine {cell(runs[name]['load'])})\n\n{tables(figures[name])}", flush=True)
+        print(
+            f"\n{name} (load of the machine {cell(runs[name]['load'])})\n\n{tables(figures[name])}",
+            flush=True,
+        )
     return figures, runs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="how time and memory grow, and what streams and checkpoints cost")
-    parser.add_argument("--smoke", action="store_true", help="small and short; writes JSON only to --output")
+    parser = argparse.ArgumentParser(
+        description="how time and memory grow, and what streams and checkpoints cost"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="small and short; writes JSON only to --output"
+    )
     parser.add_argument("--only", choices=FIGURES, help="one figure")
-    parser.add_argument("--date", default=datetime.date.today().isoformat(), help="the date to record")
-    parser.add_argument("--output", type=Path, help="default: results/scale.json beside this script")
+    parser.add_argument(
+        "--date", default=datetime.date.today().isoformat(), help="the date to record"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="default: results/scale.json beside this script"
+    )
     options = parser.parse_args()
     settings = SMOKE if options.smoke else Settings()
-    jax.config.update("jax_disable_most_optimizations", options.smoke)  # compiling is all that a smoke run does
+    jax.config.update(
+        "jax_disable_most_optimizations", options.smoke
+    )  # compiling is all that a smoke run does
     figures, runs = measure([options.only] if options.only else FIGURES, settings, options.date)
     output = options.output or (None if options.smoke else RESULTS)
     if options.only and output and output.exists():
@@ -597,7 +705,12 @@ def main() -> None:
         print("\ngoals\n\n" + table(goals))
     if output:
         report = {"date": options.date, "machine": machine(), "backend": jax.default_backend()}
-        report |= {"versions": versions(PACKAGES), "settings": settings._asdict(), "runs": runs, "goals": goals}
+        report |= {
+            "versions": versions(PACKAGES),
+            "settings": settings._asdict(),
+            "runs": runs,
+            "goals": goals,
+        }
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report | {"figures": figures}, indent=1) + "\n")
 

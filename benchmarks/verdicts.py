@@ -1,4 +1,5 @@
-"""Is the verdict right? `minisvi.fit`'s and `minisvi.judge`'s, against the truth, over some hundreds of answers.
+"""Is the verdict right? `minisvi.fit`'s and `minisvi.judge`'s, against the truth, over some
+hundreds of answers.
 
     python benchmarks/verdicts.py            # all fits, benchmarks/results/verdicts.json, and the tables
     python benchmarks/verdicts.py --smoke    # two targets, one seed: does everything run? Its figures mean nothing
@@ -8,18 +9,22 @@
 Eleven posteriors whose moments are known, and for each seed these answers:
 
 - fit: `minisvi.fit`, nothing spoiled;
-- fitted: a Gaussian guide fitted by Adam, judged by `minisvi.judge` (full rank for even seeds, mean field for odd);
+- fitted: a Gaussian guide fitted by Adam, judged by `minisvi.judge` (full rank for even seeds, mean
+  field for odd);
 - stopped early: its parameters at 30, 60, 90, 95 or 98 % of the way from a start;
 - scale halved; and mean off by 0.3 sd of q in every coordinate, signs at random;
 - a mode missed: the two-mode target alone, a guide at one of its modes.
 
-Guides are judged beside the optima of eight restarts of the deterministic fit, as `minisvi.fit` has them.
+Guides are judged beside the optima of eight restarts of the deterministic fit, as `minisvi.fit` has
+them.
 
-The truth of an answer is that of its draws with their weights, which is what a user gets: "accurate" if mean_err and
-sd_err (root mean squares over the quantities, as in accuracy.py) are at most 0.03; "bad" if any quantity's mean is off
-by more than 0.1 reference sd or its sd by more than a tenth; "middle" otherwise. A verdict sees nothing of it.
+The truth of an answer is that of its draws with their weights, which is what a user gets:
+"accurate" if mean_err and sd_err (root mean squares over the quantities, as in accuracy.py) are at
+most 0.03; "bad" if any quantity's mean is off by more than 0.1 reference sd or its sd by more than
+a tenth; "middle" otherwise. A verdict sees nothing of it.
 
-Everything runs in one process, so that each target and family compiles once. A false good is a "good" that is bad.
+Everything runs in one process, so that each target and family compiles once. A false good is a
+"good" that is bad.
 """
 
 import argparse
@@ -71,10 +76,14 @@ Record = dict[str, Any]
 # Targets beside those of accuracy.py; all are cheap, and their moments are exact or by quadrature.
 
 
-def hierarchy(effects: np.ndarray, errors: np.ndarray, mu_sd: float, log_prior: Callable[[Any], Any]) -> Any:
-    """Moments of (mu, tau, theta) for y_j ~ N(theta_j, s_j), theta_j ~ N(mu, tau), mu ~ N(0, mu_sd), by quadrature.
+def hierarchy(
+    effects: np.ndarray, errors: np.ndarray, mu_sd: float, log_prior: Callable[[Any], Any]
+) -> Any:
+    """Moments of (mu, tau, theta) for y_j ~ N(theta_j, s_j), theta_j ~ N(mu, tau), mu ~ N(0,
+    mu_sd), by quadrature.
 
-    Given tau all is Gaussian; `log_prior` is the log density of log tau, over which the trapezoid rule goes.
+    Given tau all is Gaussian; `log_prior` is the log density of log tau, over which the trapezoid
+    rule goes.
     """
     log_tau = np.linspace(-16.0, 8.0, 24_001)[:, None]
     tau = np.exp(log_tau)
@@ -101,20 +110,24 @@ def half_cauchy(tau: Any, scale: float) -> Any:
 def eight_schools(centered: bool) -> Target:
     """Rubin (1981) with mu ~ N(0, 5), tau ~ HalfCauchy(5); centred, a funnel."""
     data = jnp.asarray(SCHOOL_EFFECTS, float), jnp.asarray(SCHOOL_ERRORS, float)
-    to_log = lambda log_tau: np.asarray(half_cauchy(np.exp(log_tau), 5.0)) + log_tau  # noqa: E731
+    to_log = lambda log_tau: np.asarray(half_cauchy(np.exp(log_tau), 5.0)) + log_tau
     return _groups(data, 5.0, centered, lambda tau: half_cauchy(tau, 5.0), to_log)
 
 
 def small_hierarchy() -> Target:
-    """Six groups of five rows, well known: y ~ N(theta_j, 1), theta_j ~ N(mu, tau), log tau ~ N(0, 1), mu ~ N(0, 5)."""
+    """Six groups of five rows, well known: y ~ N(theta_j, 1), theta_j ~ N(mu, tau), log tau ~ N(0,
+    1), mu ~ N(0, 5).
+    """
     rng = np.random.default_rng(5)
     means = np.mean(1.0 + 1.5 * rng.normal(size=(6, 1)) + rng.normal(size=(6, 5)), axis=1)
     data = jnp.asarray(means, float), jnp.full(6, 5**-0.5, float)
-    to_log = lambda log_tau: -0.5 * log_tau**2  # noqa: E731
+    to_log = lambda log_tau: -0.5 * log_tau**2
     return _groups(data, 5.0, True, lambda tau: norm.logpdf(jnp.log(tau)) - jnp.log(tau), to_log)
 
 
-def _groups(data: Any, mu_sd: float, centered: bool, log_prior: Callable[[Any], Any], to_log: Any) -> Target:
+def _groups(
+    data: Any, mu_sd: float, centered: bool, log_prior: Callable[[Any], Any], to_log: Any
+) -> Target:
     def theta_of(theta: Theta) -> Array:
         return theta["theta"] if centered else theta["mu"] + theta["tau"] * theta["theta"]
 
@@ -126,8 +139,10 @@ def _groups(data: Any, mu_sd: float, centered: bool, log_prior: Callable[[Any], 
 
     mean, sd = hierarchy(np.asarray(data[0]), np.asarray(data[1]), mu_sd, to_log)
     latents = {"mu": real(), "tau": positive(), "theta": real(len(data[0]))}
-    quantities = lambda t: jnp.concatenate([t["mu"][None], t["tau"][None], theta_of(t)])  # noqa: E731
-    return Target(Model(latents, log_joint), data, mean, sd, source="quadrature", quantities=quantities)
+    quantities = lambda t: jnp.concatenate([t["mu"][None], t["tau"][None], theta_of(t)])
+    return Target(
+        Model(latents, log_joint), data, mean, sd, source="quadrature", quantities=quantities
+    )
 
 
 MODES = np.array([[-3.0, 0.0], [3.0, 1.0]])
@@ -150,7 +165,9 @@ def two_modes() -> Target:
 
 
 def poisson_regression() -> Target:
-    """60 counts, an intercept and two slopes, N(0, 1) priors; moments on a grid of 81^3 around the mode."""
+    """60 counts, an intercept and two slopes, N(0, 1) priors; moments on a grid of 81^3 around the
+    mode.
+    """
     rng = np.random.default_rng(2)
     x = np.column_stack([np.ones(60), rng.normal(size=(60, 2))])
     y = rng.poisson(np.exp(x @ np.array([0.5, 0.4, -0.6])))
@@ -168,7 +185,10 @@ def poisson_regression() -> Target:
     steps = np.linspace(-8.0, 8.0, 81)
     grid = beta + np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3) @ factor.T
     log_p = np.concatenate(
-        [b @ (x.T @ y) - np.exp(b @ x.T).sum(1) - 0.5 * np.sum(b**2, 1) for b in np.array_split(grid, 50)]
+        [
+            b @ (x.T @ y) - np.exp(b @ x.T).sum(1) - 0.5 * np.sum(b**2, 1)
+            for b in np.array_split(grid, 50)
+        ]
     )
     weights = np.exp(log_p - log_p.max())
     mean = weights @ grid / weights.sum()
@@ -190,7 +210,10 @@ def student_t(dim: int = 5, df: float = 7.0) -> Target:
 
 
 CASES: dict[str, Callable[[], Target]] = {
-    **{name: TARGETS[name] for name in ("breast_cancer", "gamma", "banana", "funnel", "correlated_gaussian")},
+    **{
+        name: TARGETS[name]
+        for name in ("breast_cancer", "gamma", "banana", "funnel", "correlated_gaussian")
+    },
     "eight_schools_noncentred": lambda: eight_schools(False),
     "eight_schools_centred": lambda: eight_schools(True),
     "two_modes": two_modes,
@@ -208,7 +231,9 @@ def engine(case: str, family: str) -> tuple[Target, SVI]:
     """One of each, so that records are equal and nothing compiles twice."""
     target = target_of(case)
     guide = getattr(minisvi, family)(target.model.latents)
-    return target, SVI(target.model, guide, OPTIMIZER, minisvi.ELBO(8, gradient="sticking_the_landing"))
+    return target, SVI(
+        target.model, guide, OPTIMIZER, minisvi.ELBO(8, gradient="sticking_the_landing")
+    )
 
 
 @cache
@@ -222,7 +247,9 @@ def fitted(case: str, family: str, seed: int) -> tuple[Any, Any]:
     target, svi = engine(case, family)
     start_key, fit_key = jax.random.split(jax.random.key(seed))
     start = svi.guide.init(start_key)
-    found = svi.run(fit_key, STEPS, *target.data, params=start, progress_bar=False, on_failure="return")
+    found = svi.run(
+        fit_key, STEPS, *target.data, params=start, progress_bar=False, on_failure="return"
+    )
     return start, found.params
 
 
@@ -230,7 +257,9 @@ def fitted(case: str, family: str, seed: int) -> tuple[Any, Any]:
 def optima(case: str, seed: int) -> Any:
     """Where eight starts of the deterministic fit end: the restarts that a verdict may look at."""
     target = target_of(case)
-    return minisvi.deterministic(jax.random.key(seed), target.model, *target.data, max_draws=32).optima
+    return minisvi.deterministic(
+        jax.random.key(seed), target.model, *target.data, max_draws=32
+    ).optima
 
 
 def halved(params: Any) -> Any:
@@ -252,7 +281,9 @@ def marginal_sd(params: Any) -> Array:
 
 def moved(params: Any, seed: int) -> Any:
     """The mean off by 0.3 marginal sd in every coordinate."""
-    signs = jax.random.rademacher(jax.random.key(1_000 + seed), params["loc"].shape, params["loc"].dtype)
+    signs = jax.random.rademacher(
+        jax.random.key(1_000 + seed), params["loc"].shape, params["loc"].dtype
+    )
     return params | {"loc": params["loc"] + 0.3 * signs * marginal_sd(params)}
 
 
@@ -291,7 +322,9 @@ def answer(spoiling: str, case: str, seed: int) -> Record:
     else:
         target, svi = engine(case, family)
         params = spoiled(spoiling, case, family, seed)
-        found = minisvi.judge(key, target.model, svi.guide, params, *target.data, optima=optima(case, seed))
+        found = minisvi.judge(
+            key, target.model, svi.guide, params, *target.data, optima=optima(case, seed)
+        )
     log_weights = np.asarray(found.draws.log_weights, np.float64)
     errors = moments(target, jax.device_get(found.draws.theta), np.exp(log_weights))
     said = {"level": found.verdict.level, "reason": found.verdict.reason}
@@ -308,7 +341,9 @@ def truth(errors: Record) -> str:
 
 
 def run(cases: list[str], seeds: range, save: Callable[[list[Record]], None]) -> list[Record]:
-    """All answers of a target, then the next target, whose compilations replace the last one's; saved after each."""
+    """All answers of a target, then the next target, whose compilations replace the last one's;
+    saved after each.
+    """
     records: list[Record] = []
     for case in cases:
         for spoiling in SPOILINGS:
@@ -316,7 +351,10 @@ def run(cases: list[str], seeds: range, save: Callable[[list[Record]], None]) ->
                 continue
             for seed in seeds:
                 records.append(attempt(spoiling, case, seed))
-                kept = {n: records[-1].get(n) for n in ("level", "truth", "mean_err_max", "sd_err_max", "seconds")}
+                kept = {
+                    n: records[-1].get(n)
+                    for n in ("level", "truth", "mean_err_max", "sd_err_max", "seconds")
+                }
                 print(f"{case}, {spoiling}, {seed}: {kept}", file=sys.stderr, flush=True)
         save(records)
         fitted.cache_clear()
@@ -330,7 +368,13 @@ def attempt(spoiling: str, case: str, seed: int) -> Record:
     try:
         return answer(spoiling, case, seed)
     except Exception as error:
-        what = {"target": case, "spoiling": spoiling, "seed": seed, "level": "crashed", "truth": "none"}
+        what = {
+            "target": case,
+            "spoiling": spoiling,
+            "seed": seed,
+            "level": "crashed",
+            "truth": "none",
+        }
         return what | {"reason": f"{type(error).__name__}: {error}"[:500]}
 
 
@@ -338,12 +382,14 @@ def attempt(spoiling: str, case: str, seed: int) -> Record:
 
 
 def confusion(records: list[Record]) -> dict[str, dict[str, int]]:
-    count = lambda level, truth: sum(r["level"] == level and r["truth"] == truth for r in records)  # noqa: E731
+    count = lambda level, truth: sum(r["level"] == level and r["truth"] == truth for r in records)
     return {level: {truth: count(level, truth) for truth in TRUTHS} for level in LEVELS}
 
 
 def rates(records: list[Record]) -> Record:
-    """False good: of all that are called good, the share that is bad. Good when accurate: of all that are accurate."""
+    """False good: of all that are called good, the share that is bad. Good when accurate: of all
+    that are accurate.
+    """
     counted = confusion(records)
     good, accurate = sum(counted["good"].values()), sum(row["accurate"] for row in counted.values())
     return {
@@ -360,15 +406,22 @@ def rates(records: list[Record]) -> Record:
 
 def tables(records: list[Record]) -> str:
     parts = [table("all", records)]
-    parts += [table(s, chosen) for s in SPOILINGS if (chosen := [r for r in records if r["spoiling"] == s])]
+    parts += [
+        table(s, chosen)
+        for s in SPOILINGS
+        if (chosen := [r for r in records if r["spoiling"] == s])
+    ]
     return "\n\n".join([*parts, false_goods(records)])
 
 
 def table(name: str, records: list[Record]) -> str:
     lines = [f"| {name} | " + " | ".join(TRUTHS) + " |", "|---|" + "---:|" * len(TRUTHS)]
-    lines += [f"| {level} | " + " | ".join(map(str, row.values())) + " |" for level, row in confusion(records).items()]
+    lines += [
+        f"| {level} | " + " | ".join(map(str, row.values())) + " |"
+        for level, row in confusion(records).items()
+    ]
     found = rates(records)
-    percent = lambda rate: "–" if rate is None else f"{100 * rate:.1f} %"  # noqa: E731, RUF001
+    percent = lambda rate: "–" if rate is None else f"{100 * rate:.1f} %"
     lines += [
         "",
         f"{found['answers']} answers, {found['crashed']} crashed; false good: {found['false_good']} of "
@@ -383,37 +436,68 @@ def false_goods(records: list[Record]) -> str:
     for r in records:
         if r["level"] == "good" and r["truth"] == "bad":
             errors = f"mean {short(r['mean_err_max'])}, sd {short(r['sd_err_max'])}"
-            lines.append(f"- {r['target']}, {r['spoiling']}, {r['family']}, seed {r['seed']}: {errors}; {r['reason']}")
+            lines.append(
+                f"- {r['target']}, {r['spoiling']}, {r['family']}, seed {r['seed']}: {errors}; {r['reason']}"
+            )
     crashes = [
-        f"- {r['target']}, {r['spoiling']}, seed {r['seed']}: {r['reason']}" for r in records if "family" not in r
+        f"- {r['target']}, {r['spoiling']}, seed {r['seed']}: {r['reason']}"
+        for r in records
+        if "family" not in r
     ]
-    return "\n".join(lines + (["- none"] if len(lines) == 1 else []) + (["Crashed:", *crashes] if crashes else []))
+    return "\n".join(
+        lines
+        + (["- none"] if len(lines) == 1 else [])
+        + (["Crashed:", *crashes] if crashes else [])
+    )
 
 
 def check() -> None:
-    """Print what is known of each target, and the quadrature of hierarchies on the package's eight schools."""
+    """Print what is known of each target, and the quadrature of hierarchies on the package's eight
+    schools.
+    """
     for case in CASES:
         target = target_of(case)
         assert target.mean is not None
         assert target.sd is not None
-        print(f"{case:26} D {target.dim:3} mean {np.round(target.mean[:4], 4)} sd {np.round(target.sd[:4], 4)}")
+        print(
+            f"{case:26} D {target.dim:3} mean {np.round(target.mean[:4], 4)} sd {np.round(target.sd[:4], 4)}"
+        )
     package = TARGETS["eight_schools"]()
-    mean, sd = hierarchy(SCHOOL_EFFECTS, SCHOOL_ERRORS, 10.0, lambda log_tau: -0.5 * (log_tau - 5.0) ** 2)
+    mean, sd = hierarchy(
+        SCHOOL_EFFECTS, SCHOOL_ERRORS, 10.0, lambda log_tau: -0.5 * (log_tau - 5.0) ** 2
+    )
     rows = [0, *range(2, 10)]  # without the scale, which the package has in logs
     shift = (mean[rows] - package.mean[rows]) / package.sd[rows]
-    print("eight schools, package's priors: mean off by", np.abs(shift).max(), "sd ratios", sd[rows] / package.sd[rows])
+    print(
+        "eight schools, package's priors: mean off by",
+        np.abs(shift).max(),
+        "sd ratios",
+        sd[rows] / package.sd[rows],
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="minisvi's verdicts against the truth")
-    parser.add_argument("--smoke", action="store_true", help="two targets, one seed; no file unless --output")
+    parser.add_argument(
+        "--smoke", action="store_true", help="two targets, one seed; no file unless --output"
+    )
     parser.add_argument("--targets", help=f"some of {', '.join(CASES)}, by commas")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--first-seed", type=int, default=4, help="the rule was chosen by what 0 to 3 showed")
+    parser.add_argument(
+        "--first-seed", type=int, default=4, help="the rule was chosen by what 0 to 3 showed"
+    )
     parser.add_argument("--table", action="store_true", help="print the tables of the file")
-    parser.add_argument("--check", action="store_true", help="print the targets' moments, and a check of a quadrature")
-    parser.add_argument("--date", default=datetime.date.today().isoformat(), help="the date to record")
-    parser.add_argument("--output", type=Path, help="default: results/verdicts.json beside this script")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="print the targets' moments, and a check of a quadrature",
+    )
+    parser.add_argument(
+        "--date", default=datetime.date.today().isoformat(), help="the date to record"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="default: results/verdicts.json beside this script"
+    )
     options = parser.parse_args()
     output = options.output or (None if options.smoke else RESULTS)
     if options.check:
@@ -422,18 +506,29 @@ def main() -> None:
         return print(tables(json.loads((output or RESULTS).read_text())["records"]))
     if not (hasattr(minisvi, "fit") and hasattr(minisvi, "judge")):
         raise SystemExit("this minisvi has no `fit` and `judge`")
-    cases = options.targets.split(",") if options.targets else ["gamma", "two_modes"] if options.smoke else list(CASES)
+    cases = (
+        options.targets.split(",")
+        if options.targets
+        else ["gamma", "two_modes"]
+        if options.smoke
+        else list(CASES)
+    )
     seeds = range(options.first_seed, options.first_seed + (1 if options.smoke else options.seeds))
     print(tables(run(cases, seeds, partial(write, output, options.date))))
     return None
 
 
 def write(output: Path | None, date: str, records: list[Record]) -> None:
-    """The file as far as it has come; infinite and undefined errors as strings, for which JSON has no number."""
+    """The file as far as it has come; infinite and undefined errors as strings, for which JSON has
+    no number.
+    """
     if output is None:
         return
     report = {"date": date, "machine": machine(), "versions": versions(PACKAGES)}
-    report |= {"precision": "float64" if jax.config.jax_enable_x64 else "float32", "rates": rates(records)}
+    report |= {
+        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "rates": rates(records),
+    }
     report |= {"confusion": confusion(records), "records": [tidy(record) for record in records]}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")

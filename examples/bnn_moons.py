@@ -1,7 +1,8 @@
 """A Bayesian neural network on two moons: the talk's recipe with early stopping, and a simple one.
 
-The example of the talk "Introduction to Stochastic Variational Inference with NumPyro" (Juan Orduz, PyData Berlin
-2025). Run `python examples/bnn_moons.py`; `--quick` takes few steps. Figures go to `examples/figures/`.
+The example of the talk "Introduction to Stochastic Variational Inference with NumPyro" (Juan Orduz,
+PyData Berlin 2025). Run `python examples/bnn_moons.py`; `--quick` takes few steps. Figures go to
+`examples/figures/`.
 """
 
 # %% Data: 980 rows to train, 420 to validate, 600 to test.
@@ -84,9 +85,14 @@ model = Model(net.latents, log_prior=net.log_prior, log_likelihood=log_likelihoo
 def start(path, w):
     """loc and scale ~ uniform(0, 1), each array with the talk's seed."""
     layer = path[1].key
-    key, loc_key = jax.random.split(jax.random.PRNGKey((42 if path[2].key == "bias" else 1) + layer))
+    key, loc_key = jax.random.split(
+        jax.random.PRNGKey((42 if path[2].key == "bias" else 1) + layer)
+    )
     _, scale_key = jax.random.split(key)
-    return {"loc": jax.random.uniform(loc_key, w.shape), "log_scale": jnp.log(jax.random.uniform(scale_key, w.shape))}
+    return {
+        "loc": jax.random.uniform(loc_key, w.shape),
+        "log_scale": jnp.log(jax.random.uniform(scale_key, w.shape)),
+    }
 
 
 def family(params, *_):
@@ -146,9 +152,9 @@ print(f"{'published, 3,309 steps':32}{'0.981 +- 0.003':>16}{0.983:15.3f}{0.925:1
 plotting.moons_auc(auc)
 
 
-# %% What the published rule measures.
-# It compares -ELBO / rows in validation and training. Both hold the same KL, divided by 420 and by 980: that is why it
-# fires, while the held-out rows themselves are predicted as well as the others or better.
+# %% What the published rule measures. It compares -ELBO / rows in validation and training. Both
+# hold the same KL, divided by 420 and by 980: that is why it fires, while the held-out rows
+# themselves are predicted as well as the others or better.
 def nll_per_row(posterior, x, y):
     def fn(key, w, x, y):
         return -jnp.mean(log_likelihood(w, x, y))
@@ -170,21 +176,34 @@ kl = jax.vmap(log_ratio)(jax.random.split(jax.random.key(4), num_draws)).mean()
 print(
     f"\nThe published rule stopped at step {len(train_loss):,} here (3,309 in the talk, from other draws). It measures"
 )
-print(f"the KL of {kl:.1f} nats, which it divides by {len(y_val)} rows in validation and by {len(y)} in training:")
+print(
+    f"the KL of {kl:.1f} nats, which it divides by {len(y_val)} rows in validation and by {len(y)} in training:"
+)
 print(f"{'':14}-ELBO a row = NLL a row + KL a row")
 print(f"  train       {nll_train + kl / len(y):8.3f}       {nll_train:8.3f}    {kl / len(y):8.3f}")
-print(f"  validation  {nll_val + kl / len(y_val):8.3f}       {nll_val:8.3f}    {kl / len(y_val):8.3f}")
-print(f"The held-out rows are predicted {'no worse' if nll_val <= nll_train else 'worse'} than the training rows.")
-print(f"With the KL over the training size, as it should be, the validation score is {nll_val + kl / len(y):.3f}.")
+print(
+    f"  validation  {nll_val + kl / len(y_val):8.3f}       {nll_val:8.3f}    {kl / len(y_val):8.3f}"
+)
+print(
+    f"The held-out rows are predicted {'no worse' if nll_val <= nll_train else 'worse'} than the training rows."
+)
+print(
+    f"With the KL over the training size, as it should be, the validation score is {nll_val + kl / len(y):.3f}."
+)
 
 # %% Prior and posterior over the plane: the mean of p and the width of its 94 % interval.
 axis = np.linspace(-5, 5, 100)
 grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-prior_p = jax.vmap(lambda w: probability(None, w, grid))(net.sample_prior(jax.random.key(5), num_draws // 4))
+prior_p = jax.vmap(lambda w: probability(None, w, grid))(
+    net.sample_prior(jax.random.key(5), num_draws // 4)
+)
 plotting.moons_grid(
     "moons_prior",
     axis,
-    {"Prior predictive mean": (prior_p.mean(0), "viridis"), "One draw of the prior": (prior_p[0], "viridis")},
+    {
+        "Prior predictive mean": (prior_p.mean(0), "viridis"),
+        "One draw of the prior": (prior_p[0], "viridis"),
+    },
     *train,
 )
 
@@ -197,5 +216,8 @@ def hdi_width(draws, probability=0.94):
 
 for name, posterior in posteriors.items():
     p = posterior.predictive(jax.random.key(6), probability, num_draws, grid, batch_size=250)
-    panels = {f"{name}: mean": (p.mean(0), "viridis"), f"{name}: width of the 94 % HDI": (hdi_width(p), "magma")}
+    panels = {
+        f"{name}: mean": (p.mean(0), "viridis"),
+        f"{name}: width of the 94 % HDI": (hdi_width(p), "magma"),
+    }
     plotting.moons_grid(f"moons_{name.split()[0]}", axis, panels, *train)

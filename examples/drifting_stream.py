@@ -1,8 +1,8 @@
 """Yesterday's posterior as today's prior, on a stream whose truth drifts.
 
-Every day brings 300 rows of a logistic regression whose weights walk at random. Three ways to follow them: all days
-count alike, the past counts for less each day, each day alone. Run `python examples/drifting_stream.py`; `--quick`
-takes few days.
+Every day brings 300 rows of a logistic regression whose weights walk at random. Three ways to
+follow them: all days count alike, the past counts for less each day, each day alone. Run `python
+examples/drifting_stream.py`; `--quick` takes few days.
 """
 
 import argparse
@@ -21,7 +21,9 @@ num_days = 3 if parser.parse_known_args()[0].quick else 20
 
 ROWS, DRIFT = 300, 0.15
 rng = np.random.default_rng(0)
-truth = np.cumsum(np.concatenate([[[1.0, -1.0, 0.5]], DRIFT * rng.normal(size=(num_days - 1, 3))]), axis=0)
+truth = np.cumsum(
+    np.concatenate([[[1.0, -1.0, 0.5]], DRIFT * rng.normal(size=(num_days - 1, 3))]), axis=0
+)
 days = []
 for w in truth:
     x = rng.normal(size=(ROWS, 3)).astype(np.float32)
@@ -42,7 +44,11 @@ guide = full_rank(first.latents)
 optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 400))
 
 print(f"{'':28}{'error':>10}{'posterior sd':>14}{'truth within 2 sd':>20}")
-for name, weight in {"all days alike": 1.0, "the past counts 0.6 a day": 0.6, "each day alone": None}.items():
+for name, weight in {
+    "all days alike": 1.0,
+    "the past counts 0.6 a day": 0.6,
+    "each day alone": None,
+}.items():
     model, errors, sds = first, [], []
     for (x, y), w in zip(days, truth):
         svi = SVI(model, guide, optimizer, ELBO(8, "sticking_the_landing"))
@@ -52,4 +58,6 @@ for name, weight in {"all days alike": 1.0, "the past counts 0.6 a day": 0.6, "e
         sds.append(np.asarray(posterior.sd(jax.random.key(1))["w"]))
         model = first if weight is None else with_prior(first, guide, params, weight)
     error, sd = np.abs(errors), np.array(sds)
-    print(f"{name:28}{np.sqrt((error**2).mean()):10.3f}{sd.mean():14.3f}{(error < 2 * sd).mean():20.2f}")
+    print(
+        f"{name:28}{np.sqrt((error**2).mean()):10.3f}{sd.mean():14.3f}{(error < 2 * sd).mean():20.2f}"
+    )

@@ -1,7 +1,8 @@
 """Recover a Gamma concentration: the published fit, a converged one, and the exact posterior.
 
-The example of the talk "Introduction to Stochastic Variational Inference with NumPyro" (Juan Orduz, PyData Berlin
-2025). Run `python examples/gamma.py`; `--quick` takes a tenth of the steps. The figure goes to `examples/figures/`.
+The example of the talk "Introduction to Stochastic Variational Inference with NumPyro" (Juan Orduz,
+PyData Berlin 2025). Run `python examples/gamma.py`; `--quick` takes a tenth of the steps. The
+figure goes to `examples/figures/`.
 """
 
 # %% Data: 1,000 draws of Gamma(2, rate 1), with the talk's keys.
@@ -19,7 +20,9 @@ from jax.scipy.special import gammaln
 from minisvi import ELBO, SVI, Model, Posterior, custom, positive
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--quick", action="store_true", help="a tenth of the steps, to see that it runs")
+parser.add_argument(
+    "--quick", action="store_true", help="a tenth of the steps, to see that it runs"
+)
 speed_up = 10 if parser.parse_known_args()[0].quick else 1
 
 key, data_key = jax.random.split(jax.random.PRNGKey(42))
@@ -38,7 +41,8 @@ def log_joint(theta, z):
 model = Model({"concentration": positive()}, log_joint)
 
 
-# %% Guide: the talk's, c = exp(Normal(loc, scale)). The support's map is exp, so in u = log c it is a Normal.
+# %% Guide: the talk's, c = exp(Normal(loc, scale)). The support's map is exp, so in u = log c it is
+# a Normal.
 def log_normal(params, *_):
     return {"concentration": distrax.Normal(params["loc"], jnp.exp(params["log_scale"]))}
 
@@ -47,9 +51,14 @@ guide = custom(lambda key: {"loc": 0.5, "log_scale": jnp.log(0.1)}, log_normal)
 
 # %% Two fits: the talk's recipe, and one whose learning rate decays.
 num_steps = {"same recipe": 1000 // speed_up, "decaying rate": 4000 // speed_up}
-rates = {"same recipe": 0.005, "decaying rate": optax.cosine_decay_schedule(0.05, num_steps["decaying rate"])}
+rates = {
+    "same recipe": 0.005,
+    "decaying rate": optax.cosine_decay_schedule(0.05, num_steps["decaying rate"]),
+}
 fits = {
-    name: SVI(model, guide, optax.adam(rate), ELBO(num_particles=10)).run(fit_key, num_steps[name], z)
+    name: SVI(model, guide, optax.adam(rate), ELBO(num_particles=10)).run(
+        fit_key, num_steps[name], z
+    )
     for name, rate in rates.items()
 }
 
@@ -81,7 +90,11 @@ def row(name, loc, scale):
 print(f"{'':24}{'loc':>9}{'scale':>9}{'mean':>9}{'sd':>9}{'-ELBO':>12}{'KL':>9}")
 published_kl, published_sd = row("published", 0.68632126, 0.02304399)  # the talk's printed numbers
 for name, fit in fits.items():
-    row(f"{name}, {num_steps[name]:,}", float(fit.params["loc"]), float(np.exp(fit.params["log_scale"])))
+    row(
+        f"{name}, {num_steps[name]:,}",
+        float(fit.params["loc"]),
+        float(np.exp(fit.params["log_scale"])),
+    )
 _, exact_sd = row("exact", None, None)
 print(
     f"The published fit had not converged: it lies {published_kl:.3f} nats from the posterior, its sd is "
@@ -105,5 +118,11 @@ densities = {"exact": exact / c, "published": normal_density(0.68632126, 0.02304
 for name, fit in fits.items():
     densities[name] = normal_density(fit.params["loc"], np.exp(fit.params["log_scale"])) / c
 plotting.gamma(
-    z, {n: -f.elbo for n, f in fits.items()}, -log_evidence, c, densities, prior_predictive, posterior_predictive
+    z,
+    {n: -f.elbo for n, f in fits.items()},
+    -log_evidence,
+    c,
+    densities,
+    prior_predictive,
+    posterior_predictive,
 )

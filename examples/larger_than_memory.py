@@ -1,10 +1,12 @@
 """A fit to rows that are read from a Parquet file as they are needed, which outlives its process.
 
-Run `python examples/larger_than_memory.py`; `--quick` takes fewer rows. Stop it with Ctrl-C or kill it, and run it
-again with the same `--directory`: it goes on. The model is a linear regression, so that the exact posterior is known.
+Run `python examples/larger_than_memory.py`; `--quick` takes fewer rows. Stop it with Ctrl-C or kill
+it, and run it again with the same `--directory`: it goes on. The model is a linear regression, so
+that the exact posterior is known.
 """
 
-# %% Data: a Parquet file of row groups, each a batch. Rows were shuffled when it was written, so that any will do.
+# %% Data: a Parquet file of row groups, each a batch. Rows were shuffled when it was written, so
+# that any will do.
 import argparse
 import logging
 import tempfile
@@ -22,7 +24,11 @@ from minisvi import ELBO, SVI, Model, Stream, full_rank, laplace, real, whitened
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer rows, to see that it runs")
-parser.add_argument("--directory", type=Path, help="where the file and the checkpoints are kept; temporary by default")
+parser.add_argument(
+    "--directory",
+    type=Path,
+    help="where the file and the checkpoints are kept; temporary by default",
+)
 args, _ = parser.parse_known_args()
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -34,7 +40,9 @@ directory.mkdir(parents=True, exist_ok=True)
 file = directory / f"rows-{NUM_GROUPS}.parquet"
 if not file.exists():
     rng = np.random.default_rng(0)
-    schema = pa.schema([("x0", pa.float32()), ("x1", pa.float32()), ("x2", pa.float32()), ("y", pa.float32())])
+    schema = pa.schema(
+        [("x0", pa.float32()), ("x1", pa.float32()), ("x2", pa.float32()), ("y", pa.float32())]
+    )
     with pq.ParquetWriter(file, schema) as writer:
         for _ in range(NUM_GROUPS):
             x = rng.normal(size=(ROWS, 3)).astype(np.float32)
@@ -49,13 +57,16 @@ def batches(first):
         number = first
         while True:
             epoch, k = divmod(number, NUM_GROUPS)
-            group = groups.read_row_group(int(np.random.default_rng(epoch).permutation(NUM_GROUPS)[k]))
+            group = groups.read_row_group(
+                int(np.random.default_rng(epoch).permutation(NUM_GROUPS)[k])
+            )
             *x, y = (column.to_numpy() for column in group.columns)
             yield np.stack(x, axis=1), y
             number += 1
 
 
-# %% Model and fit. The likelihood of a batch counts N / b times; N is given, for no reader knows it.
+# %% Model and fit. The likelihood of a batch counts N / b times; N is given, for no reader knows
+# it.
 def log_prior(theta):
     return jnp.sum(norm.logpdf(theta["w"], 0.0, PRIOR_SD))
 
@@ -66,14 +77,25 @@ def log_likelihood(theta, x, y):
 
 num_steps, num_data = 2000, NUM_GROUPS * ROWS
 model = Model({"w": real(3)}, log_prior=log_prior, log_likelihood=log_likelihood)
-# One batch says where to start, and in which units: a posterior of N rows is about sqrt(b / N) as wide as one of b.
+# One batch says where to start, and in which units: a posterior of N rows is about sqrt(b / N) as
+# wide as one of b.
 first = laplace(jax.random.key(0), model, *next(batches(0)))
 guide = whitened(full_rank(model.latents, 1.0))
 params = guide.init(jax.random.key(0), loc=first.loc, cov=first.cov * ROWS / num_data)
-svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(0.1, num_steps)), ELBO(8, "sticking_the_landing"))
+svi = SVI(
+    model,
+    guide,
+    optax.adam(optax.cosine_decay_schedule(0.1, num_steps)),
+    ELBO(8, "sticking_the_landing"),
+)
 stream = Stream(batches, num_data=num_data)
 result = svi.run(
-    jax.random.key(1), num_steps, stream, params=params, checkpoint_dir=directory / "checkpoints", checkpoint_every=5
+    jax.random.key(1),
+    num_steps,
+    stream,
+    params=params,
+    checkpoint_dir=directory / "checkpoints",
+    checkpoint_every=5,
 )
 
 # %% Beside the exact posterior, Normal(loc, cov), from sums over one pass.
@@ -84,11 +106,13 @@ for _, (x, y) in zip(range(NUM_GROUPS), batches(0)):
     weighted += x.T @ y / NOISE_SD**2
 cov = np.linalg.inv(precision)
 loc, sd = cov @ weighted, np.sqrt(np.diag(cov))
-draws = jax.vmap(lambda key: guide.distribution(result.params).sample_and_log_prob(seed=key)[0]["w"])(
-    jax.random.split(jax.random.key(2), 10_000)
-)
+draws = jax.vmap(
+    lambda key: guide.distribution(result.params).sample_and_log_prob(seed=key)[0]["w"]
+)(jax.random.split(jax.random.key(2), 10_000))
 print(f"{num_data:,} rows, {result.reason} after {result.state.step} steps")
 print(f"{'':8}{'fit':>22}{'exact':>22}{'error, sd':>12}")
 for i in range(3):
     mean, spread = float(draws[:, i].mean()), float(draws[:, i].std())
-    print(f"w[{i}]    {mean:12.4f} +-{spread:7.5f}{loc[i]:12.4f} +-{sd[i]:7.5f}{(mean - loc[i]) / sd[i]:12.3f}")
+    print(
+        f"w[{i}]    {mean:12.4f} +-{spread:7.5f}{loc[i]:12.4f} +-{sd[i]:7.5f}{(mean - loc[i]) / sd[i]:12.3f}"
+    )

@@ -1,11 +1,12 @@
 """Mixed effects: 200 groups of unequal sizes, by minibatches of groups, beside the exact posterior.
 
-Each group has an intercept and a slope of its own. They are local latents, and in the posterior they depend on the
-globals: a guide that leaves this out is too sure of the globals. Run `python examples/mixed_effects.py`; `--quick`
-takes few steps. The figure goes to `examples/figures/`.
+Each group has an intercept and a slope of its own. They are local latents, and in the posterior
+they depend on the globals: a guide that leaves this out is too sure of the globals. Run `python
+examples/mixed_effects.py`; `--quick` takes few steps. The figure goes to `examples/figures/`.
 """
 
-# %% Data: 1 to 12 observations a group, padded to 12 and masked, so that a row of the data is a group.
+# %% Data: 1 to 12 observations a group, padded to 12 and masked, so that a row of the data is a
+# group.
 import argparse
 
 import distrax
@@ -17,7 +18,19 @@ import optax
 import plotting
 from jax.scipy.stats import norm
 
-from minisvi import ELBO, SVI, Minibatches, Model, Posterior, conditional, full_rank, local, per_row, product, real
+from minisvi import (
+    ELBO,
+    SVI,
+    Minibatches,
+    Model,
+    Posterior,
+    conditional,
+    full_rank,
+    local,
+    per_row,
+    product,
+    real,
+)
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
@@ -33,9 +46,13 @@ y = np.einsum("gnd,gd->gn", x, effects) + NOISE_SD * rng.normal(size=(GROUPS, LO
 data = (np.arange(GROUPS), x, y, mask)
 
 
-# %% Model: beta ~ Normal(0, 10), effects_g ~ Normal(beta, GROUP_SD), y_gn ~ Normal(x_gn . effects_g, NOISE_SD).
+# %% Model: beta ~ Normal(0, 10), effects_g ~ Normal(beta, GROUP_SD), y_gn ~ Normal(x_gn .
+# effects_g, NOISE_SD).
 def prior(theta):
-    return {"beta": distrax.Normal(0.0, PRIOR_SD), "effects": distrax.Normal(theta["beta"], GROUP_SD)}
+    return {
+        "beta": distrax.Normal(0.0, PRIOR_SD),
+        "effects": distrax.Normal(theta["beta"], GROUP_SD),
+    }
 
 
 def log_likelihood(theta, index, x, y, mask):
@@ -43,7 +60,9 @@ def log_likelihood(theta, index, x, y, mask):
     return jnp.sum(mask * norm.logpdf(y, predictor, NOISE_SD), axis=-1)
 
 
-model = Model({"beta": real(2), "effects": local(real(2))}, log_likelihood=log_likelihood, prior=prior)
+model = Model(
+    {"beta": real(2), "effects": local(real(2))}, log_likelihood=log_likelihood, prior=prior
+)
 
 
 # %% Fits by minibatches of 40 groups.
@@ -62,7 +81,8 @@ for name, part in parts.items():
     svi = SVI(model, guide, optimizer, ELBO(4, "sticking_the_landing"), Minibatches(40))
     fits[name] = guide, svi.run(jax.random.key(1), num_steps, *data).params
 
-# %% The exact posterior of beta, and the evidence: with the effects integrated out y_g ~ Normal(x_g beta, V_g).
+# %% The exact posterior of beta, and the evidence: with the effects integrated out y_g ~ Normal(x_g
+# beta, V_g).
 precision, weighted, log_evidence = np.eye(2) / PRIOR_SD**2, np.zeros(2), 0.0
 for x_g, y_g, seen in zip(x, y, mask):
     x_g, y_g = x_g[seen], y_g[seen]
@@ -93,11 +113,14 @@ draws = {}
 for name, (guide, params) in fits.items():
     draws[name] = Posterior(model, guide, params, data).sample(jax.random.key(2), 4000)
     beta = draws[name]["beta"]
-    elbo = jax.jit(lambda params, guide=guide: ELBO(1000)(jax.random.key(3), model, guide, params, *data))(params)
+    elbo = jax.jit(
+        lambda params, guide=guide: ELBO(1000)(jax.random.key(3), model, guide, params, *data)
+    )(params)
     row(name, beta.mean(0), np.cov(beta.T), elbo)
 row("exact", loc, cov, log_evidence)
 
-# %% The figure: draws of the globals over the exact contours, and how sure each fit is of the groups.
+# %% The figure: draws of the globals over the exact contours, and how sure each fit is of the
+# groups.
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
 angle = np.linspace(0, 2 * np.pi, 200)
 circle = np.linalg.cholesky(cov) @ np.stack([np.cos(angle), np.sin(angle)])
@@ -107,7 +130,10 @@ for name, draw in draws.items():
     axes[1].scatter(effects_sd[:, 0], draw["effects"][:, :, 0].std(0), s=8, alpha=0.7, label=name)
 for radius in (1, 2):
     axes[0].plot(
-        *(loc[:, None] + radius * circle), color="black", lw=1, label="exact, 1 and 2 sd" if radius == 1 else None
+        *(loc[:, None] + radius * circle),
+        color="black",
+        lw=1,
+        label="exact, 1 and 2 sd" if radius == 1 else None,
     )
 axes[1].plot([low, high], [low, high], color="black", lw=1, label="equal")
 plotting.decorate(axes[0], "Posterior of the globals", "intercept", "slope")

@@ -79,7 +79,13 @@ def moons_losses(train, validation, simple, sizes):
     decorate(axes[0], "Deck recipe", "step", "-ELBO (nats)")
     decorate(axes[1], "Deck recipe, per row", "step", "-ELBO / rows")
     axes[2].plot(simple, lw=0.3, alpha=0.5)
-    axes[2].plot(np.arange(len(smooth(simple))) + 100, smooth(simple), lw=1, color="C0", label="mean of 100 steps")
+    axes[2].plot(
+        np.arange(len(smooth(simple))) + 100,
+        smooth(simple),
+        lw=1,
+        color="C0",
+        label="mean of 100 steps",
+    )
     decorate(axes[2], "Simple recipe", "step", "-ELBO (nats)")
     for ax, top in zip(axes, (600, 0.8, 600)):
         ax.set_ylim(0 if ax is not axes[2] else 150, top)
@@ -96,10 +102,18 @@ def moons_auc(scores):
 
 def moons_grid(name, axis, panels, x, y):
     """Panels {title: (values on the grid, colour map)} with the data on top."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 4.2), layout="constrained", squeeze=False
+    )
     for ax, (title, (values, colours)) in zip(axes[0], panels.items()):
         mesh = ax.pcolormesh(
-            axis, axis, np.asarray(values).reshape(len(axis), -1), cmap=colours, vmin=0, vmax=1, shading="auto"
+            axis,
+            axis,
+            np.asarray(values).reshape(len(axis), -1),
+            cmap=colours,
+            vmin=0,
+            vmax=1,
+            shading="auto",
         )
         figure.colorbar(mesh, ax=ax)
         ax.scatter(*np.asarray(x).T, c=np.asarray(y), s=3, cmap="coolwarm", alpha=0.5)

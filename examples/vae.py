@@ -1,4 +1,5 @@
-"""A variational autoencoder on 8 x 8 digits: local latents from an encoder, and a decoder whose weights are learnt.
+"""A variational autoencoder on 8 x 8 digits: local latents from an encoder, and a decoder whose
+weights are learnt.
 
 Run `python examples/vae.py`; `--quick` takes few steps. The figure goes to `examples/figures/`.
 """
@@ -39,9 +40,12 @@ quick = parser.parse_known_args()[0].quick
 num_steps = 300 if quick else 2000
 
 images, digits = load_digits(return_X_y=True)
-x, x_test, _, digits_test = train_test_split((images > 7).astype("float32"), digits, test_size=360, random_state=42)
+x, x_test, _, digits_test = train_test_split(
+    (images > 7).astype("float32"), digits, test_size=360, random_state=42
+)
 
-# %% Networks: the decoder gives a logit for each pixel, the encoder the location and log scale of each z.
+# %% Networks: the decoder gives a logit for each pixel, the encoder the location and log scale of
+# each z.
 DIM, HIDDEN, rngs = 2, 128, nnx.Rngs(0)
 
 
@@ -92,21 +96,25 @@ fit = svi.run(jax.random.key(1), num_steps, x, params={"decoder": decoder, "z": 
 # %% How well: the mean bound of an image, beside pixels drawn independently of each other.
 def per_image(objective, x):
     keys = jax.random.split(jax.random.key(2), len(x))
-    bound = lambda key, row: objective(key, model, guide, fit.params, row[None])  # noqa: E731
+    bound = lambda key, row: objective(key, model, guide, fit.params, row[None])
     return jax.jit(jax.vmap(bound))(keys, jnp.asarray(x)).mean()
 
 
 ink = np.clip(x.mean(axis=0), 1e-3, 1 - 1e-3)
 independent = [np.mean(rows @ np.log(ink) + (1 - rows) @ np.log1p(-ink)) for rows in (x, x_test)]
 num_particles = 100 if quick else 1000
-bounds = {"ELBO": ELBO(num_particles), f"importance-weighted, K = {num_particles:,}": ImportanceWeighted(num_particles)}
+bounds = {
+    "ELBO": ELBO(num_particles),
+    f"importance-weighted, K = {num_particles:,}": ImportanceWeighted(num_particles),
+}
 print(f"{'nats an image':30}{'train':>9}{'test':>9}")
 print(f"{'independent pixels':30}{independent[0]:9.2f}{independent[1]:9.2f}")
 for name, objective in bounds.items():
     print(f"{name:30}{per_image(objective, x[:360]):9.2f}{per_image(objective, x_test):9.2f}")
 
 
-# %% What it learnt: held-out digits and their reconstructions, the latent plane, and what it decodes to.
+# %% What it learnt: held-out digits and their reconstructions, the latent plane, and what it
+# decodes to.
 def ink_probability(key, theta):
     return theta["z"], jax.nn.sigmoid(decode(theta["decoder"], theta["z"]))
 
@@ -123,7 +131,11 @@ decoded = jax.nn.sigmoid(decode(fit.params["decoder"], grid))
 def mosaic(ax, images, columns, title):
     tiles = np.pad(np.asarray(images).reshape(-1, columns, 8, 8), [(0, 0), (0, 0), (1, 1), (1, 1)])
     ax.imshow(
-        tiles.transpose(0, 2, 1, 3).reshape(-1, 10 * columns), cmap="Greys", vmin=0, vmax=1, interpolation="nearest"
+        tiles.transpose(0, 2, 1, 3).reshape(-1, 10 * columns),
+        cmap="Greys",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
     )
     ax.set_xticks([])
     ax.set_yticks([])
@@ -134,7 +146,9 @@ figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
 pairs = np.stack([rows[:128].reshape(8, 16, 64) for rows in (x_test, reconstructed)], axis=1)
 mosaic(axes[0], pairs, 16, "Held-out digits, and below each its reconstruction")
 for digit in range(10):
-    axes[1].scatter(*np.asarray(z)[digits_test == digit].T, s=40, lw=0.3, color=f"C{digit}", marker=f"${digit}$")
+    axes[1].scatter(
+        *np.asarray(z)[digits_test == digit].T, s=40, lw=0.3, color=f"C{digit}", marker=f"${digit}$"
+    )
 axes[1].set_box_aspect(1)
 plotting.decorate(axes[1], "Posterior means of z, held-out digits", "z1", "z2")
 mosaic(axes[2], decoded, 16, "Decoded from a grid of equal prior mass")

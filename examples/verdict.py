@@ -1,4 +1,5 @@
-"""Did it work? Eight schools by `minisvi.fit`, beside a plain mean field: the verdicts on both, and the four pictures.
+"""Did it work? Eight schools by `minisvi.fit`, beside a plain mean field: the verdicts on both, and
+the four pictures.
 
 python examples/verdict.py            # a minute
 python examples/verdict.py --quick    # the mean field alone, shortly: does it run?
@@ -21,7 +22,9 @@ ERRORS = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
 
 def log_prior(theta):
-    """Centred: theta_j ~ N(mu, tau), mu ~ N(0, 10), log tau ~ N(5, 1), which makes a funnel of (tau, theta)."""
+    """Centred: theta_j ~ N(mu, tau), mu ~ N(0, 10), log tau ~ N(5, 1), which makes a funnel of
+    (tau, theta).
+    """
     mu, tau = theta["mu"], theta["tau"]
     top = norm.logpdf(mu, 0.0, 10.0) + norm.logpdf(jnp.log(tau), 5.0, 1.0) - jnp.log(tau)
     return top + jnp.sum(norm.logpdf(theta["effect"], mu, tau))
@@ -38,12 +41,16 @@ MODEL = minisvi.Model(LATENTS, log_prior=log_prior, log_likelihood=log_likelihoo
 def by_hand(key, num_steps):
     """A mean field by Adam from four starts, and what is said of it."""
     svi = minisvi.SVI(MODEL, minisvi.mean_field(LATENTS), optax.adam(0.01), minisvi.ELBO(10))
-    result = svi.run(key, num_steps, EFFECTS, ERRORS, num_restarts=4, average=True, progress_bar=False)
+    result = svi.run(
+        key, num_steps, EFFECTS, ERRORS, num_restarts=4, average=True, progress_bar=False
+    )
     return svi.guide, result, minisvi.judge(key, MODEL, svi.guide, result.params, EFFECTS, ERRORS)
 
 
 def figure(result, guide, fit):
-    """Of the mean field: its loss, restarts and weights; and its marginals, beside the draws that `fit` trusts."""
+    """Of the mean field: its loss, restarts and weights; and its marginals, beside the draws that
+    `fit` trusts.
+    """
     picture, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
     plots.loss(result.elbo, ax=axes[0, 0])
     plots.restarts(result.restarts.elbo, result.restarts.elbo_se, ax=axes[0, 1])
@@ -56,7 +63,11 @@ def figure(result, guide, fit):
 
 
 def three(draws):
-    theta = {"mu": draws.theta["mu"], "tau": draws.theta["tau"], "school 0": draws.theta["effect"][:, 0]}
+    theta = {
+        "mu": draws.theta["mu"],
+        "tau": draws.theta["tau"],
+        "school 0": draws.theta["effect"][:, 0],
+    }
     return draws._replace(theta=theta)
 
 

@@ -1,9 +1,10 @@
 """minisvi: stochastic variational inference in pure JAX.
 
-Reading order, which is also the order of the mathematics: the rooms `model` (T and log p), `guides` (q), `objectives`
-(E and its gradient), `data` (D); then `svi` (the maximum over phi) and `posterior` (what q says). `auto` has the fit
-that needs no tuning, and its verdict. `minisvi.bnn` makes a Flax module a pytree of latents; it is imported by name, as
-it loads Flax. So is `minisvi.posterior.plots`, which draws a fit with Matplotlib.
+Reading order, which is also the order of the mathematics: the rooms `model` (T and log p), `guides`
+(q), `objectives` (E and its gradient), `data` (D); then `svi` (the maximum over phi) and
+`posterior` (what q says). `auto` has the fit that needs no tuning, and its verdict. `minisvi.bnn`
+makes a Flax module a pytree of latents; it is imported by name, as it loads Flax. So is
+`minisvi.posterior.plots`, which draws a fit with Matplotlib.
 """
 
 from minisvi.auto.fit import Fit, fit

@@ -1,7 +1,8 @@
 """max over phi of the ELBO: one step, many steps, and a whole fit.
 
-`init`, `update`, `evaluate` and `scan` are pure functions of arrays: jit, vmap and shard them at will. `run` and
-`resume` drive `update` in compiled blocks and do between blocks what is not mathematics: progress, Ctrl-C, failure.
+`init`, `update`, `evaluate` and `scan` are pure functions of arrays: jit, vmap and shard them at
+will. `run` and `resume` drive `update` in compiled blocks and do between blocks what is not
+mathematics: progress, Ctrl-C, failure.
 """
 
 from collections.abc import Callable
@@ -32,8 +33,8 @@ from minisvi.tools.sharding import along, check_axes
 class SVIState(NamedTuple):
     """What the next step needs.
 
-    `step` counts the steps taken, `num_skipped` those among them whose result was not finite and was dropped, and
-    `num_failed` the latest unbroken run of these.
+    `step` counts the steps taken, `num_skipped` those among them whose result was not finite and
+    was dropped, and `num_failed` the latest unbroken run of these.
     """
 
     params: Any
@@ -45,7 +46,9 @@ class SVIState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a person wants to see of a step: its ELBO estimate (nats; not finite where it was `skipped`)."""
+    """What a person wants to see of a step: its ELBO estimate (nats; not finite where it was
+    `skipped`).
+    """
 
     elbo: Array
     skipped: Array
@@ -53,19 +56,21 @@ class StepInfo(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SVI(Record):
-    """Stochastic variational inference: ascend the ELBO of `guide` for `model` with any optax optimiser.
+    """Stochastic variational inference: ascend the ELBO of `guide` for `model` with any optax
+    optimiser.
 
     **Arguments**
 
     - `model`, `guide`: what is inferred, and the family that q is chosen from.
-    - `optimizer`: an optax gradient transformation. It is given the loss -ELBO as `value`, with `grad` and `value_fn`.
-      Optax optimisers compare by identity: build one and keep it, for a rebuilt one compiles again.
+    - `optimizer`: an optax gradient transformation. It is given the loss -ELBO as `value`, with
+      `grad` and `value_fn`. Optax optimisers compare by identity: build one and keep it, for a
+      rebuilt one compiles again.
     - `objective`: the estimator of the ELBO, or of another bound, and of its gradient.
     - `batches`: the rows that a step sees.
 
-    Records that are equal share one compilation; data are arguments of it, never constants. Data are arrays, or trees
-    of them; `init`, `run` and `resume` also take lists of numbers and data frames (see `inputs.arrays`). TypeError for
-    what is no model, guide or optimiser.
+    Records that are equal share one compilation; data are arguments of it, never constants. Data
+    are arrays, or trees of them; `init`, `run` and `resume` also take lists of numbers and data
+    frames (see `inputs.arrays`). TypeError for what is no model, guide or optimiser.
     """
 
     model: Model
@@ -76,12 +81,18 @@ class SVI(Record):
 
     def __post_init__(self) -> None:
         if not hasattr(self.model, "log_density"):
-            raise TypeError(f"SVI: expected a `model`, such as Model(latents, log_joint); got {self.model!r}")
+            raise TypeError(
+                f"SVI: expected a `model`, such as Model(latents, log_joint); got {self.model!r}"
+            )
         if not (hasattr(self.guide, "init") and hasattr(self.guide, "distribution")):
-            raise TypeError(f"SVI: expected a `guide`, such as mean_field(latents); got {self.guide!r}")
+            raise TypeError(
+                f"SVI: expected a `guide`, such as mean_field(latents); got {self.guide!r}"
+            )
         if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
             rate = self.optimizer if isinstance(self.optimizer, float) else 0.01
-            raise TypeError(f"SVI: expected an optax `optimizer`, such as optax.adam({rate}); got {self.optimizer!r}")
+            raise TypeError(
+                f"SVI: expected an optax `optimizer`, such as optax.adam({rate}); got {self.optimizer!r}"
+            )
 
     @property
     def target(self) -> Model:
@@ -91,7 +102,8 @@ class SVI(Record):
     def init(self, key: Array, *data: Any, params: Any = None) -> SVIState:
         """The state before the first step, at `params` or at the guide's own start.
 
-        Static mistakes in the model, the guide or the data are raised here, with the leaf, what was expected and got.
+        Static mistakes in the model, the guide or the data are raised here, with the leaf, what was
+        expected and got.
         """
         check_axes((params, data))
         key, guide_key = jax.random.split(checks.prng_key(key))
@@ -103,15 +115,21 @@ class SVI(Record):
         params = trees.strongly_typed(params)
         self._check(guide_key, params, data)
         zero = jnp.zeros((), jnp.int32)
-        return SVIState(params, trees.strongly_typed(self.optimizer.init(params)), key, zero, zero, zero)
+        return SVIState(
+            params, trees.strongly_typed(self.optimizer.init(params)), key, zero, zero, zero
+        )
 
     def update(self, state: SVIState, *data: Any) -> tuple[SVIState, StepInfo]:
-        """One step: phi <- phi + optimiser(grad ELBO). One that is not finite changes neither phi nor the optimiser."""
+        """One step: phi <- phi + optimiser(grad ELBO). One that is not finite changes neither phi
+        nor the optimiser.
+        """
         key, step_key = jax.random.split(state.key)
         batch, scale = self.batches(state.step, data)
 
         def loss(params: Any) -> Array:
-            return -self.objective(step_key, self.model, self.guide, params, *batch, scale=scale, step=state.step)
+            return -self.objective(
+                step_key, self.model, self.guide, params, *batch, scale=scale, step=state.step
+            )
 
         value, grad = jax.value_and_grad(loss)(state.params)
         optimizer = optax.with_extra_args_support(self.optimizer)
@@ -125,15 +143,20 @@ class SVI(Record):
         )
         skipped = (~finite).astype(jnp.int32)
         num_failed = skipped * (state.num_failed + 1)
-        state = SVIState(params, opt_state, key, state.step + 1, state.num_skipped + skipped, num_failed)
-        # Not `~finite`: a second output of that reduction costs a small model a fifth of its step on a CPU.
+        state = SVIState(
+            params, opt_state, key, state.step + 1, state.num_skipped + skipped, num_failed
+        )
+        # Not `~finite`: a second output of that reduction costs a small model a fifth of its step
+        # on a CPU.
         return state, StepInfo(-value, num_failed > 0)
 
     def evaluate(self, state: SVIState, *data: Any) -> Array:
         """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
         _, step_key = jax.random.split(state.key)
         batch, scale = self.batches(state.step, data)
-        return self.objective(step_key, self.model, self.guide, state.params, *batch, scale=scale, step=state.step)
+        return self.objective(
+            step_key, self.model, self.guide, state.params, *batch, scale=scale, step=state.step
+        )
 
     def scan(self, state: SVIState, num_steps: int, *data: Any) -> tuple[SVIState, StepInfo]:
         """`num_steps` updates as one pure function; the infos are stacked, shape (num_steps,)."""
@@ -156,12 +179,17 @@ class SVI(Record):
         progress_bar: bool = True,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> SVIResult:
-        """A fit from the guide's start, or from `params`, with the options of `resume`, its errors and those of `init`.
+        """A fit from the guide's start, or from `params`, with the options of `resume`, its errors
+        and those of `init`.
 
-        `num_restarts=R`: R starts at the keys split(key, R), in one compiled loop. The best by the ELBO at 1,024 fresh
-        draws of each is what the result holds; all are in `result.restarts`. A start that fails does not end the rest.
+        `num_restarts=R`: R starts at the keys split(key, R), in one compiled loop. The best by the
+        ELBO at 1,024 fresh draws of each is what the result holds; all are in `result.restarts`. A
+        start that fails does not end the rest.
         """
-        plan, host = Plan(num_restarts, average, stop), Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
+        plan, host = (
+            Plan(num_restarts, average, stop),
+            Host(progress_bar, seconds, checkpoint_dir, checkpoint_every),
+        )
         start = partial(_init, key=checks.prng_key(key), params=params, num_restarts=num_restarts)
         return fit(self, plan, start, 0, num_steps, data, held_out, host, on_failure, key)
 
@@ -179,26 +207,46 @@ class SVI(Record):
         progress_bar: bool = True,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> SVIResult:
-        """`num_steps` more from a state, such as `result.state`: 500 and 500 steps equal 1,000, number by number.
+        """`num_steps` more from a state, such as `result.state`: 500 and 500 steps equal 1,000,
+        number by number.
 
-        - `average`: `result.params` are the mean over the last half, or more, of the steps of this call (see `Tail`).
-        - `stop`: a rule of `stopping`, which sees `held_out`, rows of the form of the data, and chooses the parameters.
-        - `seconds`: a budget. At its end, or at Ctrl-C, the fit ends after the block that runs, with what is done.
-        - `checkpoint_dir`: written to every `checkpoint_every` seconds, and at the end. The same call goes on from what
-          it finds there, and ends bit by bit where it would have; ValueError if that is of another run.
+        - `average`: `result.params` are the mean over the last half, or more, of the steps of this
+          call (see `Tail`).
+        - `stop`: a rule of `stopping`, which sees `held_out`, rows of the form of the data, and
+          chooses the parameters.
+        - `seconds`: a budget. At its end, or at Ctrl-C, the fit ends after the block that runs,
+          with what is done.
+        - `checkpoint_dir`: written to every `checkpoint_every` seconds, and at the end. The same
+          call goes on from what it finds there, and ends bit by bit where it would have; ValueError
+          if that is of another run.
 
-        NonFiniteError after ten steps in a row that were not finite, and StreamError if a stream fails, unless
-        `on_failure="return"`: then the result's `reason` says so.
+        NonFiniteError after ten steps in a row that were not finite, and StreamError if a stream
+        fails, unless `on_failure="return"`: then the result's `reason` says so.
         """
-        plan, host = Plan(1, average, stop), Host(progress_bar, seconds, checkpoint_dir, checkpoint_every)
-        return fit(self, plan, lambda *_: state, int(state.step), num_steps, data, held_out, host, on_failure)
+        plan, host = (
+            Plan(1, average, stop),
+            Host(progress_bar, seconds, checkpoint_dir, checkpoint_every),
+        )
+        return fit(
+            self,
+            plan,
+            lambda *_: state,
+            int(state.step),
+            num_steps,
+            data,
+            held_out,
+            host,
+            on_failure,
+        )
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
         batch, scale = self.batches(jnp.zeros((), jnp.int32), data)
         if scale is not None:
             checks.factored(self.model)
         self.model.check(*batch)
-        draw = jax.eval_shape(lambda p: self.guide.distribution(p, *batch).sample_and_log_prob(seed=key)[0], params)
+        draw = jax.eval_shape(
+            lambda p: self.guide.distribution(p, *batch).sample_and_log_prob(seed=key)[0], params
+        )
         expected = trees.unconstrained_like(trees.with_rows(self.target.latents, batch))
         checks.same_tree("guide's draw", expected, draw)
 

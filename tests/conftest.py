@@ -16,10 +16,16 @@ RTOL = {jnp.dtype("float32"): 1e-5, jnp.dtype("float64"): 1e-10}[jnp.dtype(FLOAT
 
 
 def pytest_configure(config):
-    """Most of a short test is compilation, and much of that is LLVM's work; slow tests run what users run."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+    """Most of a short test is compilation, and much of that is LLVM's work; slow tests run what
+    users run.
+    """
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's job in the background ignores it
     if config.getoption("markexpr") != "slow":
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +38,9 @@ def no_rank_promotion(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_more_programs_than_fit():
-    """A compiled program holds some twenty memory maps, and Linux gives a process 65,530: past them LLVM fails."""
+    """A compiled program holds some twenty memory maps, and Linux gives a process 65,530: past them
+    LLVM fails.
+    """
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
@@ -52,10 +60,14 @@ def rtol():
 
 @pytest.fixture
 def said(caplog):
-    """What minisvi has logged from a level on; what other libraries warn of depends on the machine's load."""
+    """What minisvi has logged from a level on; what other libraries warn of depends on the
+    machine's load.
+    """
     caplog.set_level(logging.INFO, "minisvi")
-    mine = lambda record, level: record.name == "minisvi" and record.levelno >= level  # noqa: E731
-    return lambda level=logging.INFO: "\n".join(r.getMessage() for r in caplog.records if mine(r, level))
+    mine = lambda record, level: record.name == "minisvi" and record.levelno >= level
+    return lambda level=logging.INFO: "\n".join(
+        r.getMessage() for r in caplog.records if mine(r, level)
+    )
 
 
 @pytest.fixture

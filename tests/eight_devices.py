@@ -1,4 +1,5 @@
-"""Run by `test_sharding`, on eight devices: a sharded fit is the unsharded one, and no row leaves its device.
+"""Run by `test_sharding`, on eight devices: a sharded fit is the unsharded one, and no row leaves
+its device.
 
 By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest -n 0 tests/eight_devices.py
 """
@@ -26,7 +27,7 @@ X = np.asarray(conjugate_data(NUM_ROWS))
 D = X.shape[1]
 
 
-def svi_of(objective=ELBO(), batches=FullBatch()):  # noqa: B008
+def svi_of(objective=ELBO(), batches=FullBatch()):
     model = conjugate_model()
     return SVI(model, mean_field(model.latents), ADAM, objective, batches)
 
@@ -46,18 +47,28 @@ FITS = {
 SLOW = {
     "more shards than devices": ({"rows": 4, "particles": 2}, svi_of(batches=BY_SHARDS), {}),
     "shards that the devices do not divide": ({"rows": 8}, svi_of(batches=Minibatches(48)), {}),
-    "restarts by minibatches": ({"rows": 4, "restarts": 2}, svi_of(batches=BY_SHARDS), {"num_restarts": 4}),
+    "restarts by minibatches": (
+        {"rows": 4, "restarts": 2},
+        svi_of(batches=BY_SHARDS),
+        {"num_restarts": 4},
+    ),
 }
 
 
 def assert_same_fit(sharded, whole):
     np.testing.assert_allclose(sharded.elbo, whole.elbo, rtol=RTOL)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=RTOL), sharded.params, whole.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=RTOL),
+        sharded.params,
+        whole.params,
+    )
     assert sharded.reason == whole.reason
     assert int(sharded.state.step) == int(whole.state.step) == len(sharded.elbo)
 
 
-@pytest.mark.parametrize("name", [*FITS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "name", [*FITS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_a_sharded_fit_is_the_unsharded_one(name, key):
     axes, svi, options = (FITS | SLOW)[name]
     mesh = minisvi.mesh(**axes)
@@ -83,7 +94,9 @@ def test_a_rule_and_the_average_choose_the_same_by_minibatches_within_shards(key
 def test_a_stream_goes_to_all_devices(key):
     def fit(sharding):
         batches = [X[i : i + 40] for i in range(0, NUM_ROWS, 40)] * 50
-        return svi_of().run(key, 500, Stream(batches, NUM_ROWS, sharding=sharding), progress_bar=False)
+        return svi_of().run(
+            key, 500, Stream(batches, NUM_ROWS, sharding=sharding), progress_bar=False
+        )
 
     assert_same_fit(fit(NamedSharding(minisvi.mesh(rows=8), PartitionSpec("rows"))), fit(None))
 
@@ -92,15 +105,22 @@ def test_latents_stay_where_their_parameters_are_put(key):
     """Parameters and optimiser through a whole fit, of latents spread over all devices."""
     loc, sd = np.linspace(3.0, 9.0, 64), np.geomspace(2.0, 20.0, 64)
 
-    def log_joint(theta):  # not normalised: at an ELBO of zero no error would be relative to anything
+    def log_joint(
+        theta,
+    ):  # not normalised: at an ELBO of zero no error would be relative to anything
         return jnp.sum(jax.scipy.stats.norm.logpdf(theta["x"], loc, sd)) - 1000.0
 
     model = minisvi.Model({"x": minisvi.real(64)}, log_joint)
     svi = SVI(model, mean_field(model.latents), ADAM)
-    params, spread = svi.guide.init(key), NamedSharding(minisvi.mesh(latents=8), PartitionSpec("latents"))
+    params, spread = (
+        svi.guide.init(key),
+        NamedSharding(minisvi.mesh(latents=8), PartitionSpec("latents")),
+    )
     sharded = svi.run(key, 500, params=jax.device_put(params, spread), progress_bar=False)
     assert_same_fit(sharded, svi.run(key, 500, params=params, progress_bar=False))
-    vectors = [leaf for leaf in jax.tree.leaves((sharded.params, sharded.state.opt_state)) if leaf.ndim]
+    vectors = [
+        leaf for leaf in jax.tree.leaves((sharded.params, sharded.state.opt_state)) if leaf.ndim
+    ]
     assert len(vectors) == 6
     assert all(leaf.sharding.is_equivalent_to(spread, 1) for leaf in vectors)
 
@@ -123,14 +143,18 @@ def test_a_step_outside_jit_needs_no_number_that_an_axis_divides(key):
 
 # --- What crosses between devices in a step. ---
 
-# Of one estimate: the sum over rows in the gradient of the D locations, from which that of the scales follows, and in
-# the ELBO. All particles of a device go together.
+# Of one estimate: the sum over rows in the gradient of the D locations, from which that of the
+# scales follows, and in the ELBO. All particles of a device go together.
 ESTIMATE = D + 1
 STEPS = {
     "full batch": ({"rows": 8}, svi_of(), [ESTIMATE]),
     "minibatch": ({"rows": 8}, svi_of(batches=BY_SHARDS), [ESTIMATE]),
     "particles of a minibatch": ({"rows": 8}, svi_of(ELBO(4), BY_SHARDS), [4 * ESTIMATE]),
-    "particles on their axis": ({"rows": 2, "particles": 4}, svi_of(ELBO(8)), [8 // 4 * ESTIMATE, 2 * D + 1]),
+    "particles on their axis": (
+        {"rows": 2, "particles": 4},
+        svi_of(ELBO(8)),
+        [8 // 4 * ESTIMATE, 2 * D + 1],
+    ),
 }
 COLLECTIVE = re.compile(r" = (.*?) (all-\w+|reduce-scatter|collective-\w+|ragged-\S+)(?:-start)?\(")
 
@@ -139,7 +163,10 @@ def collectives(compiled):
     """(kind, how many numbers) of each."""
     found = COLLECTIVE.findall(compiled.as_text())
     sizes = [re.findall(r"\w\[([\d,]*)\]", shapes) for shapes, _ in found]
-    return [(k, sum(math.prod(map(int, s.split(","))) if s else 1 for s in size)) for (_, k), size in zip(found, sizes)]
+    return [
+        (k, sum(math.prod(map(int, s.split(","))) if s else 1 for s in size))
+        for (_, k), size in zip(found, sizes)
+    ]
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -157,23 +184,36 @@ def test_starts_lie_on_their_own_devices_and_share_only_their_ends(key):
     program = device.program(svi, device.Plan(8))
     data, spread = minisvi.shard_rows(mesh, X), NamedSharding(mesh, PartitionSpec("restarts"))
     with jax.set_mesh(mesh):
-        lane = device.start(program, _init(svi, *data, key=key, params=None, num_restarts=8), data, None)
+        lane = device.start(
+            program, _init(svi, *data, key=key, params=None, num_restarts=8), data, None
+        )
         arguments = lane, np.array([0, 10], np.int32), data, None
         compiled = program.block.lower(*arguments).compile()
         lane, *_ = program.block(*arguments)
     for leaf in jax.tree.leaves(lane):
         assert leaf.sharding.is_equivalent_to(spread, leaf.ndim)
-    # Two starts a device: their sums in a step, whether any goes on after it, and that again at the block's end.
-    assert sorted(collectives(compiled)) == [("all-reduce", 1), ("all-reduce", 1), ("all-reduce", 2 * ESTIMATE)]
+    # Two starts a device: their sums in a step, whether any goes on after it, and that again at the
+    # block's end.
+    assert sorted(collectives(compiled)) == [
+        ("all-reduce", 1),
+        ("all-reduce", 1),
+        ("all-reduce", 2 * ESTIMATE),
+    ]
 
 
 # --- Mistakes. ---
 
 MISTAKES = {
-    "rows": (lambda: minisvi.shard_rows(minisvi.mesh(rows=8), X[:399]), "partitioned 8 times.* 399"),
+    "rows": (
+        lambda: minisvi.shard_rows(minisvi.mesh(rows=8), X[:399]),
+        "partitioned 8 times.* 399",
+    ),
     "no such axis": (lambda: minisvi.shard_rows(minisvi.mesh(particles=8), X), "rows.*particles"),
     "devices": (lambda: minisvi.mesh(rows=9), "devices 8 must be >=.*9"),
-    "no rows": (lambda: minisvi.shard_rows(minisvi.mesh(rows=8), X, jnp.array(1.0)), "rank at least 1.* rank 0"),
+    "no rows": (
+        lambda: minisvi.shard_rows(minisvi.mesh(rows=8), X, jnp.array(1.0)),
+        "rank at least 1.* rank 0",
+    ),
 }
 
 

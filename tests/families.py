@@ -1,4 +1,6 @@
-"""The table of families: a new guide costs one line here and meets every property of `test_families.py`."""
+"""The table of families: a new guide costs one line here and meets every property of
+`test_families.py`.
+"""
 
 from functools import lru_cache, partial
 
@@ -13,7 +15,17 @@ from jax.tree_util import tree_map_with_path
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import minisvi
-from minisvi import block, conditional, full_rank, low_rank, mean_field, mixture, positive, product, real
+from minisvi import (
+    block,
+    conditional,
+    full_rank,
+    low_rank,
+    mean_field,
+    mixture,
+    positive,
+    product,
+    real,
+)
 from minisvi.guides.whitened import Whitened
 
 # D = 1, 2, 3 unconstrained, and a nested tree with a simplex, D = 5.
@@ -53,7 +65,9 @@ def by_name(latents):
 def structured(latents, **options):
     """The first latent at full rank, and every other part conditional on it."""
     on = {"a": latents["a"]}
-    rest = {n: conditional(mean_field(part), on, **options) for n, part in latents.items() if n != "a"}
+    rest = {
+        n: conditional(mean_field(part), on, **options) for n, part in latents.items() if n != "a"
+    }
     return product({"a": full_rank(latents["a"])} | rest)
 
 
@@ -62,11 +76,15 @@ def normals(latents, family):
     like = minisvi.model.trees.unconstrained_like(latents)
 
     def distribution(params, *_):
-        return jax.tree.map(lambda p: family(p["loc"], jnp.exp(p["log_scale"])), params, is_leaf=is_normal)
+        return jax.tree.map(
+            lambda p: family(p["loc"], jnp.exp(p["log_scale"])), params, is_leaf=is_normal
+        )
 
     def init(key):
         loc = minisvi.model.trees.unravel(latents, minisvi.model.trees.start(latents, key))
-        return jax.tree.map(lambda m, s: {"loc": m, "log_scale": jnp.zeros(s.shape, s.dtype)}, loc, like)
+        return jax.tree.map(
+            lambda m, s: {"loc": m, "log_scale": jnp.zeros(s.shape, s.dtype)}, loc, like
+        )
 
     return minisvi.custom(init, distribution)
 
@@ -76,7 +94,9 @@ def is_normal(node):
 
 
 class FromFlowjax:
-    """A FlowJAX distribution of the flat vector, whose key comes first and whose parameters may be wrapped."""
+    """A FlowJAX distribution of the flat vector, whose key comes first and whose parameters may be
+    wrapped.
+    """
 
     def __init__(self, latents, q):
         self.latents, self.q = latents, paramax.unwrap(q)
@@ -103,13 +123,17 @@ def flowjax_affine(latents):
 
 
 class Correlated(Whitened):
-    """Whitened by a Gaussian off the origin with unequal, correlated scales, whatever the start asked for."""
+    """Whitened by a Gaussian off the origin with unequal, correlated scales, whatever the start
+    asked for.
+    """
 
     def init(self, key, /, loc=None, cov=None):
         size = minisvi.model.trees.spec(self.latents).shape[0]
         scales = jnp.linspace(0.5, 2.0, size)
         cov = (0.5 * jnp.ones((size, size)) + 0.5 * jnp.eye(size)) * scales[:, None] * scales[None]
-        return super().init(key, loc=minisvi.model.trees.unravel(self.latents, 1.5 * jnp.ones(size)), cov=cov)
+        return super().init(
+            key, loc=minisvi.model.trees.unravel(self.latents, 1.5 * jnp.ones(size)), cov=cov
+        )
 
 
 # name: the guide over a tree of latents
@@ -123,11 +147,21 @@ FAMILIES = {
     "product": lambda latents: product({name: full_rank(part) for name, part in latents.items()}),
     "conditional": structured,
     "conditional by a network": lambda latents: structured(latents, network=FEATURES),
-    "product of mixtures": lambda latents: product({n: mixture(mean_field(p), 2) for n, p in latents.items()}),
-    "affine_coupling": lambda latents: minisvi.affine_coupling(full_rank(latents), 2, SMALL_NETWORK),
-    "spline_coupling": lambda latents: minisvi.spline_coupling(mean_field(latents), 2, SMALL_NETWORK),
-    "inverse_autoregressive": lambda latents: minisvi.inverse_autoregressive(mean_field(latents), 2, 4),
-    "flow over a mixture": lambda latents: minisvi.affine_coupling(mixture(mean_field(latents), 2), 2, SMALL_NETWORK),
+    "product of mixtures": lambda latents: product(
+        {n: mixture(mean_field(p), 2) for n, p in latents.items()}
+    ),
+    "affine_coupling": lambda latents: minisvi.affine_coupling(
+        full_rank(latents), 2, SMALL_NETWORK
+    ),
+    "spline_coupling": lambda latents: minisvi.spline_coupling(
+        mean_field(latents), 2, SMALL_NETWORK
+    ),
+    "inverse_autoregressive": lambda latents: minisvi.inverse_autoregressive(
+        mean_field(latents), 2, 4
+    ),
+    "flow over a mixture": lambda latents: minisvi.affine_coupling(
+        mixture(mean_field(latents), 2), 2, SMALL_NETWORK
+    ),
     "whitened full_rank": lambda latents: Correlated(full_rank(latents)),
     "whitened low_rank": lambda latents: Correlated(low_rank(latents, rank=1), diagonal=True),
     "whitened affine_coupling": lambda latents: Correlated(
@@ -137,13 +171,19 @@ FAMILIES = {
     "custom tfp": lambda latents: normals(latents, tfd.Normal),
     "custom flowjax": flowjax_affine,
 }
-FOREIGN = [n for n in FAMILIES if any(word in n for word in ("custom", "coupling", "autoregressive", "flow"))]
+FOREIGN = [
+    n
+    for n in FAMILIES
+    if any(word in n for word in ("custom", "coupling", "autoregressive", "flow"))
+]
 FLOWS = [n for n in FAMILIES if "layer" in repr(FAMILIES[n](TREES[3]))]
 
 
 def marked(name, *more, marks=()):
     """A pytest parameter, `foreign` where it is."""
-    return pytest.param(name, *more, marks=[*marks, *([pytest.mark.foreign] if name in FOREIGN else [])])
+    return pytest.param(
+        name, *more, marks=[*marks, *([pytest.mark.foreign] if name in FOREIGN else [])]
+    )
 
 
 NAMES = [marked(name) for name in FAMILIES]
@@ -170,11 +210,16 @@ def _members_of(name, dimension, seed, spread):
         if "loc" in last:
             return 2.0 + spread * noise
         if "log_scale" in last:
-            return jnp.linspace(-1.2, 0.4, leaf.size, dtype=leaf.dtype).reshape(leaf.shape) + 0.1 * noise
+            return (
+                jnp.linspace(-1.2, 0.4, leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
+                + 0.1 * noise
+            )
         if leaf.ndim > 1 and "scale_tril" in str(path):
             # Stacked or not, the last two axes are the factor's.
             return 0.4 * noise + jnp.diag(jnp.linspace(-1.2, 0.4, leaf.shape[-1], dtype=leaf.dtype))
-        return leaf + (0.1 if "spline" in name else 0.3) * noise  # a spline has 25 numbers a coordinate
+        return (
+            leaf + (0.1 if "spline" in name else 0.3) * noise
+        )  # a spline has 25 numbers a coordinate
 
     @jax.jit
     def moved(key):

@@ -1,6 +1,8 @@
-"""Run by `test_sharding` as one of several processes: fits of rows of which this one brings its part.
+"""Run by `test_sharding` as one of several processes: fits of rows of which this one brings its
+part.
 
-`python one_process.py PORT NUM_PROCESSES PROCESS_ID DIRECTORY FIT STEPS ...`; process 0 writes DIRECTORY/FIT.npz.
+`python one_process.py PORT NUM_PROCESSES PROCESS_ID DIRECTORY FIT STEPS ...`; process 0 writes
+DIRECTORY/FIT.npz.
 """
 
 import logging
@@ -25,7 +27,7 @@ KEY = 20
 STREAMS = ("stream", "short stream")
 
 
-def svi_of(batches=FullBatch()):  # noqa: B008
+def svi_of(batches=FullBatch()):
     model = conjugate_model()
     return SVI(model, mean_field(model.latents), ADAM, ELBO(2), batches)
 
@@ -33,7 +35,9 @@ def svi_of(batches=FullBatch()):  # noqa: B008
 def fit_of(name, num_steps, rows, mesh=None, directory=None):
     """Of the rows of this process; of all, on one device, without a mesh."""
     options = {"num_restarts": 2} if name == "restarts" else {}
-    svi = svi_of(Minibatches(BATCH, shards=4) if name in ("minibatches", "checkpoints") else FullBatch())
+    svi = svi_of(
+        Minibatches(BATCH, shards=4) if name in ("minibatches", "checkpoints") else FullBatch()
+    )
     if name == "checkpoints" and mesh is not None:
         options = {"checkpoint_dir": directory / name, "checkpoint_every": 0.5}
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("rows"))
@@ -57,7 +61,10 @@ def source(rows, num_batches, number):
 
 def numbers(result):
     restarts = () if result.restarts is None else (result.restarts.elbo, result.restarts.best)
-    return {str(i): value for i, value in enumerate((result.elbo, ravel_pytree(result.params)[0], *restarts))}
+    return {
+        str(i): value
+        for i, value in enumerate((result.elbo, ravel_pytree(result.params)[0], *restarts))
+    }
 
 
 def my_rows(x, name):
@@ -66,12 +73,16 @@ def my_rows(x, name):
         return x
     if name.startswith("unequal"):
         return x[jax.process_index() :]
-    parts = x.reshape(NUM_ROWS // BATCH if name in STREAMS else 1, jax.process_count(), -1, x.shape[1])
+    parts = x.reshape(
+        NUM_ROWS // BATCH if name in STREAMS else 1, jax.process_count(), -1, x.shape[1]
+    )
     return parts[:, jax.process_index()].reshape(-1, x.shape[1])
 
 
 def main(port, num_processes, process_id, directory, *fits):
-    jax.distributed.initialize(f"localhost:{port}", int(num_processes), int(process_id), heartbeat_timeout_seconds=10)
+    jax.distributed.initialize(
+        f"localhost:{port}", int(num_processes), int(process_id), heartbeat_timeout_seconds=10
+    )
     logging.basicConfig()
     logging.getLogger("minisvi").setLevel(logging.INFO)
     x, directory = np.asarray(conjugate_data(NUM_ROWS)), Path(directory)

@@ -14,7 +14,8 @@ from minisvi import Model, positive, real
 from minisvi.guides.base import is_distribution
 from minisvi.guides.joint import Joint
 
-# A conjugate Gaussian away from the origin with unequal scales: w ~ N(m, diag(s^2)), x_n ~ N(w, diag(t^2)), N rows.
+# A conjugate Gaussian away from the origin with unequal scales: w ~ N(m, diag(s^2)), x_n ~ N(w,
+# diag(t^2)), N rows.
 PRIOR_LOC, PRIOR_SD = np.array([3.0, -20.0, 0.5]), np.array([2.0, 10.0, 0.1])
 NOISE_SD, NUM_ROWS = np.array([0.5, 30.0, 0.2]), 7
 
@@ -25,8 +26,8 @@ def conjugate_data(num_rows=NUM_ROWS):
 
 
 def conjugate_model():
-    prior = lambda w: jnp.sum(norm.logpdf(w["w"], jnp.asarray(PRIOR_LOC), jnp.asarray(PRIOR_SD)))  # noqa: E731
-    rows = lambda w, x: jnp.sum(norm.logpdf(x, w["w"][None], jnp.asarray(NOISE_SD)[None]), axis=-1)  # noqa: E731
+    prior = lambda w: jnp.sum(norm.logpdf(w["w"], jnp.asarray(PRIOR_LOC), jnp.asarray(PRIOR_SD)))
+    rows = lambda w, x: jnp.sum(norm.logpdf(x, w["w"][None], jnp.asarray(NOISE_SD)[None]), axis=-1)
     return Model({"w": real(3)}, log_prior=prior, log_likelihood=rows)
 
 
@@ -35,7 +36,9 @@ def conjugate_posterior(x):
     x = np.asarray(x, np.float64)
     precision = 1 / PRIOR_SD**2 + len(x) / NOISE_SD**2
     loc = (PRIOR_LOC / PRIOR_SD**2 + x.sum(0) / NOISE_SD**2) / precision
-    log_normal = lambda value, mean, sd: -0.5 * ((value - mean) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))  # noqa: E731
+    log_normal = lambda value, mean, sd: (
+        -0.5 * ((value - mean) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))
+    )
     # log p(x) = log p(w) + log p(x | w) - log p(w | x) at any w.
     log_evidence = log_normal(loc, PRIOR_LOC, PRIOR_SD) + log_normal(x, loc, NOISE_SD).sum(0)
     return loc, precision**-0.5, (log_evidence - log_normal(loc, loc, precision**-0.5)).sum()
@@ -72,7 +75,9 @@ class Normal:
 
     def sample_and_log_prob(self, *, seed):
         eps = jax.random.normal(seed, jnp.shape(self.loc))
-        return self.loc + self.scale * eps, -0.5 * eps**2 - jnp.log(self.scale) - 0.5 * jnp.log(2 * jnp.pi)
+        return self.loc + self.scale * eps, -0.5 * eps**2 - jnp.log(self.scale) - 0.5 * jnp.log(
+            2 * jnp.pi
+        )
 
     def log_prob(self, x):
         return norm.logpdf(x, self.loc, self.scale)
@@ -93,7 +98,9 @@ class SoftLaplace:
 
 
 class NumpyroKeys(Joint):
-    """Independent parts drawn with NumPyro's keys: the guide's half of the particle's key, then one split a site."""
+    """Independent parts drawn with NumPyro's keys: the guide's half of the particle's key, then one
+    split a site.
+    """
 
     def sample_and_log_prob(self, *, seed):
         parts, treedef = jax.tree.flatten(self.parts, is_leaf=is_distribution)
@@ -108,7 +115,9 @@ class NumpyroKeys(Joint):
 
 
 class NumpyroGuide:
-    """Normal or SoftLaplace for each leaf, `params` {leaf: {loc, log_scale}}, drawn in NumPyro's key order."""
+    """Normal or SoftLaplace for each leaf, `params` {leaf: {loc, log_scale}}, drawn in NumPyro's
+    key order.
+    """
 
     constrained = False
 
@@ -121,7 +130,9 @@ class NumpyroGuide:
 
     def distribution(self, params, *data):
         del data
-        return NumpyroKeys({n: self.kinds[n](p["loc"], jnp.exp(p["log_scale"])) for n, p in params.items()})
+        return NumpyroKeys(
+            {n: self.kinds[n](p["loc"], jnp.exp(p["log_scale"])) for n, p in params.items()}
+        )
 
 
 # Site names in the order of the talk's guide, which is also their sorted order.
@@ -180,6 +191,8 @@ def moons_deck_optimizer():
 
 def moons_deck():
     """The deck's recipe in NumPyro's key order."""
-    start = {n: {"loc": loc, "log_scale": jnp.log(scale)} for n, (loc, scale) in moons_start().items()}
+    start = {
+        n: {"loc": loc, "log_scale": jnp.log(scale)} for n, (loc, scale) in moons_start().items()
+    }
     kinds = {n: Normal if n[0] == "b" else SoftLaplace for n in MOONS_SHAPES}
     return minisvi.SVI(moons_model(), NumpyroGuide(start, kinds), moons_deck_optimizer())

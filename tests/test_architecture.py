@@ -27,7 +27,17 @@ ROOMS = {
     "running": {"tools", "model", "data", "objectives"},
     "svi": {"tools", "model", "data", "guides", "objectives", "running"},
     "bnn": {"tools", "model"},
-    "auto": {"tools", "model", "data", "guides", "objectives", "posterior", "second_order", "running", "svi"},
+    "auto": {
+        "tools",
+        "model",
+        "data",
+        "guides",
+        "objectives",
+        "posterior",
+        "second_order",
+        "running",
+        "svi",
+    },
 }
 
 
@@ -35,7 +45,9 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "minisvi":
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minisvi."):
+        elif (
+            isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minisvi.")
+        ):
             yield node.module.split(".")[1]
 
 

@@ -1,4 +1,6 @@
-"""Which rows a step sees: every row once an epoch, in an order that is computed, with weights that leave no bias."""
+"""Which rows a step sees: every row once an epoch, in an order that is computed, with weights that
+leave no bias.
+"""
 
 import itertools
 
@@ -24,15 +26,21 @@ def test_every_place_once(num, key):
 
 
 def test_part_of_an_order_is_that_part(key):
-    np.testing.assert_array_equal(shuffled(key, jnp.arange(40, 60), 137), shuffled(key, jnp.arange(137), 137)[40:60])
+    np.testing.assert_array_equal(
+        shuffled(key, jnp.arange(40, 60), 137), shuffled(key, jnp.arange(137), 137)[40:60]
+    )
 
 
 @pytest.mark.parametrize("num", [4, 6, 11, 30])
 def test_pairs_of_places_are_uniform(num, key):
     """chi^2 of where two places go, over 50,000 keys; p > 1e-4 for each of six pairs."""
-    orders = jax.jit(jax.vmap(lambda key: shuffled(key, jnp.arange(num), num)))(jax.random.split(key, 50_000))
+    orders = jax.jit(jax.vmap(lambda key: shuffled(key, jnp.arange(num), num)))(
+        jax.random.split(key, 50_000)
+    )
     for i, j in itertools.islice(itertools.combinations(range(0, num, max(num // 4, 1)), 2), 6):
-        counts = np.bincount(np.asarray(orders[:, i] * num + orders[:, j]), minlength=num**2).reshape(num, num)
+        counts = np.bincount(
+            np.asarray(orders[:, i] * num + orders[:, j]), minlength=num**2
+        ).reshape(num, num)
         assert np.all(np.diagonal(counts) == 0)
         assert chisquare(counts[~np.eye(num, dtype=bool)]).pvalue > 1e-4
 
@@ -133,7 +141,9 @@ def test_a_minibatch_is_unbiased(key):
 
 
 def test_rows_may_have_weights_of_their_own(key, rtol):
-    """A row of weight three is that row three times, for globals and for local latents with their guide."""
+    """A row of weight three is that row three times, for globals and for local latents with their
+    guide.
+    """
     model = minisvi.Model(
         {"mu": minisvi.real(), "z": minisvi.local(minisvi.positive())},
         log_prior=lambda t: norm.logpdf(t["mu"], 2.0, 3.0),
@@ -154,14 +164,18 @@ def test_rows_may_have_weights_of_their_own(key, rtol):
     repeated = np.repeat(np.arange(4), counts)
     again = jnp.concatenate([normals[:1], normals[1:][repeated]])
     weighted = log_w(index, x, jnp.asarray(counts, x.dtype), normals)
-    np.testing.assert_allclose(weighted, log_w(index[repeated], x[repeated], None, again), rtol=10 * rtol)
+    np.testing.assert_allclose(
+        weighted, log_w(index[repeated], x[repeated], None, again), rtol=10 * rtol
+    )
     halves = log_w(index, x, jnp.full(4, 2.5), normals)
     np.testing.assert_allclose(halves, log_w(index, x, 2.5, normals), rtol=10 * rtol)
 
 
 def test_a_block_gives_each_step_its_batch():
     rows = jnp.arange(24.0).reshape(4, 3, 2)
-    (seen,), weights = Blocks(100)(jnp.int32(12), (Block(10, (rows,), jnp.arange(12.0).reshape(4, 3)),))
+    (seen,), weights = Blocks(100)(
+        jnp.int32(12), (Block(10, (rows,), jnp.arange(12.0).reshape(4, 3)),)
+    )
     np.testing.assert_array_equal(seen, rows[2])
     np.testing.assert_array_equal(weights, [6.0, 7.0, 8.0])
 
@@ -175,14 +189,26 @@ def test_going_on_sees_the_rows_that_one_run_would(key):
 
 
 WRONG = {
-    "unequal rows": (lambda: minisvi.Minibatches(2)(0, (jnp.zeros(3), jnp.zeros(4))), "same number of rows"),
-    "too large": (lambda: minisvi.Minibatches(4)(0, (jnp.zeros(3),)), r"`batch_size` must be in 1..3; got 4"),
-    "shards and batch": (lambda: minisvi.Minibatches(4, shards=3), "`shards` must divide `batch_size`, 4; got 3"),
+    "unequal rows": (
+        lambda: minisvi.Minibatches(2)(0, (jnp.zeros(3), jnp.zeros(4))),
+        "same number of rows",
+    ),
+    "too large": (
+        lambda: minisvi.Minibatches(4)(0, (jnp.zeros(3),)),
+        r"`batch_size` must be in 1..3; got 4",
+    ),
+    "shards and batch": (
+        lambda: minisvi.Minibatches(4, shards=3),
+        "`shards` must divide `batch_size`, 4; got 3",
+    ),
     "rows of a shard": (
         lambda: minisvi.Minibatches(4).num_rows((jax.ShapeDtypeStruct((2**31,), float),)),
         "fewer than 2\\^31 rows a shard; got 2147483648 in 1",
     ),
-    "shards and rows": (lambda: minisvi.Minibatches(4, shards=2)(0, (jnp.zeros(5),)), "the number of rows, 5; got 2"),
+    "shards and rows": (
+        lambda: minisvi.Minibatches(4, shards=2)(0, (jnp.zeros(5),)),
+        "the number of rows, 5; got 2",
+    ),
 }
 
 

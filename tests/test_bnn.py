@@ -19,7 +19,9 @@ X = jnp.linspace(-2.0, 3.0, 14).reshape(7, 2)
 class NnxNet(nnx.Module):
     def __init__(self, rngs):
         self.hidden = nnx.List([nnx.Linear(2, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)])
-        self.norm = nnx.BatchNorm(3, use_running_average=True, rngs=rngs)  # state that is no parameter
+        self.norm = nnx.BatchNorm(
+            3, use_running_average=True, rngs=rngs
+        )  # state that is no parameter
         self.out = nnx.Linear(3, 1, rngs=rngs)
 
     def __call__(self, x):
@@ -38,7 +40,11 @@ class LinenNet(nn.Module):
 def prior(path, shape):
     if path.endswith("bias"):
         return distrax.Normal(0.0, 0.5)
-    return distrax.Normal(0.0, 1 / shape[0] ** 0.5) if "kernel" in path else distrax.Normal(jnp.ones(shape), 0.1)
+    return (
+        distrax.Normal(0.0, 1 / shape[0] ** 0.5)
+        if "kernel" in path
+        else distrax.Normal(jnp.ones(shape), 0.1)
+    )
 
 
 def nnx_network():
@@ -72,11 +78,15 @@ def test_log_prior_by_path_and_shape(name):
 
     def term(path, w):
         last = path[-1].key
-        loc, sd = {"bias": (0.0, 0.5), "kernel": (0.0, w.shape[0] ** -0.5), "scale": (1.0, 0.1)}[last]
+        loc, sd = {"bias": (0.0, 0.5), "kernel": (0.0, w.shape[0] ** -0.5), "scale": (1.0, 0.1)}[
+            last
+        ]
         return jnp.sum(norm.logpdf(w, loc, sd))
 
     expected = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(term, net.initial)))
-    assert jnp.allclose(net.log_prior(net.initial), expected, rtol=1e-5)  # Flax's weights are float32
+    assert jnp.allclose(
+        net.log_prior(net.initial), expected, rtol=1e-5
+    )  # Flax's weights are float32
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -86,7 +96,9 @@ def test_prior_draws(name, key):
     assert jax.tree.structure(draws) == jax.tree.structure(net.initial)
 
     def check(path, w, draw):
-        loc, sd = {"bias": (0.0, 0.5), "kernel": (0.0, w.shape[0] ** -0.5), "scale": (1.0, 0.1)}[path[-1].key]
+        loc, sd = {"bias": (0.0, 0.5), "kernel": (0.0, w.shape[0] ** -0.5), "scale": (1.0, 0.1)}[
+            path[-1].key
+        ]
         assert draw.shape == (4000, *w.shape)
         assert np.allclose(draw.mean(0), loc, atol=5 * sd / 4000**0.5)
         assert np.allclose(draw.std(0), sd, rtol=0.07)
@@ -109,7 +121,9 @@ def test_fit_from_the_modules_own_values(name, key):
     )
     guide = mean_field(net.latents, scale=0.01)
     start = guide.init(key, loc=net.initial)
-    result = SVI(model, guide, optax.adam(0.01)).run(key, 3000, X, y, params=start, progress_bar=False)
+    result = SVI(model, guide, optax.adam(0.01)).run(
+        key, 3000, X, y, params=start, progress_bar=False
+    )
     new = jnp.concatenate([X, X + 0.1])
     predictions = Posterior(model, guide, result.params).predictive(
         key, lambda key, w, x: net.apply(w, x), 200, new, batch_size=64

@@ -1,4 +1,6 @@
-"""Differences before sums: a likelihood whose sum is too large for its dtype keeps the digits that a verdict needs."""
+"""Differences before sums: a likelihood whose sum is too large for its dtype keeps the digits that
+a verdict needs.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,9 @@ SCALAR = Model({"m": real()}, lambda theta, y: log_prior(theta) + jnp.sum(log_li
 GUIDE = minisvi.mean_field(MODEL.latents)
 Y = 500.0 + 2.0 * np.random.default_rng(0).normal(size=NUM)
 DATA = (jnp.asarray(Y, FLOAT),)
-float32_only = pytest.mark.skipif(jnp.finfo(FLOAT).bits == 64, reason="float64 has digits enough, and is not centred")
+float32_only = pytest.mark.skipif(
+    jnp.finfo(FLOAT).bits == 64, reason="float64 has digits enough, and is not centred"
+)
 
 
 def log_normal(x, mean, sd):
@@ -63,7 +67,11 @@ def test_equal_models_remain_equal():
 
 def test_what_has_no_rows_or_is_not_finite_stays_as_it_is():
     assert centred(SCALAR, {"m": jnp.array(500.0)}, DATA).model == SCALAR
-    logs = Model({"m": positive()}, log_prior=log_prior, log_likelihood=lambda t, y: jnp.log(t["m"] - 600) - y)
+    logs = Model(
+        {"m": positive()},
+        log_prior=log_prior,
+        log_likelihood=lambda t, y: jnp.log(t["m"] - 600) - y,
+    )
     assert centred(logs, {"m": jnp.array(1.0)}, DATA).model == logs
 
 

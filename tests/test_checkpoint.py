@@ -1,4 +1,6 @@
-"""Checkpoints: a fit in two parts ends bit for bit as one, damage and mistakes are found, and a guide is kept."""
+"""Checkpoints: a fit in two parts ends bit for bit as one, damage and mistakes are found, and a
+guide is kept.
+"""
 
 import logging
 import os
@@ -20,18 +22,34 @@ from jax.scipy.stats import norm
 from problems import NUM_ROWS, conjugate_data, conjugate_model
 
 import minisvi
-from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, Stream, bnn, full_rank, mean_field, real
+from minisvi import (
+    ELBO,
+    SVI,
+    Convergence,
+    Minibatches,
+    Model,
+    Patience,
+    Stream,
+    bnn,
+    full_rank,
+    mean_field,
+    real,
+)
 from minisvi.running.checkpoint import KEEP, Checkpoints, remembered
 from minisvi.running.identity import claim
 
 PART, WHOLE = 730, 1000  # the first is no multiple of the rules' `every`
 MODEL, X, ADAM = conjugate_model(), conjugate_data(), optax.adam(0.05)
 GUIDE = mean_field(MODEL.latents)
-HALVED = SVI(MODEL, GUIDE, optax.inject_hyperparams(optax.adam)(0.1))  # the rate is part of the state
+HALVED = SVI(
+    MODEL, GUIDE, optax.inject_hyperparams(optax.adam)(0.1)
+)  # the rate is part of the state
 PLAIN = SVI(MODEL, GUIDE, ADAM, ELBO(2))
 BATCHES = Minibatches(3, seed=1)
 BATCHED = SVI(MODEL, GUIDE, ADAM, ELBO(2), BATCHES)
-SIZES = Model({"w": real(3), "none": real((2, 0))}, lambda w, x: jnp.sum(norm.logpdf(x, w["w"][None])))
+SIZES = Model(
+    {"w": real(3), "none": real((2, 0))}, lambda w, x: jnp.sum(norm.logpdf(x, w["w"][None]))
+)
 NO_SIZE = SVI(SIZES, minisvi.delta(SIZES.latents), ADAM)
 # Nothing counts as progress but the first score, so that it ends between the two calls' ends.
 PATIENCE = Patience(patience=750, growth=0.0, tolerance=1e9, every=100, num_draws=8)
@@ -63,7 +81,10 @@ def steps(directory):
 def rows():
     """The batches of 1,000 steps, of one row to three, with a NaN here and there."""
     rng, x = np.random.default_rng(0), np.asarray(X)
-    batches = [x[rng.choice(NUM_ROWS, 3 if t == 0 else rng.integers(1, 4), replace=False)].copy() for t in range(WHOLE)]
+    batches = [
+        x[rng.choice(NUM_ROWS, 3 if t == 0 else rng.integers(1, 4), replace=False)].copy()
+        for t in range(WHOLE)
+    ]
     for t in range(10, WHOLE, 10):
         batches[t] = np.concatenate([np.full_like(batches[t][:1], np.nan), batches[t][:2]])
     return batches
@@ -73,7 +94,11 @@ def generator(begin):
     yield from rows()[begin:]
 
 
-SOURCES = {"a list": rows, "a function": lambda: generator, "an iterator made again": lambda: generator(0)}
+SOURCES = {
+    "a list": rows,
+    "a function": lambda: generator,
+    "an iterator made again": lambda: generator(0),
+}
 CASES = {
     "plain": (PLAIN, {}),
     "average": (PLAIN, {"average": True}),
@@ -83,7 +108,9 @@ CASES = {
     ),
     "restarts": (PLAIN, {"num_restarts": 3}),
     "restarts, with a rule": pytest.param(
-        PLAIN, {"num_restarts": 2, "stop": PATIENCE, "held_out": (X[:3],), "average": True}, marks=pytest.mark.slow
+        PLAIN,
+        {"num_restarts": 2, "stop": PATIENCE, "held_out": (X[:3],), "average": True},
+        marks=pytest.mark.slow,
     ),
     "minibatches": (BATCHED, {}),
     "a latent of no size": (NO_SIZE, {}),
@@ -116,7 +143,9 @@ def test_a_fit_that_is_taken_up_from_a_state_has_its_own_checkpoints(tmp_path):
     state = run(PLAIN, 100, X).state
     whole = PLAIN.resume(state, WHOLE, X, progress_bar=False, average=True)
     for num_steps in (PART, WHOLE):
-        again = PLAIN.resume(state, num_steps, X, progress_bar=False, average=True, checkpoint_dir=tmp_path)
+        again = PLAIN.resume(
+            state, num_steps, X, progress_bar=False, average=True, checkpoint_dir=tmp_path
+        )
     same(again, whole)
     assert steps(tmp_path) == [PART, WHOLE]
 
@@ -149,7 +178,8 @@ def test_nothing_is_written_without_a_directory(tmp_path, monkeypatch):
 
 
 def test_what_the_directory_has_beside_is_left_alone(tmp_path, said):
-    # A folder that has a number for its name is no checkpoint, not where one is to be written either.
+    # A folder that has a number for its name is no checkpoint, not where one is to be written
+    # either.
     letters = [tmp_path / name / "letter.txt" for name in ("2024", str(PART))]
     for letter in letters:
         letter.parent.mkdir()
@@ -173,7 +203,9 @@ def test_two_runs_may_begin_together(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", together)
     with ThreadPoolExecutor(2) as threads:
-        list(threads.map(lambda about: claim(tmp_path / "new", about), [{"run": "1"}, {"run": "1"}]))
+        list(
+            threads.map(lambda about: claim(tmp_path / "new", about), [{"run": "1"}, {"run": "1"}])
+        )
     assert [(file.name, file.read_text()) for file in (tmp_path / "new").iterdir()] == [
         ("about.json", '{\n "run": "1"\n}')
     ]
@@ -218,21 +250,34 @@ def empty(path):
 
 DATA = ["lane/d", "trace/d", "trace/ocdbt.process_0/d"]
 DAMAGE = {
-    **{f"{how.__name__} in {part}": (part, how) for part in DATA for how in (halve, zero, zero_a_page, flip_a_bit)},
+    **{
+        f"{how.__name__} in {part}": (part, how)
+        for part in DATA
+        for how in (halve, zero, zero_a_page, flip_a_bit)
+    },
     **{f"{part} is gone": (part, shutil.rmtree) for part in ("lane/d", "trace", "lane")},
-    **{f"{part}/_METADATA is gone": (f"{part}/_METADATA", lambda path: path.unlink()) for part in ("lane", "trace")},
+    **{
+        f"{part}/_METADATA is gone": (f"{part}/_METADATA", lambda path: path.unlink())
+        for part in ("lane", "trace")
+    },
     "manifest is torn": ("lane/manifest.ocdbt", halve),
     "empty directory": (".", empty),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(name, three, tmp_path, said):
+def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(
+    name, three, tmp_path, said
+):
     part, damage = DAMAGE[name]
     kept, whole = three
     directory = shutil.copytree(kept, tmp_path / "copy")
     path = directory / str(PART) / part
-    files = path.glob("*") if damage in (halve, zero, zero_a_page, flip_a_bit) and path.is_dir() else [path]
+    files = (
+        path.glob("*")
+        if damage in (halve, zero, zero_a_page, flip_a_bit) and path.is_dir()
+        else [path]
+    )
     # Of a directory's files the largest has the numbers; the others are what it was made from.
     damage(max(files, key=lambda file: file.stat().st_size))
     same(run(PLAIN, WHOLE, X, average=True, checkpoint_dir=directory), whole)
@@ -265,7 +310,7 @@ def test_a_torn_description_is_written_again_and_says_so(damage, three, tmp_path
 
 def test_damage_to_what_was_remembered_is_put_aside_and_computed_again(tmp_path, said):
     like, deadline = {"a": 0, "b": 0}, float("inf")
-    compute = lambda: {"a": np.arange(3.0), "b": np.float32(2)}  # noqa: E731
+    compute = lambda: {"a": np.arange(3.0), "b": np.float32(2)}
     first = remembered(tmp_path / "fit", compute, like, deadline)
     same(remembered(tmp_path / "fit", pytest.fail, like, deadline), first)
     for file in (tmp_path / "fit" / "d").iterdir():
@@ -279,8 +324,12 @@ def test_damage_to_what_was_remembered_is_put_aside_and_computed_again(tmp_path,
 
 
 def other_model(size):
-    log_prior = lambda w: jnp.sum(norm.logpdf(w["w"]))  # noqa: E731
-    return Model({"w": real(size)}, log_prior=log_prior, log_likelihood=lambda w, x: jnp.sum(x, axis=-1) * w["w"][0])
+    log_prior = lambda w: jnp.sum(norm.logpdf(w["w"]))
+    return Model(
+        {"w": real(size)},
+        log_prior=log_prior,
+        log_likelihood=lambda w, x: jnp.sum(x, axis=-1) * w["w"][0],
+    )
 
 
 MODEL_2, MODEL_3 = other_model(2), other_model(3)
@@ -289,10 +338,25 @@ OTHERS = {
     "model": (SVI(MODEL_3, GUIDE, ADAM, ELBO(2)), (X,), {}, r"svi\.model\.log_prior"),
     "latents": (SVI(MODEL_2, mean_field(MODEL_2.latents), ADAM, ELBO(2)), (X,), {}, r"latents\.w"),
     "optimiser": (SVI(MODEL, GUIDE, optax.sgd(0.01), ELBO(2)), (X,), {}, r"opt"),
-    "objective": (SVI(MODEL, GUIDE, ADAM, ELBO(3)), (X,), {}, r"num_particles.* is 2 there, and 3 here"),
+    "objective": (
+        SVI(MODEL, GUIDE, ADAM, ELBO(3)),
+        (X,),
+        {},
+        r"num_particles.* is 2 there, and 3 here",
+    ),
     "batches": (BATCHED, (X,), {}, r"svi\.batches"),
-    "rows": (PLAIN, (X[:4],), {}, r"data\.0` is float\d+\[7, 3\], sum \w+ there, and float\d+\[4, 3\], sum \w+ here"),
-    "numbers": (PLAIN, (X.at[6, 2].add(1),), {}, r"data\.0` is float\d+\[7, 3\], sum \w+ there, and float"),
+    "rows": (
+        PLAIN,
+        (X[:4],),
+        {},
+        r"data\.0` is float\d+\[7, 3\], sum \w+ there, and float\d+\[4, 3\], sum \w+ here",
+    ),
+    "numbers": (
+        PLAIN,
+        (X.at[6, 2].add(1),),
+        {},
+        r"data\.0` is float\d+\[7, 3\], sum \w+ there, and float",
+    ),
     "key": (PLAIN, (X,), {"key": jax.random.key(21)}, r"run\.key"),
     "average": (PLAIN, (X,), {"average": False}, r"plan\.average` is True there, and False here"),
     "rule": (PLAIN, (X,), {"stop": PATIENCE, "held_out": (X,)}, r"plan\.stop"),
@@ -314,7 +378,9 @@ FITTED = GUIDE.init(KEY)
 TWO = {
     "a prior's numbers": lambda scale: {"svi": prior_of(scale)},
     "held-out rows": lambda scale: {"stop": PATIENCE, "held_out": (scale * X[:3],)},
-    "a stream's N": lambda scale: {"data": Stream([np.asarray(X)] * 20, np.int64(scale * NUM_ROWS))},
+    "a stream's N": lambda scale: {
+        "data": Stream([np.asarray(X)] * 20, np.int64(scale * NUM_ROWS))
+    },
 }
 
 
@@ -393,7 +459,9 @@ def test_a_saved_guide_loads_bit_for_bit(name, key, tmp_path):
     guide = GUIDES[name]()
     params = guide.init(key)
     minisvi.save(tmp_path / "guide", params)
-    assert not (tmp_path / "guide" / "_sharding").exists()  # it may be loaded where there are other devices
+    assert not (
+        tmp_path / "guide" / "_sharding"
+    ).exists()  # it may be loaded where there are other devices
     loaded = minisvi.load(tmp_path / "guide", GUIDES[name]())
     same(loaded, params)
     for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True):
@@ -403,7 +471,9 @@ def test_a_saved_guide_loads_bit_for_bit(name, key, tmp_path):
 
 def test_a_tree_whose_leaves_share_a_name_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="names of their own"):
-        minisvi.save(tmp_path / "guide", {"a.b": jnp.ones(2, FLOAT), "a": {"b": jnp.ones(2, FLOAT)}})
+        minisvi.save(
+            tmp_path / "guide", {"a.b": jnp.ones(2, FLOAT), "a": {"b": jnp.ones(2, FLOAT)}}
+        )
 
 
 def test_what_was_saved_is_not_written_over(key, tmp_path):
@@ -414,7 +484,10 @@ def test_what_was_saved_is_not_written_over(key, tmp_path):
 
 WRONG = {
     "another family": (lambda: full_rank(TREE), r"\['flat\.?.*|leaves"),
-    "another size": (lambda: mean_field(TREE | {"a": real(3)}), r"`loc`: expected shape \(6,\); got \(5,\)"),
+    "another size": (
+        lambda: mean_field(TREE | {"a": real(3)}),
+        r"`loc`: expected shape \(6,\); got \(5,\)",
+    ),
 }
 
 

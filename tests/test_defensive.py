@@ -44,7 +44,7 @@ def test_the_weights_give_back_the_normals_moments(size, key):
 def test_log_ratio_is_that_of_the_densities(size, key):
     eps, log_ratio = (np.asarray(a, float) for a in drawn(key, size, 500))
     r2 = 1 + 3 * np.sqrt(2 / size)
-    normal = lambda cov: stats.multivariate_normal(np.zeros(size), cov).pdf(eps)  # noqa: E731
+    normal = lambda cov: stats.multivariate_normal(np.zeros(size), cov).pdf(eps)
     m = 0.8 * normal(np.eye(size)) + 0.1 * normal(r2 * np.eye(size))
     for j in range(size):
         m += 0.1 / size * normal(np.eye(size) + 8 * np.diag(np.eye(size)[j]))
@@ -56,14 +56,16 @@ def test_of_ten_draws_eight_are_plain_one_wide_and_one_wide_in_a_single_coordina
     eps, _ = drawn(key, 4)
     kind, plain = np.arange(S) % 10, np.asarray(defensive.is_plain(S))
     assert plain.mean() == 0.8
-    sd = lambda which: np.asarray(eps, float)[which].std()  # noqa: E731
+    sd = lambda which: np.asarray(eps, float)[which].std()
     assert sd(plain) == pytest.approx(1.0, rel=0.01)
     assert sd(kind == 8) == pytest.approx((1 + 3 * (2 / 4) ** 0.5) ** 0.5, rel=0.01)
     assert sd(kind == 9) == pytest.approx(((9 + 3) / 4) ** 0.5, rel=0.02)
 
 
 def from_keys():
-    return minisvi.custom(lambda key: {"loc": jnp.zeros(())}, lambda p: distrax.Normal(p["loc"], 1.0))
+    return minisvi.custom(
+        lambda key: {"loc": jnp.zeros(())}, lambda p: distrax.Normal(p["loc"], 1.0)
+    )
 
 
 @pytest.mark.foreign
@@ -77,7 +79,8 @@ def test_guides_that_draw_from_keys_are_drawn_plainly(make, key):
 
 
 def test_it_finds_the_tails_that_a_narrow_q_misses(key):
-    # q = N(0, 1/2 sd) for p = N(0, 1): the plain weights have a k-hat of 3/4 and miss the variance by a tenth.
+    # q = N(0, 1/2 sd) for p = N(0, 1): the plain weights have a k-hat of 3/4 and miss the variance
+    # by a tenth.
     latents = {"x": real()}
     model, guide = Model(latents, lambda theta: norm.logpdf(theta["x"])), full_rank(latents)
     params, num = guide.init(key, loc={"x": jnp.zeros(())}, cov=jnp.array([0.25])), 20_000
@@ -92,6 +95,9 @@ def test_it_finds_the_tails_that_a_narrow_q_misses(key):
         return diagnostics.weighted_moments(u["x"], weights.log_weights)[1] - 1
 
     keys = jax.random.split(key, 20)
-    rms = {wider: np.sqrt(np.mean(np.square([error(k, wider) for k in keys]))) for wider in (True, False)}
+    rms = {
+        wider: np.sqrt(np.mean(np.square([error(k, wider) for k in keys])))
+        for wider in (True, False)
+    }
     assert rms[True] < 0.03
     assert rms[False] > 2 * rms[True]

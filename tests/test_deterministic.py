@@ -21,7 +21,9 @@ TWO = {"num_draws": 2, "restart_draws": 2, "max_draws": 2, "num_restarts": 2}
 
 
 def gaussian(size):
-    """A model, location and covariance: off the origin, unequal scales, correlated, of condition 100."""
+    """A model, location and covariance: off the origin, unequal scales, correlated, of condition
+    100.
+    """
     rng = np.random.default_rng(size)
     q = np.linalg.qr(rng.normal(size=(size, size)))[0]
     cov = q @ np.diag(np.geomspace(0.1, 10.0, size)) @ q.T
@@ -31,7 +33,12 @@ def gaussian(size):
         z = theta["x"] - loc
         return -0.5 * z @ precision @ z
 
-    return Model({"x": real(size)}, log_joint), loc, cov, (jnp.asarray(loc, FLOAT), jnp.asarray(precision, FLOAT))
+    return (
+        Model({"x": real(size)}, log_joint),
+        loc,
+        cov,
+        (jnp.asarray(loc, FLOAT), jnp.asarray(precision, FLOAT)),
+    )
 
 
 @pytest.mark.parametrize("size", [1, 16, 17, 50])
@@ -42,9 +49,12 @@ def test_any_gaussian_is_exact_at_two_draws(size, key):
     assert fit.converged
     assert fit.fixed.eps.shape == (2, size)
     assert np.max(np.abs(fit.params["loc"] - loc) / sd) < RTOL
-    # Stationary in log_scale: s_i sum_j P_ij E_ij s_j = 1, E the draws' second moments, of which only E_ii is one.
+    # Stationary in log_scale: s_i sum_j P_ij E_ij s_j = 1, E the draws' second moments, of which
+    # only E_ii is one.
     s, eps = np.exp(np.asarray(fit.params["log_scale"], float)), np.asarray(fit.fixed.eps, float)
-    assert np.allclose(s * ((np.linalg.inv(cov) * (eps.T @ eps / 2)) @ s), 1.0, rtol=0, atol=100 * RTOL)
+    assert np.allclose(
+        s * ((np.linalg.inv(cov) * (eps.T @ eps / 2)) @ s), 1.0, rtol=0, atol=100 * RTOL
+    )
     error = np.abs(linear_response(fit) - cov) / np.outer(sd, sd)
     assert np.max(error) < RTOL
     vectors = np.random.default_rng(0).normal(size=(3, size))
@@ -76,9 +86,12 @@ def logistic(num_rows=60, size=20):
     rng = np.random.default_rng(5)
     x = 2.0 * rng.normal(size=(num_rows, size))
     y = rng.random(num_rows) < 1 / (1 + np.exp(-x[:, 0]))
-    rows = lambda w, x, y: y * (x @ w["w"]) - jax.nn.softplus(x @ w["w"])  # noqa: E731
-    prior = lambda w: jnp.sum(norm.logpdf(w["w"]))  # noqa: E731
-    return Model({"w": real(size)}, log_prior=prior, log_likelihood=rows), (jnp.asarray(x), jnp.asarray(y, float))
+    rows = lambda w, x, y: y * (x @ w["w"]) - jax.nn.softplus(x @ w["w"])
+    prior = lambda w: jnp.sum(norm.logpdf(w["w"]))
+    return Model({"w": real(size)}, log_prior=prior, log_likelihood=rows), (
+        jnp.asarray(x),
+        jnp.asarray(y, float),
+    )
 
 
 @pytest.mark.slow
@@ -88,10 +101,14 @@ def test_optimism_grows_with_few_draws_and_buys_more(key):
     few = deterministic(key, model, *data, num_draws=2, max_draws=2, **one)
     many = deterministic(key, model, *data, num_draws=128, max_draws=128, **one)
     assert few.optimism > 1.0 > many.optimism > -0.3
-    more = deterministic(key, model, *data, num_draws=2, max_draws=8, max_optimism=0.5 * float(few.optimism), **one)
+    more = deterministic(
+        key, model, *data, num_draws=2, max_draws=8, max_optimism=0.5 * float(few.optimism), **one
+    )
     assert more.fixed.eps.shape == (8, 20)
     assert more.optimism < few.optimism
-    assert deterministic(key, model, *data, num_draws=2, max_draws=8, max_optimism=1e3, **one).fixed.eps.shape == (
+    assert deterministic(
+        key, model, *data, num_draws=2, max_draws=8, max_optimism=1e3, **one
+    ).fixed.eps.shape == (
         2,
         20,
     )
@@ -128,13 +145,16 @@ def test_restarts_find_both_modes_and_the_better_one_wins(key):
 
 
 def test_start_is_the_first_starts(key):
-    fit = deterministic(key, Model({"x": real()}, two_modes), start={"x": jnp.array(-1.2)}, num_restarts=1)
+    fit = deterministic(
+        key, Model({"x": real()}, two_modes), start={"x": jnp.array(-1.2)}, num_restarts=1
+    )
     assert np.allclose(fit.params["loc"], -1.5, atol=1e-3)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_starts_avoid_where_the_density_is_not_finite(bad, key):
-    # A gamma in u itself, nothing below 0.4: neither the default start, 0, nor half of the others will do.
+    # A gamma in u itself, nothing below 0.4: neither the default start, 0, nor half of the others
+    # will do.
     def log_joint(theta):
         x = jnp.where(theta["x"] > 0, theta["x"], 1.0)
         return jnp.where(theta["x"] > 0, 400.0 * jnp.log(x) - 400.0 * x, bad)
@@ -147,12 +167,16 @@ def test_starts_avoid_where_the_density_is_not_finite(bad, key):
 
 
 def test_a_density_that_is_finite_nowhere_is_an_error(key):
-    with pytest.raises(ValueError, match=r"expected a finite log density at one of 64 starts, uniform\(-2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"expected a finite log density at one of 64 starts, uniform\(-2, 2\)"
+    ):
         deterministic(key, Model({"x": real()}, lambda t: jnp.nan * t["x"]), num_restarts=2)
 
 
 def test_an_improper_posterior_does_not_converge(key):
-    fit = deterministic(key, Model({"x": real()}, lambda t: 0.0 * t["x"]), num_restarts=1, max_steps=30)
+    fit = deterministic(
+        key, Model({"x": real()}, lambda t: 0.0 * t["x"]), num_restarts=1, max_steps=30
+    )
     assert not fit.converged
     assert fit.params["log_scale"][0] > 5
 
@@ -205,7 +229,10 @@ def test_equal_keys_give_equal_fits_and_a_second_one_traces_nothing(key):
     other = deterministic(jax.random.key(1), model, x + 1)
     linear_response(other)
     assert len(traces) - count <= 2
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params))
+    )
     assert not np.array_equal(one.params["loc"], other.params["loc"])
 
 
@@ -225,12 +252,15 @@ def test_bad_arguments(options, error, message, key):
         deterministic(key, Model({"x": real()}, two_modes), **options)
 
 
-# ---- a small Gaussian process, whose triangular solves hang XLA's thread pool in a batch of second derivatives
+# ---- a small Gaussian process, whose triangular solves hang XLA's thread pool in a batch of second
+# derivatives
 
 
 def gp_model(num_rows=10):
     def log_joint(theta, x, y):
-        k = theta["amplitude"] ** 2 * jnp.exp(-0.5 * ((x[:, None] - x[None]) / theta["length"]) ** 2)
+        k = theta["amplitude"] ** 2 * jnp.exp(
+            -0.5 * ((x[:, None] - x[None]) / theta["length"]) ** 2
+        )
         factor = jnp.linalg.cholesky(k + 1e-2 * jnp.eye(num_rows))
         white = jax.scipy.linalg.solve_triangular(factor, theta["f"], lower=True)
         log_prior = -0.5 * white @ white - jnp.sum(jnp.log(jnp.diagonal(factor)))
@@ -238,7 +268,10 @@ def gp_model(num_rows=10):
         return log_prior + hyper + jnp.sum(norm.logpdf(y, theta["f"], 0.3))
 
     x = jnp.linspace(-2.0, 2.0, num_rows)
-    return Model({"amplitude": positive(), "f": real(num_rows), "length": positive()}, log_joint), (x, jnp.sin(2 * x))
+    return Model({"amplitude": positive(), "f": real(num_rows), "length": positive()}, log_joint), (
+        x,
+        jnp.sin(2 * x),
+    )
 
 
 def primitives(fun, *args):
@@ -246,10 +279,16 @@ def primitives(fun, *args):
 
 
 def test_batches_are_one_by_one_only_where_there_are_triangular_solves():
-    solve = lambda x: jax.scipy.linalg.solve_triangular(x, x[0], lower=True)  # noqa: E731
+    solve = lambda x: jax.scipy.linalg.solve_triangular(x, x[0], lower=True)
     matrices = 2.0 * jnp.eye(3)[None] + 0.1 * jnp.arange(1.0, 5.0)[:, None, None]
-    inside = lambda x: jax.lax.cond(x[0, 0] > 0, jax.jit(solve), lambda x: x[0], x)  # noqa: E731
-    for fun in (solve, inside, jnp.linalg.cholesky, lambda x: jnp.linalg.slogdet(x)[1], jnp.linalg.inv):
+    inside = lambda x: jax.lax.cond(x[0, 0] > 0, jax.jit(solve), lambda x: x[0], x)
+    for fun in (
+        solve,
+        inside,
+        jnp.linalg.cholesky,
+        lambda x: jnp.linalg.slogdet(x)[1],
+        jnp.linalg.inv,
+    ):
         assert "scan" in primitives(batched(fun), matrices)
         assert np.allclose(batched(fun)(matrices), jax.vmap(fun)(matrices), rtol=1e-5)
     assert "scan" not in primitives(batched(lambda x: jnp.tanh(x) @ x), matrices)
@@ -300,5 +339,7 @@ def test_a_gaussian_process_does_not_hang(part):
         (model, data), key = gp_model(), jax.random.key(0)
     """
     code = textwrap.dedent(head) + textwrap.dedent(GP_PARTS[part])
-    done = subprocess.run([sys.executable, "-c", code], timeout=240, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=240, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -43,8 +43,11 @@ def test_psis_equals_arviz(size, dtype, key):
         assert got.khat == pytest.approx(khat, abs=5 * TOLERANCE[dtype])
         # In order of size: 1,600 nats in float32 are known to 1e-4, so that some weights are tied.
         order = np.argsort(log_w, stable=True)
-        np.testing.assert_allclose(got.log_weights[order], np.sort(log_weights), atol=TOLERANCE[dtype])
-        # The evidence is the mean of smoothed weights that have not been normalised: draws below the tail keep theirs.
+        np.testing.assert_allclose(
+            got.log_weights[order], np.sort(log_weights), atol=TOLERANCE[dtype]
+        )
+        # The evidence is the mean of smoothed weights that have not been normalised: draws below
+        # the tail keep theirs.
         low = jnp.argmin(log_w)
         evidence = float(log_w[low] - got.log_weights[low]) - np.log(size)
         assert got.log_evidence == pytest.approx(evidence, abs=TOLERANCE[dtype])
@@ -62,8 +65,8 @@ def test_khat_of_pareto_weights(k, key):
 
 @pytest.mark.parametrize("sd", [0.4, 0.6, 0.8])
 def test_khat_of_a_gaussian_that_is_too_narrow(sd, key):
-    # w = exp(c x^2) with 2 c = 1/sd^2 - 1, so that P(w > t) falls as t^(-1/k), k = 2 c sd^2 = 1 - sd^2, but for a
-    # factor (log t)^(-1/2), which lowers the shape seen at finite S, and the prior.
+    # w = exp(c x^2) with 2 c = 1/sd^2 - 1, so that P(w > t) falls as t^(-1/k), k = 2 c sd^2 = 1 -
+    # sd^2, but for a factor (log t)^(-1/2), which lowers the shape seen at finite S, and the prior.
     _, log_w = gaussian_weights(key, sd, BATCHES, 2000)
     khat = KHAT(log_w)
     assert -0.12 < np.mean(khat) - (1 - sd**2) < 0.02
@@ -88,7 +91,9 @@ def test_one_weight_that_is_not_finite(bad, key, rtol):
     others = np.arange(1000) != 17
     np.testing.assert_allclose(got.log_weights[others], rest.log_weights[others], rtol=10 * rtol)
     assert got.log_evidence == pytest.approx(float(rest.log_evidence), rel=10 * rtol)
-    assert got.khat == (pytest.approx(float(rest.khat), rel=10 * rtol) if bad == -jnp.inf else jnp.inf)
+    assert got.khat == (
+        pytest.approx(float(rest.khat), rel=10 * rtol) if bad == -jnp.inf else jnp.inf
+    )
 
 
 @pytest.mark.parametrize("bad", [-jnp.inf, jnp.nan])
@@ -127,7 +132,9 @@ def test_generalised_pareto_quantiles(key, rtol):
     p, sigma = jnp.array([0.1, 0.5, 0.99]), jnp.asarray(2.0)
     for k in (0.7, -0.4, 1e-3, 0.0):
         exact = sigma * (-jnp.log1p(-p) if k == 0 else ((1 - p) ** -k - 1) / k)
-        np.testing.assert_allclose(d.pareto_quantile(p, jnp.asarray(k), sigma), exact, rtol=1000 * rtol)
+        np.testing.assert_allclose(
+            d.pareto_quantile(p, jnp.asarray(k), sigma), exact, rtol=1000 * rtol
+        )
     x = jnp.sort(d.pareto_quantile(jax.random.uniform(key, (5000,)), jnp.asarray(0.4), sigma))
     k, scale = d.pareto_fit(x)
     assert k == pytest.approx(0.4, abs=3 * 1.4 / 5000**0.5)
@@ -136,8 +143,11 @@ def test_generalised_pareto_quantiles(key, rtol):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_point_of_the_grid_that_is_the_exponential_distribution(dtype):
-    # The lower quartile is a third of the largest times a factor of the grid, which puts one of its points at zero.
-    x = jnp.repeat(jnp.arange(1, 4, dtype=dtype), jnp.array([200, 100, 124]), total_repeat_length=424)
+    # The lower quartile is a third of the largest times a factor of the grid, which puts one of its
+    # points at zero.
+    x = jnp.repeat(
+        jnp.arange(1, 4, dtype=dtype), jnp.array([200, 100, 124]), total_repeat_length=424
+    )
     k, scale = d.pareto_fit(x)
     near = d.pareto_fit(x.at[-1].add(10 * jnp.finfo(dtype).eps))
     np.testing.assert_allclose([k, scale], near, rtol=TOLERANCE[dtype])
@@ -145,7 +155,8 @@ def test_a_point_of_the_grid_that_is_the_exponential_distribution(dtype):
 
 
 def test_a_prediction_has_weights_of_its_own(key):
-    # q = p = N(0, 1) for theta, and a new y ~ N(theta, tau^2): the weights of E[p(y | theta)] are w p(y | theta).
+    # q = p = N(0, 1) for theta, and a new y ~ N(theta, tau^2): the weights of E[p(y | theta)] are w
+    # p(y | theta).
     x, log_w = gaussian_weights(key, 1.0, 1000)
     near, far = norm.logpdf(0.3, x, 1.0), norm.logpdf(5.0, x, 0.1)
     assert PSIS(log_w).khat < 0.5
@@ -153,8 +164,12 @@ def test_a_prediction_has_weights_of_its_own(key):
     assert predictive.khat < 0.5
     sd = float(np.std(np.exp(near)) / np.mean(np.exp(near)))
     log_mean = predictive.log_evidence - PSIS(log_w).log_evidence
-    assert log_mean == pytest.approx(-0.5 * 0.09 / 2 - 0.5 * np.log(4 * np.pi), abs=4 * sd / 1000**0.5)
-    assert PSIS(log_w + far).khat > d.khat_threshold(1000)  # no draw of q has seen where the new y is likely
+    assert log_mean == pytest.approx(
+        -0.5 * 0.09 / 2 - 0.5 * np.log(4 * np.pi), abs=4 * sd / 1000**0.5
+    )
+    assert PSIS(log_w + far).khat > d.khat_threshold(
+        1000
+    )  # no draw of q has seen where the new y is likely
 
 
 # The evidence and the ELBO. log w ~ N(mu, s^2): the ELBO is mu, the log evidence mu + s^2 / 2.
@@ -178,7 +193,9 @@ def test_elbo_and_evidence_are_within_their_errors_as_often_as_they_say(key):
 def test_effective_sample_size_of_weights(rtol):
     assert d.importance_ess(jnp.full(50, -np.log(50))) == pytest.approx(50, rel=10 * rtol)
     assert d.importance_ess(jnp.array([-jnp.inf, 0.0, -jnp.inf])) == 1
-    assert d.importance_ess(jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))) == pytest.approx(1 / 0.3, rel=rtol)
+    assert d.importance_ess(jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))) == pytest.approx(
+        1 / 0.3, rel=rtol
+    )
 
 
 def test_shift_of_the_means(rtol):
@@ -187,7 +204,9 @@ def test_shift_of_the_means(rtol):
     sd = np.sqrt(0.5 * (10 - mean) ** 2 + 0.25 * (12 - mean) ** 2 + 0.25 * (17 - mean) ** 2)
     np.testing.assert_allclose(d.weighted_moments(x, jnp.log(weights))[0], [mean, 1.0], rtol=rtol)
     np.testing.assert_allclose(d.weighted_moments(x, jnp.log(weights))[1], [sd, 0.0], rtol=rtol)
-    np.testing.assert_allclose(d.mean_shift(x, jnp.log(weights)), [(13 - mean) / sd, 0.0], rtol=10 * rtol)
+    np.testing.assert_allclose(
+        d.mean_shift(x, jnp.log(weights)), [(13 - mean) / sd, 0.0], rtol=10 * rtol
+    )
 
 
 def test_error_of_a_weighted_mean_is_its_spread_over_batches(key):
@@ -244,7 +263,9 @@ def test_split_rhat_equals_arviz(key, rtol):
     chains = autoregressive(key, 0.8, 3, length) + jnp.array([[0.0], [0.3], [0.0]])
     drift = jnp.broadcast_to(jnp.linspace(0.0, 2.0, length), (3, length))
     got = jax.jit(d.split_rhat)(jnp.stack([chains, chains + drift], axis=2))
-    expected = [array_stats.rhat(np.asarray(x, float), method="split") for x in (chains, chains + drift)]
+    expected = [
+        array_stats.rhat(np.asarray(x, float), method="split") for x in (chains, chains + drift)
+    ]
     np.testing.assert_allclose(got, expected, rtol=10 * rtol)
     assert got[1] > got[0] + 0.1
 
@@ -255,7 +276,8 @@ def test_effective_sample_size_of_chains(rho, key):
     chains = autoregressive(key, rho, repeats, num, length)
     ess = np.asarray(CHAIN_ESS(chains))
     assert np.mean(ess) == pytest.approx((1 - rho) / (1 + rho) * num * length, rel=0.1)
-    # ArviZ halves the chains first, and for some ends the sum one term later, of up to 6 / sqrt(4000); most are equal.
+    # ArviZ halves the chains first, and for some ends the sum one term later, of up to 6 /
+    # sqrt(4000); most are equal.
     halves = CHAIN_ESS(chains[:8].reshape(8, 2 * num, length // 2))
     arviz = [array_stats.ess(np.asarray(x, float), method="mean") for x in chains[:8]]
     np.testing.assert_allclose(halves, arviz, rtol=0.1)
@@ -263,7 +285,9 @@ def test_effective_sample_size_of_chains(rho, key):
     errors = MCSE(chains)
     spread = np.sqrt(np.mean((np.mean(chains, axis=(1, 2)) - 7) ** 2))
     assert spread == pytest.approx(float(np.mean(errors)), rel=4 / (2 * repeats) ** 0.5)
-    assert errors[0] == pytest.approx(array_stats.mcse(np.asarray(chains[0], float), method="mean"), rel=0.1)
+    assert errors[0] == pytest.approx(
+        array_stats.mcse(np.asarray(chains[0], float), method="mean"), rel=0.1
+    )
 
 
 def test_chains_of_many_coordinates_are_those_of_each(key, rtol):

@@ -1,4 +1,6 @@
-"""Discrete latents: the categorical guide, the score-function gradient, and exact sums, against enumeration."""
+"""Discrete latents: the categorical guide, the score-function gradient, and exact sums, against
+enumeration.
+"""
 
 import itertools
 
@@ -61,13 +63,20 @@ def first(*data):
 
 # The guide.
 TREE = {"a": finite(3, 2), "b": finite(4)}
-LOGITS = {"a": jnp.array([[1.0, -0.5, 0.3], [0.0, 2.0, -1.0]]), "b": jnp.array([0.5, -2.0, 0.0, 1.5])}
+LOGITS = {
+    "a": jnp.array([[1.0, -0.5, 0.3], [0.0, 2.0, -1.0]]),
+    "b": jnp.array([0.5, -2.0, 0.0, 1.5]),
+}
 
 
 def states_and_probabilities():
     """All 36 states of TREE, and their probabilities."""
     states = list(itertools.product(range(3), range(3), range(4)))
-    p, q, r = softmax(np.asarray(LOGITS["a"][0])), softmax(np.asarray(LOGITS["a"][1])), softmax(np.asarray(LOGITS["b"]))
+    p, q, r = (
+        softmax(np.asarray(LOGITS["a"][0])),
+        softmax(np.asarray(LOGITS["a"][1])),
+        softmax(np.asarray(LOGITS["b"])),
+    )
     return np.array(states), np.array([p[i] * q[j] * r[k] for i, j, k in states])
 
 
@@ -83,7 +92,9 @@ def test_categorical_knows_its_probabilities_and_entropy():
 @pytest.mark.parametrize("by", ["key", "noise"])
 def test_categorical_draws_each_state_as_often_as_it_should(by, key):
     q, n = categorical(TREE).distribution(LOGITS), 40_000
-    noise = jax.random.split(key, n) if by == "key" else jax.random.normal(key, (n, base.noise_size(q)))
+    noise = (
+        jax.random.split(key, n) if by == "key" else jax.random.normal(key, (n, base.noise_size(q)))
+    )
     z, log_q = jax.jit(jax.vmap(lambda piece: base.draw(q, piece)))(noise)
     assert {name: leaf.dtype for name, leaf in z.items()} == {"a": jnp.int32, "b": jnp.int32}
     assert np.allclose(jax.vmap(q.log_prob)(z), log_q, rtol=10 * RTOL)
@@ -101,7 +112,8 @@ def test_categorical_starts_uniform(key):
     assert hash(guide) == hash(categorical(dict(TREE)))
 
 
-# Spike and slab: z_j ~ Bernoulli(PI_j), w_j ~ N(LOC_j, SD_j^2), x ~ N(sum_j z_j w_j a_j, I), with correlated a_j.
+# Spike and slab: z_j ~ Bernoulli(PI_j), w_j ~ N(LOC_j, SD_j^2), x ~ N(sum_j z_j w_j a_j, I), with
+# correlated a_j.
 PI, LOC, SD = np.array([0.3, 0.5, 0.8]), np.array([1.0, -2.0, 0.5]), np.array([1.5, 0.7, 1.0])
 A = np.array([[1.0, 0.8, -0.3], [0.5, 0.9, 0.2], [0.0, 0.4, 1.1], [0.7, 0.0, 0.6]])
 SPIKE_X = np.array([0.4, -1.2, 0.9, 1.6])
@@ -122,7 +134,9 @@ SPIKE_DATA = (jnp.asarray(SPIKE_X),)
 
 def spike_guide(dependent):
     w = mean_field(real(3))
-    return product({"w": conditional(w, {"z": SPIKES["z"]}) if dependent else w, "z": categorical(SPIKES["z"])})
+    return product(
+        {"w": conditional(w, {"z": SPIKES["z"]}) if dependent else w, "z": categorical(SPIKES["z"])}
+    )
 
 
 def spike_params(dependent):
@@ -136,7 +150,9 @@ def spike_params(dependent):
 def spike_elbo(params, xp=jnp):
     """The ELBO as a sum over the eight states, the normals integrated in closed form."""
     w = params["w"]
-    guide, readout = (w["guide"], w["readout"]) if "guide" in w else (w, {"loc": 0.0, "log_scale": 0.0})
+    guide, readout = (
+        (w["guide"], w["readout"]) if "guide" in w else (w, {"loc": 0.0, "log_scale": 0.0})
+    )
     log_q = params["z"] - xp.log(xp.sum(xp.exp(params["z"]), axis=1))[:, None]
     total = 0.0
     for z in STATES:
@@ -145,7 +161,9 @@ def spike_elbo(params, xp=jnp):
         variance = xp.exp(2 * log_sd)
         log_q_z = xp.sum(log_q[np.arange(3), z])
         residual = SPIKE_X - xp.sum(A * (z * loc)[None], axis=1)
-        log_lik = -0.5 * (residual @ residual + xp.sum(z * variance * (A**2).sum(0))) - 2 * np.log(2 * np.pi)
+        log_lik = -0.5 * (residual @ residual + xp.sum(z * variance * (A**2).sum(0))) - 2 * np.log(
+            2 * np.pi
+        )
         kl_w = xp.sum(np.log(SD) - log_sd + (variance + (loc - LOC) ** 2) / (2 * SD**2) - 0.5)
         log_prior_z = np.where(z == 1, np.log(PI), np.log1p(-PI)).sum()
         total = total + xp.exp(log_q_z) * (log_lik - kl_w + log_prior_z - log_q_z)
@@ -158,7 +176,9 @@ def spike_evidence():
     for z in STATES:
         residual, factor = SPIKE_X - A @ (z * LOC), A * (z * SD)
         cov = np.eye(4) + factor @ factor.T
-        log_x = -0.5 * (np.linalg.slogdet(2 * np.pi * cov)[1] + residual @ np.linalg.solve(cov, residual))
+        log_x = -0.5 * (
+            np.linalg.slogdet(2 * np.pi * cov)[1] + residual @ np.linalg.solve(cov, residual)
+        )
         terms.append(log_x + np.where(z == 1, np.log(PI), np.log1p(-PI)).sum())
     return np.array(terms)
 
@@ -168,8 +188,10 @@ def spike_evidence():
 def test_score_function_is_unbiased(dependent, num_particles, key):
     guide, params, n = spike_guide(dependent), spike_params(dependent), 40_000
     objective = ELBO(num_particles, "score_function")
-    estimate = lambda p, k: objective(k, SPIKE, guide, p, *SPIKE_DATA)  # noqa: E731
-    values, grads = jax.jit(jax.vmap(jax.value_and_grad(estimate), (None, 0)))(params, jax.random.split(key, n))
+    estimate = lambda p, k: objective(k, SPIKE, guide, p, *SPIKE_DATA)
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(estimate), (None, 0)))(
+        params, jax.random.split(key, n)
+    )
     with jax.numpy_rank_promotion("allow"):
         exact, exact_grad = jax.value_and_grad(spike_elbo)(params)
     assert abs(np.mean(values) - exact) < 4 * np.std(values) / n**0.5
@@ -193,7 +215,9 @@ def best_mean_field():
 def test_a_fit_reaches_the_best_mean_field_elbo(key):
     guide = spike_guide(False)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
-    result = SVI(SPIKE, guide, optimizer, ELBO(16, "score_function")).run(key, 3000, *SPIKE_DATA, progress_bar=False)
+    result = SVI(SPIKE, guide, optimizer, ELBO(16, "score_function")).run(
+        key, 3000, *SPIKE_DATA, progress_bar=False
+    )
     best = best_mean_field()
     reached = spike_elbo(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), result.params), np)
     assert best - 0.01 < reached < best + 1e-6
@@ -213,16 +237,32 @@ def test_no_variance_at_the_exact_posterior(key):
     x = 1.7
     v = 1 / (1 / 4 + 1 / 0.25)
     loc = v * (3 / 4 + x / 0.25)
-    log_terms = np.log([0.4, 0.6]) + norm.logpdf(x, np.array([0.0, 3.0]), np.array([0.5, (4 + 0.25) ** 0.5]))
-    guide = product({"w": conditional(mean_field(real()), {"z": ONE["z"]}), "z": categorical(ONE["z"])})
+    log_terms = np.log([0.4, 0.6]) + norm.logpdf(
+        x, np.array([0.0, 3.0]), np.array([0.5, (4 + 0.25) ** 0.5])
+    )
+    guide = product(
+        {"w": conditional(mean_field(real()), {"z": ONE["z"]}), "z": categorical(ONE["z"])}
+    )
     w = {"loc": jnp.array([3.0]), "log_scale": jnp.log(jnp.array([2.0]))}
-    readout = {"loc": jnp.array([[loc - 3.0]]), "log_scale": jnp.array([[0.5 * np.log(v) - np.log(2.0)]])}
-    params = {"w": {"guide": w, "network": {}, "readout": readout}, "z": jnp.asarray(log_terms, FLOAT)}
-    estimate = lambda p, k: ELBO(3, "score_function")(k, Model(ONE, one_log_joint), guide, p, jnp.asarray(x))  # noqa: E731
-    values, grads = jax.jit(jax.vmap(jax.value_and_grad(estimate), (None, 0)))(params, jax.random.split(key, 200))
+    readout = {
+        "loc": jnp.array([[loc - 3.0]]),
+        "log_scale": jnp.array([[0.5 * np.log(v) - np.log(2.0)]]),
+    }
+    params = {
+        "w": {"guide": w, "network": {}, "readout": readout},
+        "z": jnp.asarray(log_terms, FLOAT),
+    }
+    estimate = lambda p, k: ELBO(3, "score_function")(
+        k, Model(ONE, one_log_joint), guide, p, jnp.asarray(x)
+    )
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(estimate), (None, 0)))(
+        params, jax.random.split(key, 200)
+    )
     assert jnp.allclose(values, logsumexp(log_terms), rtol=10 * RTOL)
     assert jnp.max(jnp.abs(grads["z"])) < 100 * RTOL
-    assert jnp.max(jnp.abs(grads["w"]["guide"]["loc"])) > 0.1  # the total derivative still has its score
+    assert (
+        jnp.max(jnp.abs(grads["w"]["guide"]["loc"])) > 0.1
+    )  # the total derivative still has its score
 
 
 # Three binary latents that are correlated: a table of eight probabilities, which sum to 1.
@@ -245,7 +285,9 @@ def test_forward_kl_finds_the_exact_marginals(key):
     fitted = jax.nn.softmax(result.params["z"])[:, 1]
     assert np.max(abs(np.asarray(fitted) - marginals)) < 0.02
     # The reverse KL's optimum lies elsewhere, so that the test tells one from the other.
-    reverse = SVI(TABLE, guide, optimizer, ELBO(16, "score_function")).run(key, 2000, progress_bar=False)
+    reverse = SVI(TABLE, guide, optimizer, ELBO(16, "score_function")).run(
+        key, 2000, progress_bar=False
+    )
     assert np.max(abs(np.asarray(jax.nn.softmax(reverse.params["z"])[:, 1]) - marginals)) > 0.2
 
 
@@ -265,7 +307,9 @@ def mixture_rows(theta, index, x):
     return norm.logpdf(x, theta["mu"][theta["z"]], jnp.asarray(SCALES, FLOAT)[theta["z"]])
 
 
-MIXTURE = Model({"mu": real(3), "z": local(finite(3))}, log_likelihood=mixture_rows, prior=mixture_prior)
+MIXTURE = Model(
+    {"mu": real(3), "z": local(finite(3))}, log_likelihood=mixture_rows, prior=mixture_prior
+)
 
 
 def mixture_terms(x=ROWS, means=MEANS):
@@ -274,7 +318,8 @@ def mixture_terms(x=ROWS, means=MEANS):
     return np.log(WEIGHTS) - 0.5 * quadratic - np.log(SCALES * np.sqrt(2 * np.pi))
 
 
-# The means known, and so near each other that no state is too rare for its score: the posterior is in the family.
+# The means known, and so near each other that no state is too rare for its score: the posterior is
+# in the family.
 NEAR = 0.3 * MEANS
 
 
@@ -282,7 +327,11 @@ def near_rows(theta, index, x):
     return mixture_rows({"mu": jnp.asarray(NEAR, FLOAT), **theta}, index, x)
 
 
-NEAR_MODEL = Model({"z": local(finite(3))}, log_likelihood=near_rows, prior=lambda theta: {"z": Categorical(WEIGHTS)})
+NEAR_MODEL = Model(
+    {"z": local(finite(3))},
+    log_likelihood=near_rows,
+    prior=lambda theta: {"z": Categorical(WEIGHTS)},
+)
 
 
 def near_guide(num_rows):
@@ -292,7 +341,9 @@ def near_guide(num_rows):
 NEAR_ROWS = np.array([-1.0, -0.5, 0.0, -1.5, -2.0])
 
 
-@pytest.mark.parametrize(("batches", "tolerance"), [(FullBatch(), 1e-4), (Minibatches(2), 1e-4)], ids=["full", "mini"])
+@pytest.mark.parametrize(
+    ("batches", "tolerance"), [(FullBatch(), 1e-4), (Minibatches(2), 1e-4)], ids=["full", "mini"]
+)
 def test_per_row_categoricals_find_the_responsibilities(batches, tolerance, key):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 3000))
     svi = SVI(NEAR_MODEL, near_guide(5), optimizer, ELBO(8, "score_function"), batches)
@@ -314,11 +365,16 @@ def test_score_function_of_local_latents_is_unbiased_over_batches(key):
 
     @jax.jit
     def gradients(keys, rows):
-        objective = lambda p, k: ELBO(2, "score_function")(k, NEAR_MODEL, near_guide(3), p, rows, x[rows], scale=1.5)  # noqa: E731
+        objective = lambda p, k: ELBO(2, "score_function")(
+            k, NEAR_MODEL, near_guide(3), p, rows, x[rows], scale=1.5
+        )
         return jax.vmap(jax.grad(objective), (None, 0))({"z": logits}, keys)["z"]
 
     pairs = [jnp.array(rows) for rows in itertools.combinations(range(3), 2)]
-    batches = [gradients(keys, rows) for keys, rows in zip(jax.random.split(key, (3, n)), pairs, strict=True)]
+    batches = [
+        gradients(keys, rows)
+        for keys, rows in zip(jax.random.split(key, (3, n)), pairs, strict=True)
+    ]
     draws = np.mean(np.asarray(batches, np.float64), axis=0)
     error = draws.std(0) / n**0.5
     assert np.all(abs(draws.mean(0) - jax.grad(exact)(logits)) < 4 * error)
@@ -339,13 +395,19 @@ def test_global_sums_equal_brute_force():
     mu = jnp.array(1.3)
     pairs = [jnp.array(c) for c in itertools.product(range(3), repeat=2)]
     joint = jax.jit(brute_force_joint)
-    table = np.array([[joint({"c": c, "mu": mu, "z": jnp.array(z)}, X) for z in range(2)] for c in pairs])
+    table = np.array(
+        [[joint({"c": c, "mu": mu, "z": jnp.array(z)}, X) for z in range(2)] for c in pairs]
+    )
     both = sum_out(JOINT, "z", "c")
     assert list(both.latents) == ["mu"]
     assert jax.jit(both.joint)({"mu": mu}, X) == pytest.approx(logsumexp(table), rel=10 * RTOL)
-    assert jax.jit(both.log_density)({"mu": mu}, X) == pytest.approx(logsumexp(table), rel=10 * RTOL)
+    assert jax.jit(both.log_density)({"mu": mu}, X) == pytest.approx(
+        logsumexp(table), rel=10 * RTOL
+    )
     one = sum_out(JOINT, "z")
-    assert jax.jit(one.joint)({"mu": mu, "c": pairs[5]}, X) == pytest.approx(logsumexp(table[5]), rel=10 * RTOL)
+    assert jax.jit(one.joint)({"mu": mu, "c": pairs[5]}, X) == pytest.approx(
+        logsumexp(table[5]), rel=10 * RTOL
+    )
     twice = sum_out(one, "c")
     assert jax.jit(twice.joint)({"mu": mu}, X) == pytest.approx(logsumexp(table), rel=10 * RTOL)
     states, log_p = log_conditional(JOINT, ("c", "z"), {"mu": mu}, X)
@@ -362,12 +424,16 @@ def test_local_sums_equal_the_mixture():
     rows = model.log_likelihood(theta, *MIXTURE_DATA)
     assert np.allclose(rows, expected, rtol=10 * RTOL)
     prior = norm.logpdf(MEANS, 1.0, 5.0).sum()
-    assert np.allclose(model.log_density(theta, *MIXTURE_DATA), prior + expected.sum(), rtol=10 * RTOL)
+    assert np.allclose(
+        model.log_density(theta, *MIXTURE_DATA), prior + expected.sum(), rtol=10 * RTOL
+    )
     # The weights inside the likelihood, beside a `log_prior`.
     inside = Model(
         MIXTURE.latents,
         log_prior=lambda theta: jnp.sum(norm.logpdf(theta["mu"], 1.0, 5.0)),
-        log_likelihood=lambda theta, *data: mixture_rows(theta, *data) + Categorical(WEIGHTS).log_prob(theta["z"]),
+        log_likelihood=lambda theta, *data: (
+            mixture_rows(theta, *data) + Categorical(WEIGHTS).log_prob(theta["z"])
+        ),
     )
     other = sum_out(inside, "z").log_density(theta, *MIXTURE_DATA)
     assert np.allclose(other, prior + expected.sum(), rtol=10 * RTOL)
@@ -377,7 +443,9 @@ def test_local_sums_keep_the_minibatch_scale():
     model, theta = sum_out(MIXTURE, "z"), {"mu": jnp.asarray(MEANS)}
     full = model.log_density(theta, *MIXTURE_DATA)
     pairs = [jnp.array(rows) for rows in itertools.combinations(range(5), 2)]
-    batches = jnp.stack([model.log_density(theta, rows, MIXTURE_DATA[1][rows], scale=5 / 2) for rows in pairs])
+    batches = jnp.stack(
+        [model.log_density(theta, rows, MIXTURE_DATA[1][rows], scale=5 / 2) for rows in pairs]
+    )
     assert jnp.allclose(jnp.mean(batches), full, rtol=10 * RTOL)
     assert jnp.std(batches) > 1.0
 
@@ -390,7 +458,8 @@ def test_log_conditional_gives_the_responsibilities():
 
 
 def test_local_latents_that_depend_on_the_summed_ones(key):
-    # w_n ~ N(mu_{z_n}, s_{z_n}^2), x_n ~ N(w_n, 0.8^2): w stays, z goes, and w's prior is a mixture.
+    # w_n ~ N(mu_{z_n}, s_{z_n}^2), x_n ~ N(w_n, 0.8^2): w stays, z goes, and w's prior is a
+    # mixture.
     model = Model(
         {"mu": real(3), "w": local(real()), "z": local(finite(3))},
         log_likelihood=lambda theta, index, x: norm.logpdf(x, theta["w"], 0.8),
@@ -409,7 +478,9 @@ def test_local_latents_that_depend_on_the_summed_ones(key):
     batches = []
     for rows in itertools.combinations(range(5), 2):
         i = jnp.array(rows)
-        batches.append(summed.log_density(theta | {"w": theta["w"][i]}, i, MIXTURE_DATA[1][i], scale=5 / 2))
+        batches.append(
+            summed.log_density(theta | {"w": theta["w"][i]}, i, MIXTURE_DATA[1][i], scale=5 / 2)
+        )
     assert np.allclose(np.mean(batches), expected, rtol=10 * RTOL)
     _, log_p = log_conditional(model, "z", theta, *MIXTURE_DATA)
     assert np.allclose(np.exp(log_p), softmax(mixture_terms(w), axis=1), atol=10 * RTOL)
@@ -421,14 +492,20 @@ def test_arrays_of_local_states_are_summed_jointly():
     # Two binary flags a row: four states each.
     def rows(theta, x):
         flags = theta["z"]
-        return norm.logpdf(x, 2.0 * flags[:, 0] - 3.0 * flags[:, 1] + theta["mu"], 0.7) + jnp.log(0.25)
+        return norm.logpdf(x, 2.0 * flags[:, 0] - 3.0 * flags[:, 1] + theta["mu"], 0.7) + jnp.log(
+            0.25
+        )
 
     model = Model(
-        {"mu": real(), "z": local(finite(2, 2))}, log_prior=lambda t: norm.logpdf(t["mu"]), log_likelihood=rows
+        {"mu": real(), "z": local(finite(2, 2))},
+        log_prior=lambda t: norm.logpdf(t["mu"]),
+        log_likelihood=rows,
     )
     got = sum_out(model, "z").log_likelihood({"mu": jnp.array(0.4)}, MIXTURE_DATA[1])
     locs = 0.4 + np.array([0.0, -3.0, 2.0, -1.0])
-    expected = logsumexp(np.log(0.25) + np.asarray(norm.logpdf(ROWS[:, None], locs[None], 0.7)), axis=1)
+    expected = logsumexp(
+        np.log(0.25) + np.asarray(norm.logpdf(ROWS[:, None], locs[None], 0.7)), axis=1
+    )
     assert np.allclose(got, expected, rtol=10 * RTOL)
 
 
@@ -442,16 +519,21 @@ def test_a_fit_with_z_summed_out_has_the_exact_moments(key):
         loc = jnp.where(theta["z"] == 1, theta["mu"], -1.0)
         return norm.logpdf(x, loc, jnp.where(theta["z"] == 1, 1.2, 0.6))
 
-    prior = lambda theta: {"mu": Normal(0.0, 5.0), "z": Categorical([0.35, 0.65])}  # noqa: E731
-    model = sum_out(Model({"mu": real(), "z": local(finite(2))}, log_likelihood=rows, prior=prior), "z")
+    prior = lambda theta: {"mu": Normal(0.0, 5.0), "z": Categorical([0.35, 0.65])}
+    model = sum_out(
+        Model({"mu": real(), "z": local(finite(2))}, log_likelihood=rows, prior=prior), "z"
+    )
     guide = mean_field(model.latents)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 1500))
     svi = SVI(model, guide, optimizer, ELBO(8, "sticking_the_landing"))
     p = svi.run(key, 1500, jnp.asarray(x), progress_bar=False).params
     mu = np.linspace(1.0, 3.0, 4001)
-    log_pdf = lambda x, m, s: -0.5 * ((x - m) / s) ** 2 - np.log(s)  # noqa: E731
+    log_pdf = lambda x, m, s: -0.5 * ((x - m) / s) ** 2 - np.log(s)
     parts = np.stack(
-        [np.log(0.65) + log_pdf(x, mu[:, None], 1.2), np.log(0.35) + log_pdf(x, -1.0 + 0 * mu[:, None], 0.6)]
+        [
+            np.log(0.65) + log_pdf(x, mu[:, None], 1.2),
+            np.log(0.35) + log_pdf(x, -1.0 + 0 * mu[:, None], 0.6),
+        ]
     )
     log_density = logsumexp(parts, axis=0).sum(1) + log_pdf(mu, 0.0, 5.0)
     density = softmax(log_density)
@@ -473,8 +555,10 @@ def test_equal_sums_are_equal_and_are_not_traced_again(key):
         return mixture_rows(theta, index, x)
 
     optimizer = optax.adam(0.1)
-    make_joint = lambda: sum_out(Model(dict(JOINT.latents), log_joint), "z", "c")  # noqa: E731
-    make_rows = lambda: sum_out(Model(dict(MIXTURE.latents), log_likelihood=rows, prior=mixture_prior), "z")  # noqa: E731
+    make_joint = lambda: sum_out(Model(dict(JOINT.latents), log_joint), "z", "c")
+    make_rows = lambda: sum_out(
+        Model(dict(MIXTURE.latents), log_likelihood=rows, prior=mixture_prior), "z"
+    )
     for make, data in ((make_joint, (X,)), (make_rows, MIXTURE_DATA)):
         assert make() == make()
         assert hash(make()) == hash(make())
@@ -489,7 +573,9 @@ def test_equal_sums_are_equal_and_are_not_traced_again(key):
 
 
 def test_posterior_of_a_discrete_latent(key):
-    posterior = Posterior(TABLE, categorical(TABLE.latents), {"z": jnp.array([[0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])})
+    posterior = Posterior(
+        TABLE, categorical(TABLE.latents), {"z": jnp.array([[0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])}
+    )
     z = posterior.sample(key, 20_000)["z"]
     p = np.array([jax.nn.sigmoid(1.0), jax.nn.sigmoid(-1.0), 0.5])
     assert z.dtype == jnp.int32
@@ -501,15 +587,16 @@ def fit(objective, model=TABLE, guide=None, data=()):
     SVI(model, guide, optax.adam(0.1), objective).run(KEY, 5, *data, progress_bar=False)
 
 
-NOT_REPARAMETERISED = (
-    r"not reparameterised \(latents \['z'\] are discrete\): expected ELBO\(K, gradient='score_function'\)"
-)
+NOT_REPARAMETERISED = r"not reparameterised \(latents \['z'\] are discrete\): expected ELBO\(K, gradient='score_function'\)"
 BAD = {
     "an unknown name": (
         lambda: sum_out(JOINT, "zz"),
         r"sum_out: expected some of the finite latents \['c', 'z'\]; got \['zz'\]",
     ),
-    "a latent that is not finite": (lambda: sum_out(JOINT, "mu"), r"finite latents \['c', 'z'\]; got \['mu'\]"),
+    "a latent that is not finite": (
+        lambda: sum_out(JOINT, "mu"),
+        r"finite latents \['c', 'z'\]; got \['mu'\]",
+    ),
     "no name": (lambda: sum_out(JOINT), r"sum_out: expected names of latents in a dict; got \[\]"),
     "latents that are no dict": (
         lambda: sum_out(Model((finite(2),), lambda t: jnp.zeros(())), "0"),
@@ -520,11 +607,17 @@ BAD = {
         r"sum_out: \['z'\] have 8192 joint values: expected at most 4096",
     ),
     "local and global at once": (
-        lambda: sum_out(Model({"c": finite(2), "z": local(finite(2))}, log_prior=sum, log_likelihood=sum), "c", "z"),
+        lambda: sum_out(
+            Model({"c": finite(2), "z": local(finite(2))}, log_prior=sum, log_likelihood=sum),
+            "c",
+            "z",
+        ),
         r"expected latents that are all local, or none; got \['c', 'z'\]: sum in two calls",
     ),
     "local of an unfactored model": (
-        lambda: sum_out(Model({"z": local(finite(2))}, lambda theta, x: jnp.sum(theta["z"] * x)), "z"),
+        lambda: sum_out(
+            Model({"z": local(finite(2))}, lambda theta, x: jnp.sum(theta["z"] * x)), "z"
+        ),
         "sum_out of local latents needs a factored model",
     ),
     "local without data": (
@@ -539,7 +632,10 @@ BAD = {
     "sticking the landing": (lambda: fit(ELBO(2, "sticking_the_landing")), NOT_REPARAMETERISED),
     "closed-form entropy": (lambda: fit(ELBO(2, "closed_form_entropy")), NOT_REPARAMETERISED),
     "importance weighted": (lambda: fit(ImportanceWeighted(5)), NOT_REPARAMETERISED),
-    "doubly reparameterised": (lambda: fit(ImportanceWeighted(5, "doubly_reparameterised")), NOT_REPARAMETERISED),
+    "doubly reparameterised": (
+        lambda: fit(ImportanceWeighted(5, "doubly_reparameterised")),
+        NOT_REPARAMETERISED,
+    ),
     "CUBO": (lambda: fit(CUBO(5)), NOT_REPARAMETERISED),
     "per row": (
         lambda: fit(
@@ -555,7 +651,10 @@ BAD = {
         lambda: mean_field(TABLE.latents).init(KEY),
         "latent `z` is discrete: expected a guide such as `categorical` for it",
     ),
-    "a fit of finite latents": (lambda: minisvi.fit(KEY, TABLE), "latent `z` is discrete: .*, by `sum_out`"),
+    "a fit of finite latents": (
+        lambda: minisvi.fit(KEY, TABLE),
+        "latent `z` is discrete: .*, by `sum_out`",
+    ),
     "a categorical over real latents": (
         lambda: categorical({"w": real(2)}),
         "categorical: expected a `finite` support for latent `w`",

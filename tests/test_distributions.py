@@ -1,6 +1,8 @@
-"""Distributions of NumPyro, TFP and Distrax, as priors of latents and inside likelihoods, against SciPy.
+"""Distributions of NumPyro, TFP and Distrax, as priors of latents and inside likelihoods, against
+SciPy.
 
-Values of the log density in unconstrained space, and gradients by differences of SciPy's in double precision.
+Values of the log density in unconstrained space, and gradients by differences of SciPy's in double
+precision.
 """
 
 import jax
@@ -69,8 +71,16 @@ PRIORS = {
         # TFP takes Python's numbers for float32, and does not mix dtypes.
         {name: lambda d: d.StudentT(*jnp.array([3.0, 1.0, 2.0])) for name in ("numpyro", "tfp")},
     ),
-    "laplace": (*REAL, stats.laplace(1, 2).logpdf, {name: lambda d: d.Laplace(1.0, 2.0) for name in LIBRARIES}),
-    "gamma": (*POSITIVE, stats.gamma(2, scale=1 / 3).logpdf, {name: lambda d: d.Gamma(2.0, 3.0) for name in LIBRARIES}),
+    "laplace": (
+        *REAL,
+        stats.laplace(1, 2).logpdf,
+        {name: lambda d: d.Laplace(1.0, 2.0) for name in LIBRARIES},
+    ),
+    "gamma": (
+        *POSITIVE,
+        stats.gamma(2, scale=1 / 3).logpdf,
+        {name: lambda d: d.Gamma(2.0, 3.0) for name in LIBRARIES},
+    ),
     "inverse gamma": (
         *POSITIVE,
         stats.invgamma(2, scale=3).logpdf,
@@ -81,8 +91,16 @@ PRIORS = {
         stats.lognorm(0.5, scale=np.exp(0.3)).logpdf,
         {name: lambda d: d.LogNormal(0.3, 0.5) for name in ("numpyro", "tfp")},
     ),
-    "beta": (*UNIT, stats.beta(2, 3).logpdf, {name: lambda d: d.Beta(2.0, 3.0) for name in LIBRARIES}),
-    "uniform": (*UNIT, stats.uniform(0, 1).logpdf, {name: lambda d: d.Uniform(0.0, 1.0) for name in LIBRARIES}),
+    "beta": (
+        *UNIT,
+        stats.beta(2, 3).logpdf,
+        {name: lambda d: d.Beta(2.0, 3.0) for name in LIBRARIES},
+    ),
+    "uniform": (
+        *UNIT,
+        stats.uniform(0, 1).logpdf,
+        {name: lambda d: d.Uniform(0.0, 1.0) for name in LIBRARIES},
+    ),
     "truncated normal": (
         *POSITIVE,
         stats.truncnorm(-0.5, np.inf, 1, 2).logpdf,
@@ -119,7 +137,9 @@ def zero_rows(theta, x):
 def test_a_prior_of_a_library_is_scipys_in_unconstrained_space(family, library):
     support, forward, log_p, makers = PRIORS[family]
     module = pytest.importorskip(LIBRARIES[library])
-    model = Model({"x": support}, prior=lambda theta: {"x": makers[library](module)}, log_likelihood=zero_rows)
+    model = Model(
+        {"x": support}, prior=lambda theta: {"x": makers[library](module)}, log_likelihood=zero_rows
+    )
     model.check(jnp.ones(2))  # whose warning, of a prior beyond the support, is an error here
 
     def reference(u):
@@ -131,14 +151,17 @@ def test_a_prior_of_a_library_is_scipys_in_unconstrained_space(family, library):
 
 def compare(model, data, reference):
     spec = model.latents["x"].unconstrained
-    value, grad = jax.jit(jax.value_and_grad(model.log_density))({"x": jnp.full(spec.shape, U, spec.dtype)}, data)
+    value, grad = jax.jit(jax.value_and_grad(model.log_density))(
+        {"x": jnp.full(spec.shape, U, spec.dtype)}, data
+    )
     assert np.allclose(value, reference(U), rtol=RTOL, atol=RTOL)
     slope = (reference(U + 1e-5) - reference(U - 1e-5)) / 2e-5
     assert np.allclose(np.sum(grad["x"]), slope, rtol=1e-3, atol=1e-4)
 
 
 Y = np.array([0, 3, 1, 0, 7])
-# family: (support of the parameter, its map, the data, the reference's terms, {library: the rows' terms})
+# family: (support of the parameter, its map, the data, the reference's terms, {library: the rows'
+# terms})
 LIKELIHOODS = {
     "poisson": (
         *POSITIVE,
@@ -161,7 +184,9 @@ LIKELIHOODS = {
         lambda x, y: np.log(x * (y == 0) + (1 - x) * stats.poisson(2.5).pmf(y)),
         {
             "numpyro": lambda d, x, y: d.ZeroInflatedPoisson(x, 2.5).log_prob(y),
-            "tfp": lambda d, x, y: d.Inflated(d.Poisson(jnp.array(2.5)), inflated_loc_probs=x).log_prob(y),
+            "tfp": lambda d, x, y: d.Inflated(
+                d.Poisson(jnp.array(2.5)), inflated_loc_probs=x
+            ).log_prob(y),
         },
     ),
     "beta-binomial": (
@@ -184,7 +209,9 @@ LIKELIHOODS = {
         Y % 3,
         lambda x, y: special.log_softmax([0.0, x, 1.0])[y],
         {
-            name: lambda d, x, y: d.Categorical(logits=jnp.stack([jnp.zeros(()), x, jnp.ones(())])).log_prob(y)
+            name: lambda d, x, y: d.Categorical(
+                logits=jnp.stack([jnp.zeros(()), x, jnp.ones(())])
+            ).log_prob(y)
             for name in LIBRARIES
         },
     ),
@@ -201,7 +228,11 @@ LIKELIHOODS = {
         *REAL,
         np.minimum(Y, 3.0),
         lambda x, y: np.where(y < 3, stats.norm(x, 2).logpdf(y), stats.norm(x, 2).logsf(3.0)),
-        {"numpyro": lambda d, x, y: d.RightCensoredDistribution(d.Normal(x, 2.0), censored=y >= 3).log_prob(y)},
+        {
+            "numpyro": lambda d, x, y: d.RightCensoredDistribution(
+                d.Normal(x, 2.0), censored=y >= 3
+            ).log_prob(y)
+        },
     ),
     # The same by hand: what is above 3 is known to be no more than that.
     "normal censored above": (
@@ -246,7 +277,7 @@ def test_a_likelihood_of_a_library_is_scipys(family, library):
 def test_a_categorical_is_the_prior_of_a_finite_latent(library):
     module = pytest.importorskip(LIBRARIES[library])
     probs = np.array([0.2, 0.3, 0.5])
-    prior = lambda theta: {"z": module.Categorical(probs=jnp.asarray(probs))}  # noqa: E731
+    prior = lambda theta: {"z": module.Categorical(probs=jnp.asarray(probs))}
     model = Model({"z": finite(3)}, prior=prior, log_likelihood=zero_rows)
     log_p = [model.log_density({"z": jnp.int32(z)}, jnp.ones(2)) for z in range(3)]
     assert np.allclose(log_p, np.log(probs), rtol=RTOL)

@@ -1,11 +1,21 @@
-"""The ELBO against closed forms on a conjugate Gaussian away from the origin, and its gradient estimators."""
+"""The ELBO against closed forms on a conjugate Gaussian away from the origin, and its gradient
+estimators.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import FLOAT, RTOL
-from problems import NOISE_SD, NUM_ROWS, PRIOR_LOC, PRIOR_SD, conjugate_data, conjugate_model, conjugate_posterior
+from problems import (
+    NOISE_SD,
+    NUM_ROWS,
+    PRIOR_LOC,
+    PRIOR_SD,
+    conjugate_data,
+    conjugate_model,
+    conjugate_posterior,
+)
 
 import minisvi
 from minisvi import ELBO
@@ -46,7 +56,9 @@ OFF_LOC, OFF_SD = np.array([3.5, -30.0, 0.35]), np.array([0.3, 8.0, 0.2])
 def test_every_estimate_is_the_log_evidence_at_the_exact_posterior(name, gradient, key):
     x = conjugate_data()
     loc, sd, log_evidence = conjugate_posterior(x)
-    elbo = lambda k: ELBO(gradient=gradient)(k, conjugate_model(), families()[name], params_at(name, loc, sd), x)  # noqa: E731
+    elbo = lambda k: ELBO(gradient=gradient)(
+        k, conjugate_model(), families()[name], params_at(name, loc, sd), x
+    )
     estimates = jax.vmap(elbo)(jax.random.split(key, 50))
     assert jnp.allclose(estimates, log_evidence, rtol=2 * RTOL)
 
@@ -58,7 +70,7 @@ def test_sticking_the_landing_has_no_variance_at_the_exact_posterior(name, key):
     params = params_at(name, loc, sd)
 
     def gradients(gradient):
-        elbo = lambda p, k: ELBO(gradient=gradient)(k, conjugate_model(), families()[name], p, x)  # noqa: E731
+        elbo = lambda p, k: ELBO(gradient=gradient)(k, conjugate_model(), families()[name], p, x)
         stacked = jax.vmap(jax.grad(elbo), (None, 0))(params, jax.random.split(key, 400))
         # In units of the posterior sd, so that the three scales weigh the same.
         return stacked["loc"] * jnp.asarray(sd)[None], stacked["loc"].shape[0]
@@ -78,11 +90,17 @@ def test_value_and_gradient_are_unbiased(name, gradient, num_particles, key):
     x, n = conjugate_data(), 20_000
     params = params_at(name, OFF_LOC, OFF_SD)
     objective = ELBO(num_particles, gradient)
-    elbo = lambda p, k: objective(k, conjugate_model(), families()[name], p, x)  # noqa: E731
-    value, grads = jax.jit(jax.vmap(jax.value_and_grad(elbo), (None, 0)))(params, jax.random.split(key, n))
+    elbo = lambda p, k: objective(k, conjugate_model(), families()[name], p, x)
+    value, grads = jax.jit(jax.vmap(jax.value_and_grad(elbo), (None, 0)))(
+        params, jax.random.split(key, n)
+    )
     d_loc, d_log_sd = exact_gradient(x, OFF_LOC, OFF_SD)
-    scale = grads["log_scale"] if name == "mean_field" else jnp.diagonal(grads["scale_tril"], axis1=1, axis2=2)
-    close = lambda draws, exact: np.all(  # noqa: E731
+    scale = (
+        grads["log_scale"]
+        if name == "mean_field"
+        else jnp.diagonal(grads["scale_tril"], axis1=1, axis2=2)
+    )
+    close = lambda draws, exact: np.all(
         np.abs(np.mean(draws, 0, np.float64) - exact) < 4 * np.std(draws, 0, np.float64) / n**0.5
     )
     assert close(np.asarray(value), exact_elbo(x, OFF_LOC, OFF_SD))
@@ -93,13 +111,16 @@ def test_value_and_gradient_are_unbiased(name, gradient, num_particles, key):
 def test_particles_average_the_single_estimates(key):
     x, guide = conjugate_data(), families()["mean_field"]
     params = params_at("mean_field", OFF_LOC, OFF_SD)
-    one = lambda k: ELBO()(k, conjugate_model(), guide, params, x)  # noqa: E731
+    one = lambda k: ELBO()(k, conjugate_model(), guide, params, x)
     singles = jnp.stack([one(k) for k in jax.random.split(key, 5)])
-    assert jnp.allclose(ELBO(5)(key, conjugate_model(), guide, params, x), jnp.mean(singles), rtol=RTOL)
+    assert jnp.allclose(
+        ELBO(5)(key, conjugate_model(), guide, params, x), jnp.mean(singles), rtol=RTOL
+    )
 
 
 def test_minibatch_scale_is_unbiased_for_the_full_likelihood():
-    # Every batch of B = 2 of the N = 7 rows once: the mean of the scaled densities is the full density.
+    # Every batch of B = 2 of the N = 7 rows once: the mean of the scaled densities is the full
+    # density.
     x, model = conjugate_data(), conjugate_model()
     u = {"w": jnp.asarray(OFF_LOC, FLOAT)}
     pairs = [jnp.array([i, j]) for i in range(NUM_ROWS) for j in range(i)]
@@ -110,8 +131,12 @@ def test_minibatch_scale_is_unbiased_for_the_full_likelihood():
 
 def test_log_density_is_the_sum_of_the_gaussians():
     x, u = np.asarray(conjugate_data(), np.float64), OFF_LOC
-    log_normal = lambda value, mean, sd: np.sum(-0.5 * ((value - mean) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi)))  # noqa: E731
+    log_normal = lambda value, mean, sd: np.sum(
+        -0.5 * ((value - mean) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))
+    )
     expected = log_normal(u, PRIOR_LOC, PRIOR_SD) + sum(log_normal(row, u, NOISE_SD) for row in x)
     assert jnp.allclose(
-        conjugate_model().log_density({"w": jnp.asarray(u, FLOAT)}, jnp.asarray(x)), expected, rtol=RTOL
+        conjugate_model().log_density({"w": jnp.asarray(u, FLOAT)}, jnp.asarray(x)),
+        expected,
+        rtol=RTOL,
     )

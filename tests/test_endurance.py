@@ -1,5 +1,5 @@
-"""A fit that lasts: killed again and again it ends bit for bit where it would have, and what fails beside it does not
-end it.
+"""A fit that lasts: killed again and again it ends bit for bit where it would have, and what fails
+beside it does not end it.
 """
 
 import logging
@@ -25,8 +25,12 @@ HOST = np.asarray(X)
 
 # --- Kills. ---
 
-EVERY, NUM_KILLS = 0.2, int(os.environ.get("NUM_KILLS", "6"))  # the short form; NUM_KILLS=20 for the whole
-# All that a state may have: an optimiser's, minibatches, a tail average, a rule with its best so far.
+EVERY, NUM_KILLS = (
+    0.2,
+    int(os.environ.get("NUM_KILLS", "6")),
+)  # the short form; NUM_KILLS=20 for the whole
+# All that a state may have: an optimiser's, minibatches, a tail average, a rule with its best so
+# far.
 CHILD = """
 import logging, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -65,13 +69,27 @@ class Child:
 
     def __init__(self, tmp_path, name, num_steps, directory=""):
         self.out, self.log = tmp_path / f"{name}.npz", tmp_path / f"{name}.log"
-        command = [sys.executable, "-u", "-c", CHILD, str(num_steps), tmp_path / "cache", self.out, directory]
+        command = [
+            sys.executable,
+            "-u",
+            "-c",
+            CHILD,
+            str(num_steps),
+            tmp_path / "cache",
+            self.out,
+            directory,
+        ]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path
+            )
 
     @property
     def lines(self):
-        return [(float(when), what) for when, what in re.findall(r"^(\d+\.\d+) (.*)$", self.log.read_text(), re.M)]
+        return [
+            (float(when), what)
+            for when, what in re.findall(r"^(\d+\.\d+) (.*)$", self.log.read_text(), re.M)
+        ]
 
     def steps(self):
         """(when, step), of its progress."""
@@ -98,7 +116,11 @@ class Child:
 
 
 def writing(directory):
-    return any("orbax-checkpoint-tmp" in path.name for path in directory.iterdir()) if directory.exists() else False
+    return (
+        any("orbax-checkpoint-tmp" in path.name for path in directory.iterdir())
+        if directory.exists()
+        else False
+    )
 
 
 @pytest.mark.slow
@@ -142,7 +164,9 @@ MANY = 2_000_000
 
 
 def taken_up(result, tmp_path):
-    """What the run with these checkpoints comes to a little later, and what it would have without them."""
+    """What the run with these checkpoints comes to a little later, and what it would have without
+    them.
+    """
     num_steps = len(result.elbo) + 1000
     return run(PLAIN, num_steps, X, checkpoint_dir=tmp_path), run(PLAIN, num_steps, X)
 
@@ -211,7 +235,9 @@ def slowly(at):
     return Stream(source, NUM_ROWS)
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["", "and then the checkpoint that was being written appears"])
+@pytest.mark.parametrize(
+    "late", [False, True], ids=["", "and then the checkpoint that was being written appears"]
+)
 def test_a_directory_that_vanishes_is_made_again(late, tmp_path, short_blocks):
     directory, found = tmp_path / "checkpoints", []
 
@@ -240,7 +266,9 @@ def small_disk(tmp_path):
     path = tmp_path / "disk"
     path.mkdir()
     try:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", path], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "none", path], capture_output=True, text=True
+        )
     except FileNotFoundError as error:
         pytest.skip(f"cannot mount a small disk: {error}")
     if done.returncode:

@@ -35,7 +35,10 @@ def fit(model, *data, guide=None, num_steps=20, key=KEY, **options):
 
 
 def good():
-    return Model({"a": real()}, lambda theta, x: norm.logpdf(theta["a"]) + jnp.sum(norm.logpdf(x, theta["a"])))
+    return Model(
+        {"a": real()},
+        lambda theta, x: norm.logpdf(theta["a"]) + jnp.sum(norm.logpdf(x, theta["a"])),
+    )
 
 
 def joint(log_joint, latents=None):
@@ -43,7 +46,11 @@ def joint(log_joint, latents=None):
 
 
 def rows(log_likelihood):
-    return Model({"a": real()}, log_prior=lambda theta: norm.logpdf(theta["a"]), log_likelihood=log_likelihood)
+    return Model(
+        {"a": real()},
+        log_prior=lambda theta: norm.logpdf(theta["a"]),
+        log_likelihood=log_likelihood,
+    )
 
 
 def norm_rows(theta, x):
@@ -76,7 +83,14 @@ STATIC = {
         r"`log_joint` must return a scalar: expected an array; got tuple",
     ),
     "log prior is not a scalar": (
-        lambda: fit(Model({"a": real(2)}, log_prior=lambda t: norm.logpdf(t["a"]), log_likelihood=lambda t, x: x), X),
+        lambda: fit(
+            Model(
+                {"a": real(2)},
+                log_prior=lambda t: norm.logpdf(t["a"]),
+                log_likelihood=lambda t, x: x,
+            ),
+            X,
+        ),
         ValueError,
         r"`log_prior` must return a scalar: expected float\[\]; got float\d\d\[2\]",
     ),
@@ -116,12 +130,16 @@ STATIC = {
         r"latent `a`: expected shape \(\); got \(2,\)",
     ),
     "value outside its support": (
-        lambda: joint(lambda t: t, {"s": {"tau": positive(2)}}).unconstrain({"s": {"tau": jnp.array([1.0, -2.0])}}),
+        lambda: joint(lambda t: t, {"s": {"tau": positive(2)}}).unconstrain(
+            {"s": {"tau": jnp.array([1.0, -2.0])}}
+        ),
         ValueError,
         r"latent `s.tau`: expected a value inside the support \(Exp\); got \[ 1. -2.\]",
     ),
     "value off the simplex": (
-        lambda: joint(lambda t: t, {"p": minisvi.simplex(2)}).unconstrain({"p": jnp.array([0.5, 0.6])}),
+        lambda: joint(lambda t: t, {"p": minisvi.simplex(2)}).unconstrain(
+            {"p": jnp.array([0.5, 0.6])}
+        ),
         ValueError,
         r"latent `p`: expected a value inside the support \(StickBreaking\)",
     ),
@@ -141,18 +159,32 @@ STATIC = {
         r"guide's draw `a`: expected shape \(\); got \(2,\)",
     ),
     "integer draws": (
-        lambda: fit(good(), X, guide=custom(lambda p, *_: {"a": distrax.Categorical(jnp.zeros(3) + p)})),
+        lambda: fit(
+            good(), X, guide=custom(lambda p, *_: {"a": distrax.Categorical(jnp.zeros(3) + p)})
+        ),
         TypeError,
         r"guide's draw `a`: expected a floating dtype; got int\d\d",
     ),
-    "integer support": (lambda: real((), jnp.int32), TypeError, r"a support's dtype must be floating; got .*int32"),
+    "integer support": (
+        lambda: real((), jnp.int32),
+        TypeError,
+        r"a support's dtype must be floating; got .*int32",
+    ),
     "params of another tree": (
         lambda: fit(good(), X, params={"loc": jnp.zeros(1)}),
         ValueError,
         r"params: expected a tree with leaves \['loc', 'log_scale'\]; got dict with leaves \['loc'\]",
     ),
-    "no support": (lambda: joint(lambda t: t, {"a": 3}), TypeError, r"latent `a`: expected a support.*got 3"),
-    "no log joint": (lambda: Model({"a": real()}), TypeError, r"expected either `log_joint`, or both"),
+    "no support": (
+        lambda: joint(lambda t: t, {"a": 3}),
+        TypeError,
+        r"latent `a`: expected a support.*got 3",
+    ),
+    "no log joint": (
+        lambda: Model({"a": real()}),
+        TypeError,
+        r"expected either `log_joint`, or both",
+    ),
     "half a factored model": (
         lambda: Model({"a": real()}, log_prior=lambda t: t["a"]),
         TypeError,
@@ -178,7 +210,11 @@ STATIC = {
         ValueError,
         r"`rank` must be an integer >= 1; got 0",
     ),
-    "fractional rank": (lambda: minisvi.low_rank({"a": real(3)}, rank=1.5), TypeError, r"`rank` must be an integer"),
+    "fractional rank": (
+        lambda: minisvi.low_rank({"a": real(3)}, rank=1.5),
+        TypeError,
+        r"`rank` must be an integer",
+    ),
     "negative degrees of freedom": (
         lambda: mean_field({"a": real()}, df=-1.0),
         ValueError,
@@ -220,7 +256,9 @@ STATIC = {
         r"whitened: expected a Gaussian, .*; got Product",
     ),
     "a whitened flow over a guide of one's own": (
-        lambda: minisvi.whitened(minisvi.affine_coupling(minisvi.mixture(mean_field({"a": real()}), 2))),
+        lambda: minisvi.whitened(
+            minisvi.affine_coupling(minisvi.mixture(mean_field({"a": real()}), 2))
+        ),
         TypeError,
         r"whitened: expected a Gaussian, .*; got Flow",
     ),
@@ -271,7 +309,12 @@ STATIC = {
     ),
     "prior of another tree": (
         lambda: fit(
-            Model({"a": real()}, prior=lambda theta: {"b": distrax.Normal(0.0, 1.0)}, log_likelihood=norm_rows), X
+            Model(
+                {"a": real()},
+                prior=lambda theta: {"b": distrax.Normal(0.0, 1.0)},
+                log_likelihood=norm_rows,
+            ),
+            X,
         ),
         ValueError,
         r"`prior`: expected a tree with leaves \['a'\]; got leaves \['b'\]",
@@ -291,9 +334,15 @@ STATIC = {
         ValueError,
         r"quasi-random draws: `num_particles` must be a power of two; got 6",
     ),
-    "unknown draws": (lambda: ELBO(2, draws="sobol"), ValueError, r"`draws` must be one of .*; got 'sobol'"),
+    "unknown draws": (
+        lambda: ELBO(2, draws="sobol"),
+        ValueError,
+        r"`draws` must be one of .*; got 'sobol'",
+    ),
     "antithetic draws of a guide without normals": (
-        lambda: estimate(ELBO(2, draws="antithetic"), guide=custom(lambda p, *_: {"a": distrax.Normal(p, 1.0)})),
+        lambda: estimate(
+            ELBO(2, draws="antithetic"), guide=custom(lambda p, *_: {"a": distrax.Normal(p, 1.0)})
+        ),
         ValueError,
         r"draws='antithetic': expected a guide made of normals, with `from_noise`; this draws from keys",
     ),
@@ -312,17 +361,35 @@ STATIC = {
         ValueError,
         r"`alpha` must be a finite number; got inf",
     ),
-    "alpha of nan": (lambda: Renyi(2, alpha=float("nan")), ValueError, r"`alpha` must be a finite number; got nan"),
-    "renyi of no particles": (lambda: Renyi(0), ValueError, r"`num_particles` must be an integer >= 1; got 0"),
+    "alpha of nan": (
+        lambda: Renyi(2, alpha=float("nan")),
+        ValueError,
+        r"`alpha` must be a finite number; got nan",
+    ),
+    "renyi of no particles": (
+        lambda: Renyi(0),
+        ValueError,
+        r"`num_particles` must be an integer >= 1; got 0",
+    ),
     "renyi sticking the landing": (
         lambda: Renyi(2, "sticking_the_landing"),
         ValueError,
         r"`gradient` must be one of \('reparameterised', 'doubly_reparameterised'\)",
     ),
-    "cubo of order one": (lambda: CUBO(2, order=1.0), ValueError, r"`order` must be a finite number > 1; got 1.0"),
-    "forward kl of one": (lambda: ForwardKL(1), ValueError, r"self-normalised weights of one draw are 1"),
+    "cubo of order one": (
+        lambda: CUBO(2, order=1.0),
+        ValueError,
+        r"`order` must be a finite number > 1; got 1.0",
+    ),
+    "forward kl of one": (
+        lambda: ForwardKL(1),
+        ValueError,
+        r"self-normalised weights of one draw are 1",
+    ),
     "no entropy": (
-        lambda: estimate(ELBO(2, "closed_form_entropy"), guide=minisvi.mixture(mean_field({"a": real()}), 2)),
+        lambda: estimate(
+            ELBO(2, "closed_form_entropy"), guide=minisvi.mixture(mean_field({"a": real()}), 2)
+        ),
         ValueError,
         r"MixtureOf has no closed-form entropy: take gradient='reparameterised'",
     ),
@@ -333,7 +400,8 @@ STATIC = {
     ),
     "doubly reparameterised mixture": (
         lambda: estimate(
-            ImportanceWeighted(2, "doubly_reparameterised"), guide=minisvi.mixture(mean_field({"a": real()}), 2)
+            ImportanceWeighted(2, "doubly_reparameterised"),
+            guide=minisvi.mixture(mean_field({"a": real()}), 2),
         ),
         ValueError,
         r"gradient='doubly_reparameterised' needs independent draws of q, and a mixture is drawn by strata",
@@ -343,23 +411,51 @@ STATIC = {
         ValueError,
         r"expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`",
     ),
-    "zero particles": (lambda: ELBO(0), ValueError, r"`num_particles` must be an integer >= 1; got 0"),
-    "fractional particles": (lambda: ELBO(1.5), TypeError, r"`num_particles` must be an integer >= 1; got 1.5"),
+    "zero particles": (
+        lambda: ELBO(0),
+        ValueError,
+        r"`num_particles` must be an integer >= 1; got 0",
+    ),
+    "fractional particles": (
+        lambda: ELBO(1.5),
+        TypeError,
+        r"`num_particles` must be an integer >= 1; got 1.5",
+    ),
     "unknown gradient": (
         lambda: ELBO(1, "score"),
         ValueError,
         r"`gradient` must be one of \('reparameterised', .*got 'score'",
     ),
-    "zero steps": (lambda: fit(good(), X, num_steps=0), ValueError, r"`num_steps` must be an integer >= 1; got 0"),
+    "zero steps": (
+        lambda: fit(good(), X, num_steps=0),
+        ValueError,
+        r"`num_steps` must be an integer >= 1; got 0",
+    ),
     "negative steps": (
         lambda: fit(good(), X, num_steps=-3),
         ValueError,
         r"`num_steps` must be an integer >= 1; got -3",
     ),
-    "fractional steps": (lambda: fit(good(), X, num_steps=1e3), TypeError, r"`num_steps` must be .*got 1000.0"),
-    "true steps": (lambda: fit(good(), X, num_steps=True), TypeError, r"`num_steps` must be an integer >= 1; got True"),
-    "a seed for a key": (lambda: fit(good(), X, key=0), TypeError, r"`key` must be one PRNG key.*got 0"),
-    "no key": (lambda: fit(good(), X, key=None), TypeError, r"`key` must be one PRNG key.*got None"),
+    "fractional steps": (
+        lambda: fit(good(), X, num_steps=1e3),
+        TypeError,
+        r"`num_steps` must be .*got 1000.0",
+    ),
+    "true steps": (
+        lambda: fit(good(), X, num_steps=True),
+        TypeError,
+        r"`num_steps` must be an integer >= 1; got True",
+    ),
+    "a seed for a key": (
+        lambda: fit(good(), X, key=0),
+        TypeError,
+        r"`key` must be one PRNG key.*got 0",
+    ),
+    "no key": (
+        lambda: fit(good(), X, key=None),
+        TypeError,
+        r"`key` must be one PRNG key.*got None",
+    ),
     "two keys": (
         lambda: fit(good(), X, key=jax.random.split(KEY)),
         TypeError,
@@ -371,7 +467,9 @@ STATIC = {
         r"`key` must be one PRNG key, such as .* jax\.random\.key\(0, impl='rbg'\); got uint32\[4\]",
     ),
     "a legacy key of another kind, for `judge`": (
-        lambda: minisvi.judge(jax.random.PRNGKey(0, impl="rbg"), good(), mean_field({"a": real()}), {}, X),
+        lambda: minisvi.judge(
+            jax.random.PRNGKey(0, impl="rbg"), good(), mean_field({"a": real()}), {}, X
+        ),
         TypeError,
         r"`key` must be one PRNG key",
     ),
@@ -395,9 +493,21 @@ STATIC = {
         ValueError,
         r"`on_failure` must be 'raise' or 'return'; got 'ignore'",
     ),
-    "scale of zero": (lambda: mean_field({"a": real()}, scale=0.0), ValueError, r"`scale` must be > 0; got 0.0"),
-    "empty interval": (lambda: minisvi.interval(1.0, 1.0), ValueError, r"expected low < high; got 1.0 and 1.0"),
-    "simplex of a scalar": (lambda: minisvi.simplex(()), ValueError, r"simplex: expected a shape .* got \(\)"),
+    "scale of zero": (
+        lambda: mean_field({"a": real()}, scale=0.0),
+        ValueError,
+        r"`scale` must be > 0; got 0.0",
+    ),
+    "empty interval": (
+        lambda: minisvi.interval(1.0, 1.0),
+        ValueError,
+        r"expected low < high; got 1.0 and 1.0",
+    ),
+    "simplex of a scalar": (
+        lambda: minisvi.simplex(()),
+        ValueError,
+        r"simplex: expected a shape .* got \(\)",
+    ),
     "oblong cholesky": (
         lambda: minisvi.lower_cholesky((2, 3)),
         ValueError,
@@ -409,7 +519,9 @@ STATIC = {
         r"`num_samples` must be an integer >= 1; got 0",
     ),
     "zero batch size": (
-        lambda: Posterior(good(), mean_field({"a": real()}), {}).predictive(KEY, lambda k, t: t, 4, batch_size=0),
+        lambda: Posterior(good(), mean_field({"a": real()}), {}).predictive(
+            KEY, lambda k, t: t, 4, batch_size=0
+        ),
         ValueError,
         r"`batch_size` must be an integer >= 1; got 0",
     ),
@@ -418,7 +530,9 @@ STATIC = {
 FOREIGN = ["integer draws", "antithetic draws of a guide without normals", "prior of another tree"]
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.foreign) if c in FOREIGN else c for c in STATIC])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.foreign) if c in FOREIGN else c for c in STATIC]
+)
 def test_static_mistakes(case):
     call, error, pattern = STATIC[case]
     with pytest.raises(error, match=pattern):
@@ -426,9 +540,12 @@ def test_static_mistakes(case):
 
 
 def test_legitimate_tables_pass():
-    # A column against a row of its own, biases added to matrices, and one row alone are no mistakes.
+    # A column against a row of its own, biases added to matrices, and one row alone are no
+    # mistakes.
     def log_joint(theta, x):
-        table = (x[:, None] - x[None, :]) ** 2 + (jnp.ones((5, 3)) + jnp.arange(3.0)[None, :])[:, :1]
+        table = (x[:, None] - x[None, :]) ** 2 + (jnp.ones((5, 3)) + jnp.arange(3.0)[None, :])[
+            :, :1
+        ]
         return -jnp.sum(theta["a"] ** 2 * table)
 
     joint(log_joint).check(X)
@@ -449,11 +566,18 @@ RUNTIME = {
         r"log_likelihood: 1 of 5 values not finite.*data `\[0\]`: NaN at row 3 \(1 of 5 rows\)$",
     ),
     "minus infinity at the start": (
-        lambda: fit(joint(lambda theta: jnp.log(-jnp.abs(theta["b"])) - theta["a"] ** 2, {"a": real(), "b": real()})),
+        lambda: fit(
+            joint(
+                lambda theta: jnp.log(-jnp.abs(theta["b"])) - theta["a"] ** 2,
+                {"a": real(), "b": real()},
+            )
+        ),
         r"from the start.*log_joint: 1 of 1 values not finite \(nan\)$",
     ),
     "a gradient alone": (  # sqrt(0)
-        lambda: fit(joint(lambda t: -jnp.sqrt(0 * t["b"]) - t["a"] ** 2, {"a": real(), "b": real()})),
+        lambda: fit(
+            joint(lambda t: -jnp.sqrt(0 * t["b"]) - t["a"] ** 2, {"a": real(), "b": real()})
+        ),
         r"from the start.*next draw: gradient for b: 1 of 1 values not finite \(nan\)$",
     ),
 }

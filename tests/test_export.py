@@ -29,7 +29,10 @@ def log_prior(theta):
 
 MODEL = Model(LATENTS, log_prior=log_prior, log_likelihood=log_likelihood)
 GUIDE = full_rank(LATENTS)
-PARAMS = {"loc": jnp.array([3.0, 1.0, -0.3]), "scale_tril": jnp.diag(jnp.log(jnp.array([0.12, 10.0, 0.12])))}
+PARAMS = {
+    "loc": jnp.array([3.0, 1.0, -0.3]),
+    "scale_tril": jnp.diag(jnp.log(jnp.array([0.12, 10.0, 0.12]))),
+}
 DATA = ({"y": Y},)
 
 
@@ -56,7 +59,9 @@ def test_a_log_joint_has_no_pointwise_terms_and_no_model_only_draws(draws, rtol)
     joint = Model(LATENTS, lambda theta: log_prior(theta))
     tree = to_arviz(draws, joint)
     assert set(tree.children) == {"posterior", "sample_stats"}
-    np.testing.assert_allclose(tree["sample_stats"]["lp"][0], jax.vmap(log_prior)(draws.theta), rtol=10 * rtol)
+    np.testing.assert_allclose(
+        tree["sample_stats"]["lp"][0], jax.vmap(log_prior)(draws.theta), rtol=10 * rtol
+    )
     assert set(to_arviz(draws).children) == {"posterior"}
 
 
@@ -72,14 +77,18 @@ def test_no_latents(key):
 def test_weighted_draws_are_resampled_first(draws, key):
     uneven = Draws(draws.theta, jax.nn.log_softmax(jnp.linspace(0.0, 1.0, S)))
     for weights in (uneven.log_weights, uneven.log_weights.at[3].set(jnp.nan)):
-        with pytest.raises(ValueError, match=r"expected draws of equal weight; .* take draws\.resample\(key, n\)"):
+        with pytest.raises(
+            ValueError, match=r"expected draws of equal weight; .* take draws\.resample\(key, n\)"
+        ):
             to_arviz(Draws(draws.theta, weights))
     assert to_arviz(uneven.resample(key, 50))["posterior"].sizes["draw"] == 50
 
 
 def test_a_slash_in_a_name_is_a_dot():
     theta = {"linear/w": jnp.arange(4.0), "sd": jnp.ones(4)}
-    model = Model({"linear/w": real(), "sd": real()}, lambda theta, data: theta["sd"] + data["y/z"][0])
+    model = Model(
+        {"linear/w": real(), "sd": real()}, lambda theta, data: theta["sd"] + data["y/z"][0]
+    )
     tree = to_arviz(plain(theta, 4), model, {"y/z": Y})
     np.testing.assert_array_equal(tree["posterior"]["linear.w"][0], theta["linear/w"])
     np.testing.assert_array_equal(tree["observed_data"]["data_0.y.z"], Y)
@@ -111,12 +120,15 @@ def test_summary_and_loo(draws):
     expected = np.append(draws.mean()["net"]["loc"], draws.mean()["sd"])
     np.testing.assert_allclose(summary["mean"].astype(float), expected, rtol=1e-5)
     assert list(summary.index) == ["net.loc[0]", "net.loc[1]", "sd"]
-    # Direct: log p(y_i | y_-i) = -log E[1 / p(y_i | theta)], whose weights need no smoothing for data so mild.
+    # Direct: log p(y_i | y_-i) = -log E[1 / p(y_i | theta)], whose weights need no smoothing for
+    # data so mild.
     rows = jax.vmap(lambda theta: log_likelihood(theta, *DATA))(draws.theta)
     direct = float(jnp.sum(jnp.log(S) - logsumexp(-rows, axis=0)))
     loo = stats.loo(tree)
     assert loo.elpd == pytest.approx(direct, abs=0.05)
-    assert loo.elpd < float(jnp.sum(logsumexp(rows, axis=0) - jnp.log(S))) - 0.3  # and not the fit to the data seen
+    assert (
+        loo.elpd < float(jnp.sum(logsumexp(rows, axis=0) - jnp.log(S))) - 0.3
+    )  # and not the fit to the data seen
 
 
 @pytest.mark.foreign
@@ -124,10 +136,13 @@ def test_arviz_draws_it(draws):
     pytest.importorskip("matplotlib").use("agg")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # arviz-plots 0.8 asks for this module, which Matplotlib 3.11 no longer loads by itself (arviz-plots #500).
+        # arviz-plots 0.8 asks for this module, which Matplotlib 3.11 no longer loads by itself
+        # (arviz-plots #500).
         importlib.import_module("matplotlib.style.core")
         plots = pytest.importorskip("arviz_plots")
-        panels = plots.plot_dist(to_arviz(draws), var_names=["sd"], kind="kde", backend="matplotlib")
+        panels = plots.plot_dist(
+            to_arviz(draws), var_names=["sd"], kind="kde", backend="matplotlib"
+        )
     x = panels.viz["dist"]["sd"].item().get_xdata()
     assert np.min(draws.theta["sd"]) <= np.min(x) + 0.05
     assert np.max(x) <= np.max(draws.theta["sd"]) + 0.05

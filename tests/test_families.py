@@ -12,7 +12,16 @@ import minisvi
 from minisvi import ELBO, SVI, Model, real
 from minisvi.guides import base
 
-KNOW_ENTROPY = {"mean_field", "student_t", "full_rank", "low_rank", "block", "product", "custom distrax", "custom tfp"}
+KNOW_ENTROPY = {
+    "mean_field",
+    "student_t",
+    "full_rank",
+    "low_rank",
+    "block",
+    "product",
+    "custom distrax",
+    "custom tfp",
+}
 KNOW_ENTROPY |= {"whitened full_rank", "whitened low_rank"}
 
 
@@ -38,19 +47,23 @@ def flattened(tree):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_densities_and_entropy_belong_together(name, key):
-    # In one program, which is what takes the time. Every way to draw gives log q of the draw; a batch is its draws one
-    # by one; the stopped family has no gradient; the entropy is the mean of -log q, or is refused.
+    # In one program, which is what takes the time. Every way to draw gives log q of the draw; a
+    # batch is its draws one by one; the stopped family has no gradient; the entropy is the mean of
+    # -log q, or is refused.
     guide, latents, params = members_of(name, 5, key)
     has_entropy, has_noise = name in KNOW_ENTROPY, "custom" not in name
     n = 20_000 if has_entropy else 50
 
     @jax.jit
     def evaluate(params, key):
-        draw = lambda p, k: guide.distribution(p).sample_and_log_prob(seed=k)  # noqa: E731
+        draw = lambda p, k: guide.distribution(p).sample_and_log_prob(seed=k)
         q, keys = guide.distribution(params), jax.random.split(key, n)
         u, log_q = jax.vmap(draw, (None, 0))(params, keys)
         many, many_log_q, weights = weighted_draws(q, key, 3)
-        draws, drawn = [jax.tree.map(lambda leaf: leaf[:3], u), flattened(many)], [log_q[:3], jnp.ravel(many_log_q)]
+        draws, drawn = (
+            [jax.tree.map(lambda leaf: leaf[:3], u), flattened(many)],
+            [log_q[:3], jnp.ravel(many_log_q)],
+        )
         size = base.noise_size(q)
         assert (size is not None) == has_noise
         if has_noise:
@@ -61,17 +74,33 @@ def test_draws_densities_and_entropy_belong_together(name, key):
             entropy = base.entropy(q)
         else:
             entropy = None
-            with pytest.raises(ValueError, match="has no closed-form entropy: take gradient='reparameterised'"):
+            with pytest.raises(
+                ValueError, match="has no closed-form entropy: take gradient='reparameterised'"
+            ):
                 base.entropy(q)
         stopped = jax.grad(lambda p: draw(jax.lax.stop_gradient(p), key)[1])(params)
-        return u, log_q, weights, jnp.concatenate(drawn), scored, entropy, stopped, draw(params, keys[2])
+        return (
+            u,
+            log_q,
+            weights,
+            jnp.concatenate(drawn),
+            scored,
+            entropy,
+            stopped,
+            draw(params, keys[2]),
+        )
 
     u, log_q, weights, drawn, scored, entropy, stopped, (one, one_log_q) = evaluate(params, key)
     assert jax.tree.structure(u) == jax.tree.structure(latents)
-    assert all(leaf.shape == (n, *s.unconstrained.shape) for leaf, s in zip(*map(jax.tree.leaves, (u, latents))))
+    assert all(
+        leaf.shape == (n, *s.unconstrained.shape)
+        for leaf, s in zip(*map(jax.tree.leaves, (u, latents)))
+    )
     assert np.allclose(jnp.sum(weights, axis=1), 1.0, rtol=RTOL)
     assert np.allclose(drawn, scored, rtol=100 * RTOL, atol=100 * RTOL)
-    assert all(np.allclose(a[2], b, atol=1e-4) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(one)))
+    assert all(
+        np.allclose(a[2], b, atol=1e-4) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(one))
+    )
     assert np.allclose(log_q[2], one_log_q, rtol=1e-4, atol=1e-4)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(stopped))
     if has_entropy:
@@ -82,11 +111,15 @@ def test_draws_densities_and_entropy_belong_together(name, key):
     theta, again = there_and_back(jax.tree.map(lambda leaf: leaf[:50], u))
     assert np.all(np.asarray(theta["b"]["c"]) > 0)
     assert np.allclose(np.sum(theta["b"]["d"], axis=-1), 1.0, atol=1e-5)
-    assert all(np.allclose(a, b, rtol=1e-4) for a, b in zip(jax.tree.leaves(theta), jax.tree.leaves(again)))
+    assert all(
+        np.allclose(a, b, rtol=1e-4) for a, b in zip(jax.tree.leaves(theta), jax.tree.leaves(again))
+    )
 
 
 def density_on_a_grid(name, dimension, key):
-    """(exp(log q) on a grid over bulk and tails, of a vector of parameters; the vector; the grid; a cell's volume)."""
+    """(exp(log q) on a grid over bulk and tails, of a vector of parameters; the vector; the grid; a
+    cell's volume).
+    """
     guide, latents, params = members_of(name, dimension, key)
     vector, unravel_params = jax.flatten_util.ravel_pytree(params)
     u, _, _ = jax.jit(lambda key: weighted_draws(guide.distribution(params), key, 2000))(key)
@@ -96,19 +129,25 @@ def density_on_a_grid(name, dimension, key):
     num = {1: 20_001, 2: 501}[dimension]
     # Of heavy tails 1e-4 of the mass lies ten widths out.
     axes = [np.linspace(lo - 1.5 * w, hi + 1.5 * w, num) for lo, hi, w in zip(low, high, width)]
-    grid = jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, dimension), FLOAT)
+    grid = jnp.asarray(
+        np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, dimension), FLOAT
+    )
 
     @jax.jit
     def density(vector):
         q = guide.distribution(unravel_params(vector))
-        return jnp.exp(jax.vmap(lambda x: q.log_prob(minisvi.model.trees.unravel(latents, x)))(grid))
+        return jnp.exp(
+            jax.vmap(lambda x: q.log_prob(minisvi.model.trees.unravel(latents, x)))(grid)
+        )
 
-    at = lambda vector: np.asarray(density(vector), np.float64)  # noqa: E731
+    at = lambda vector: np.asarray(density(vector), np.float64)
     return at, vector, grid, np.prod([axis[1] - axis[0] for axis in axes])
 
 
 # In two dimensions the families that are not flows are integrated below, with the gradient.
-@pytest.mark.parametrize(("name", "dimension"), [marked(n, 1) for n in FAMILIES] + [marked(n, 2) for n in FLOWS])
+@pytest.mark.parametrize(
+    ("name", "dimension"), [marked(n, 1) for n in FAMILIES] + [marked(n, 2) for n in FLOWS]
+)
 def test_integrates_to_one(name, dimension, key):
     density, vector, _, cell = density_on_a_grid(name, dimension, key)
     assert np.sum(density(vector)) * cell == pytest.approx(1.0, abs=2e-3)
@@ -116,17 +155,23 @@ def test_integrates_to_one(name, dimension, key):
 
 @pytest.mark.parametrize("name", FLOWS_SLOW)
 def test_gradient_through_the_draws_is_the_finite_difference_of_the_expectation(name, key):
-    # d/dphi E_q[f], f bounded and smooth, in four directions v: E_q[f] by quadrature of exp(log q) at phi +- h v.
+    # d/dphi E_q[f], f bounded and smooth, in four directions v: E_q[f] by quadrature of exp(log q)
+    # at phi +- h v.
     guide, latents, params = members_of(name, 2, key)
     density, vector, grid, cell = density_on_a_grid(name, 2, key)
     assert np.sum(density(vector)) * cell == pytest.approx(1.0, abs=2e-3)
     unravel_params = jax.flatten_util.ravel_pytree(params)[1]
-    directions = jax.random.normal(jax.random.key(3), (4, vector.size), vector.dtype) / vector.size**0.5
+    directions = (
+        jax.random.normal(jax.random.key(3), (4, vector.size), vector.dtype) / vector.size**0.5
+    )
     if "whitened" in name:  # its loc and factor are not fitted, and have no gradient
-        fitted = {**jax.tree.map(jnp.zeros_like, params), "x": jax.tree.map(jnp.ones_like, params["x"])}
+        fitted = {
+            **jax.tree.map(jnp.zeros_like, params),
+            "x": jax.tree.map(jnp.ones_like, params["x"]),
+        }
         mask = jax.flatten_util.ravel_pytree(fitted)[0]
         directions = directions * mask[None] * (vector.size / jnp.sum(mask)) ** 0.5
-    f = lambda x: jnp.tanh(x[0] - 1.5) + jnp.sin(x[0] + 0.7 * x[1])  # noqa: E731
+    f = lambda x: jnp.tanh(x[0] - 1.5) + jnp.sin(x[0] + 0.7 * x[1])
     values = np.asarray(jax.vmap(f)(grid), np.float64)
 
     @jax.jit
@@ -134,12 +179,16 @@ def test_gradient_through_the_draws_is_the_finite_difference_of_the_expectation(
     def through_the_draws(k):
         def estimate(vector):
             u, _, log_weight = base.strata(guide.distribution(unravel_params(vector)), k)
-            return jnp.exp(log_weight) @ jax.vmap(lambda u: f(minisvi.model.trees.ravel(latents, u)))(u)
+            return jnp.exp(log_weight) @ jax.vmap(
+                lambda u: f(minisvi.model.trees.ravel(latents, u))
+            )(u)
 
         return directions @ jax.grad(estimate)(vector)
 
     h, n = 0.05, 40_000
-    expected = np.array([values @ (density(vector + h * v) - density(vector - h * v)) for v in directions])
+    expected = np.array(
+        [values @ (density(vector + h * v) - density(vector - h * v)) for v in directions]
+    )
     expected *= cell / (2 * h)
     samples = np.asarray(through_the_draws(jax.random.split(key, n)), np.float64)
     error = np.abs(samples.mean(0) - expected)
@@ -161,10 +210,14 @@ def test_draws_keep_the_dtypes_of_the_latents(key):
     for make in (minisvi.mean_field, minisvi.full_rank, lambda tree: minisvi.low_rank(tree, 1)):
         guide = make(latents)
         u, _ = guide.distribution(guide.init(key)).sample_and_log_prob(seed=key)
-        assert {name: leaf.dtype for name, leaf in u.items()} == {"a": jnp.float32, "b": jnp.float16}
+        assert {name: leaf.dtype for name, leaf in u.items()} == {
+            "a": jnp.float32,
+            "b": jnp.float16,
+        }
 
 
-# A fit of these has other optima than the target's, or a long way to it: it begins near, at a lower rate.
+# A fit of these has other optima than the target's, or a long way to it: it begins near, at a lower
+# rate.
 NEAR = ("mixture", "conditional", "coupling", "autoregressive", "flow over")
 
 
@@ -182,14 +235,22 @@ def test_recovers_a_target_of_its_own_family_and_does_not_trace_twice(name, key)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.003 if is_near else 0.1, 5000))
     leaves, treedef = jax.tree.flatten(truth)
     keys = jax.random.split(jax.random.key(8), len(leaves))
-    near = [leaf + 0.05 * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys)]
+    near = [
+        leaf + 0.05 * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys)
+    ]
     start = jax.tree.unflatten(treedef, near) if is_near else guide.init(key)
     objective = ELBO(8, "sticking_the_landing")
-    params = SVI(model, guide, optimizer, objective).run(key, 5000, params=start, progress_bar=False).params
+    params = (
+        SVI(model, guide, optimizer, objective)
+        .run(key, 5000, params=start, progress_bar=False)
+        .params
+    )
     elbo = jax.jit(lambda key: ELBO(5000)(key, model, guide, params))(key)
     assert abs(elbo) < 1e-3
 
     count = len(traces)
-    again = SVI(model, FAMILIES[name](latents) if name not in FOREIGN else guide, optimizer, objective)
+    again = SVI(
+        model, FAMILIES[name](latents) if name not in FOREIGN else guide, optimizer, objective
+    )
     again.run(jax.random.key(1), 7, params=start, progress_bar=False)
     assert len(traces) == count

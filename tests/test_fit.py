@@ -1,4 +1,6 @@
-"""The cascade: exact answers, what it says when there is none, budgets, keys, and calibration by simulation."""
+"""The cascade: exact answers, what it says when there is none, budgets, keys, and calibration by
+simulation.
+"""
 
 import os
 import signal
@@ -13,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.stats import norm
-from problems import conjugate_data, conjugate_model, conjugate_posterior, gamma_data, gamma_log_joint
+from problems import (
+    conjugate_data,
+    conjugate_model,
+    conjugate_posterior,
+    gamma_data,
+    gamma_log_joint,
+)
 from scipy.stats import chisquare
 
 import minisvi
@@ -48,7 +56,9 @@ def test_the_gamma_example():
     model = minisvi.Model({"concentration": minisvi.positive()}, gamma_log_joint)
     fit = fitted(1, model, gamma_data())
     assert fit.verdict.level == "good"
-    assert abs(fit.verdict.log_evidence + 1590.66069) < 0.02  # by quadrature; float32 sums 1,000 rows
+    assert (
+        abs(fit.verdict.log_evidence + 1590.66069) < 0.02
+    )  # by quadrature; float32 sums 1,000 rows
     mean, sd = fit.draws.mean()["concentration"], fit.draws.sd()["concentration"]
     assert abs(mean - 1.99826) < 0.03 * 0.03932
     assert abs(sd / 0.03932 - 1) < 0.02  # three standard errors
@@ -80,7 +90,9 @@ def test_equal_keys_give_equal_fits_and_nothing_is_traced_again():
 
     def log_joint(theta, x):
         traces.append(1)
-        return jnp.sum(norm.logpdf(theta["a"])) + jnp.sum(norm.logpdf(x, theta["a"][0], jnp.exp(theta["a"][1])))
+        return jnp.sum(norm.logpdf(theta["a"])) + jnp.sum(
+            norm.logpdf(x, theta["a"][0], jnp.exp(theta["a"][1]))
+        )
 
     model, x = minisvi.Model({"a": minisvi.real(2)}, log_joint), jnp.array([0.3, 1.9, -0.4, 2.2])
     one = fitted(3, model, x)
@@ -133,7 +145,8 @@ def test_a_density_that_is_nan_on_part_of_the_space():
 
 def test_a_start_that_is_not_finite_is_drawn_again_and_none_at_all_is_an_error():
     inside = minisvi.Model(
-        {"a": minisvi.real()}, lambda t: jnp.where(t["a"] > 0.5, norm.logpdf(t["a"], 5.0, 0.5), -jnp.inf)
+        {"a": minisvi.real()},
+        lambda t: jnp.where(t["a"] > 0.5, norm.logpdf(t["a"], 5.0, 0.5), -jnp.inf),
     )
     fit = fitted(8, inside)
     assert abs(fit.draws.mean()["a"] - 5.0) < 0.02
@@ -150,14 +163,40 @@ LOG_JOINT = minisvi.Model({"w": minisvi.real(3)}, lambda w, x: -jnp.sum((x - w["
 @pytest.mark.parametrize(
     ("batch_size", "model", "data", "error", "message"),
     [
-        (0, conjugate_model(), conjugate_data(), ValueError, "`batch_size` must be an integer >= 1; got 0"),
-        (1.5, conjugate_model(), conjugate_data(), TypeError, "`batch_size` must be an integer >= 1; got 1.5"),
-        (8, conjugate_model(), conjugate_data(), ValueError, r"`batch_size` must be in 1\.\.7; got 8"),
-        (2, conjugate_model(), None, ValueError, "expected data with the same number of rows; got {}"),
+        (
+            0,
+            conjugate_model(),
+            conjugate_data(),
+            ValueError,
+            "`batch_size` must be an integer >= 1; got 0",
+        ),
+        (
+            1.5,
+            conjugate_model(),
+            conjugate_data(),
+            TypeError,
+            "`batch_size` must be an integer >= 1; got 1.5",
+        ),
+        (
+            8,
+            conjugate_model(),
+            conjugate_data(),
+            ValueError,
+            r"`batch_size` must be in 1\.\.7; got 8",
+        ),
+        (
+            2,
+            conjugate_model(),
+            None,
+            ValueError,
+            "expected data with the same number of rows; got {}",
+        ),
         (2, LOG_JOINT, conjugate_data(), ValueError, "a minibatch needs a factored model"),
     ],
 )
-def test_a_batch_size_that_will_not_do_is_found_before_the_first_stage(batch_size, model, data, error, message):
+def test_a_batch_size_that_will_not_do_is_found_before_the_first_stage(
+    batch_size, model, data, error, message
+):
     with pytest.raises(error, match=message):
         fitted(0, model, *([] if data is None else [data]), batch_size=batch_size)
 
@@ -245,7 +284,9 @@ def test_two_interrupts_inside_one_another_are_one():
 @pytest.mark.slow
 def test_minibatches_of_a_conjugate_posterior():
     key = jax.random.key(12)
-    x = jnp.array([[4.0, -35.0, 0.4]]) + jnp.array([[0.5, 30.0, 0.2]]) * jax.random.normal(key, (1003, 3))
+    x = jnp.array([[4.0, -35.0, 0.4]]) + jnp.array([[0.5, 30.0, 0.2]]) * jax.random.normal(
+        key, (1003, 3)
+    )
     fit = fitted(13, conjugate_model(), x, batch_size=10, num_draws=2000)
     loc, sd, log_evidence = conjugate_posterior(x)
     assert [stage.name for stage in fit.stages] == ["linear response"]
@@ -264,7 +305,11 @@ def test_more_than_two_thousand_latents_take_a_low_rank_guide():
     def log_joint(theta):
         """N(loc, S (I + 8 d d^T) S): one direction is three times as wide."""
         z = (theta["x"] - loc) / sd
-        return -0.5 * (z @ z - (1 - 1 / 9) * (direction @ z) ** 2) - jnp.sum(jnp.log(sd)) - jnp.log(3.0)
+        return (
+            -0.5 * (z @ z - (1 - 1 / 9) * (direction @ z) ** 2)
+            - jnp.sum(jnp.log(sd))
+            - jnp.log(3.0)
+        )
 
     fit = fitted(14, minisvi.Model({"x": minisvi.real(size)}, log_joint))
     names = [stage.name for stage in fit.stages]
@@ -325,11 +370,14 @@ def test_a_gaussian_process_goes_through_the_cascade():
     assert done.stdout.split()[0] in ("good", "bulk")
 
 
-# Calibration by simulation (Talts et al. 2018): theta from the prior, data from theta, the rank of theta among draws.
+# Calibration by simulation (Talts et al. 2018): theta from the prior, data from theta, the rank of
+# theta among draws.
 
 SHAPE_MODEL = minisvi.Model(
     {"shape": minisvi.positive()},
-    lambda t, z: norm.logpdf(jnp.log(t["shape"]), 0.5, 0.5) - jnp.log(t["shape"]) + gamma_rows(t["shape"], z),
+    lambda t, z: (
+        norm.logpdf(jnp.log(t["shape"]), 0.5, 0.5) - jnp.log(t["shape"]) + gamma_rows(t["shape"], z)
+    ),
 )
 ROWS, SLOPES = 20, 3
 
@@ -346,7 +394,9 @@ def shape_data(key):
 
 LOGISTIC = minisvi.Model(
     {"beta": minisvi.real(SLOPES)},
-    lambda t, x, y: jnp.sum(norm.logpdf(t["beta"])) - jnp.sum(jax.nn.softplus(-y * (x @ t["beta"]))),
+    lambda t, x, y: (
+        jnp.sum(norm.logpdf(t["beta"])) - jnp.sum(jax.nn.softplus(-y * (x @ t["beta"])))
+    ),
 )
 
 
@@ -364,7 +414,9 @@ CALIBRATED = {
 
 
 def ranks(name, num=160):
-    """Counts in eight bins of the ranks by `fit`, and by a guide that is spoiled: half as far from its centre."""
+    """Counts in eight bins of the ranks by `fit`, and by a guide that is spoiled: half as far from
+    its centre.
+    """
     model, simulate, quantity = CALIBRATED[name]
     found = []
     for key in jax.random.split(jax.random.key(40), num):
@@ -373,7 +425,9 @@ def ranks(name, num=160):
         draws = np.asarray(quantity(fit.draws.resample(key, 99).theta))
         centre = np.median(draws)
         found.append([np.sum(x < truth) for x in (draws, centre + 0.5 * (draws - centre))])
-    return [np.histogram(column, bins=np.linspace(-0.5, 99.5, 9))[0] for column in np.transpose(found)]
+    return [
+        np.histogram(column, bins=np.linspace(-0.5, 99.5, 9))[0] for column in np.transpose(found)
+    ]
 
 
 @pytest.mark.slow
@@ -385,20 +439,29 @@ def test_ranks_are_uniform_for_fit_and_not_for_a_spoiled_guide(name):
 
 
 @pytest.mark.parametrize(("max_dense", "shape"), [(1, (2,)), (2, (2, 2))])
-def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(max_dense, shape, key, monkeypatch):
+def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(
+    max_dense, shape, key, monkeypatch
+):
     # From the mean field, whose ELBO is the higher by what the caller says.
     started, init = [], cascade._init
     monkeypatch.setattr(cascade, "MAX_DENSE", max_dense)
     monkeypatch.setattr(cascade, "RANK", 1)
     monkeypatch.setattr(cascade, "stochastic", lambda *_, **__: iter(()))
     monkeypatch.setattr(
-        cascade, "_init", lambda guide, key, loc, cov: started.append(cov) or init(guide, key, loc, cov)
+        cascade,
+        "_init",
+        lambda guide, key, loc, cov: started.append(cov) or init(guide, key, loc, cov),
     )
-    model, verdicts = Model({"x": real(2)}, lambda theta: norm.logpdf(theta["x"], 3.0, 2.0).sum()), []
+    model, verdicts = (
+        Model({"x": real(2)}, lambda theta: norm.logpdf(theta["x"], 3.0, 2.0).sum()),
+        [],
+    )
     settings = cascade.Settings(None, None, np.inf, None, 60.0, StageDisplay(False))
     for _ in cascade.cascade(key, model, (), settings, verdicts):
         verdicts.append(
-            SimpleNamespace(level="not trusted", of_weights="not trusted", ess=0.0, spacing=0.0, elbo=-np.inf)
+            SimpleNamespace(
+                level="not trusted", of_weights="not trusted", ess=0.0, spacing=0.0, elbo=-np.inf
+            )
         )
     assert started[-1].shape == shape
     assert np.allclose(started[-1], 4.0 if len(shape) == 1 else 4.0 * np.eye(2), rtol=1e-3)

@@ -1,4 +1,6 @@
-"""Flows against targets that no Gaussian fits, whose log evidence is zero: the gap is KL(q || p), on fresh draws."""
+"""Flows against targets that no Gaussian fits, whose log evidence is zero: the gap is KL(q || p),
+on fresh draws.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +47,9 @@ def gap(model, guide, params):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("density", "size", "reference"), [(banana, 2, 0.73), (funnel, 10, 1.87)], ids=["banana", "funnel"]
+    ("density", "size", "reference"),
+    [(banana, 2, 0.73), (funnel, 10, 1.87)],
+    ids=["banana", "funnel"],
 )
 def test_a_flow_has_a_tenth_of_the_gaussians_gap(density, size, reference, key):
     model = Model({"x": real(size)}, density)
@@ -56,7 +60,9 @@ def test_a_flow_has_a_tenth_of_the_gaussians_gap(density, size, reference, key):
     assert gaussian_gap == pytest.approx(reference, abs=0.1)
     flow = minisvi.affine_coupling(gaussian)
     begin = flow.init(key, base=base)
-    assert gap(model, flow, begin)[0] == pytest.approx(gaussian_gap, abs=0.05)  # it begins as its base
+    assert gap(model, flow, begin)[0] == pytest.approx(
+        gaussian_gap, abs=0.05
+    )  # it begins as its base
     flow_gap, error = gap(model, flow, fit(model, flow, key, begin, 1e-2, 1500, 32))
     assert flow_gap + 2 * error < gaussian_gap / 10
 
@@ -66,7 +72,9 @@ def test_spline_coupling_fits_two_modes(key):
     model = Model({"x": real(2)}, two_modes)
     base = full_rank(model.latents)
     flow = minisvi.spline_coupling(base)
-    start = flow.init(key, base=base.init(key, loc={"x": jnp.array([5.2, -2.8])}, cov=jnp.array([2.5, 2.0])))
+    start = flow.init(
+        key, base=base.init(key, loc={"x": jnp.array([5.2, -2.8])}, cov=jnp.array([2.5, 2.0]))
+    )
     flow_gap, error = gap(model, flow, fit(model, flow, key, start, 5e-3, 3000, 64))
     assert flow_gap + 2 * error < 0.02
 
@@ -74,8 +82,14 @@ def test_spline_coupling_fits_two_modes(key):
 def test_a_mixture_of_gaussians_holds_two_modes(key):
     model = Model({"x": real(2)}, two_modes)
     guide = minisvi.mixture(full_rank(model.latents), 2)
-    starts = [guide.guide.init(key, loc={"x": jnp.array(loc)}, cov=jnp.ones(2)) for loc in ([2.0, -5.0], [7.0, -1.0])]
-    start = {"logits": jnp.zeros(2), "components": jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)}
+    starts = [
+        guide.guide.init(key, loc={"x": jnp.array(loc)}, cov=jnp.ones(2))
+        for loc in ([2.0, -5.0], [7.0, -1.0])
+    ]
+    start = {
+        "logits": jnp.zeros(2),
+        "components": jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts),
+    }
     params = fit(model, guide, key, start, 0.05, 3000, 8)
     mixture_gap, _ = gap(model, guide, params)
     assert abs(mixture_gap) < 1e-3

@@ -1,4 +1,6 @@
-"""Flows and mixtures: exact where they start, triangular, and with conditioners from Flax. Accuracy is beside."""
+"""Flows and mixtures: exact where they start, triangular, and with conditioners from Flax. Accuracy
+is beside.
+"""
 
 import math
 from functools import lru_cache, partial
@@ -33,13 +35,17 @@ def member(guide, key, size=0.3, **start):
     def moved(key):
         leaves, treedef = jax.tree.flatten(guide.init(key, **start))
         keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(treedef, [x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+        return jax.tree.unflatten(
+            treedef, [x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+        )
 
     return moved(key)
 
 
 def assert_close(got, expected, tolerance=50):
-    """To `tolerance` units of the dtype's relative tolerance, on the scale of the value or of one, the larger."""
+    """To `tolerance` units of the dtype's relative tolerance, on the scale of the value or of one,
+    the larger.
+    """
     got, expected = np.asarray(got), np.asarray(expected)
     assert got.shape == expected.shape
     assert np.all(np.abs(got - expected) <= tolerance * RTOL * np.maximum(1, np.abs(expected)))
@@ -69,7 +75,9 @@ def test_a_flow_starts_as_its_base(name, key):
 
 
 def flow_of(name, size, key):
-    """A flow over R^size far from its start, and some noise that reaches beyond the bound of a spline."""
+    """A flow over R^size far from its start, and some noise that reaches beyond the bound of a
+    spline.
+    """
     family = full_rank({"x": real(size)}, scale=1.5)
     guide = FLOWS[name](family, num_layers=3)
     return guide, member(guide, key), 3 * jax.random.normal(key, (40, size))
@@ -84,9 +92,13 @@ def test_autoregressive_layers_are_triangular_in_their_order(size, key):
     @jax.jit
     @jax.vmap
     def jacobians(layer, order):
-        return jax.jacfwd(lambda z: guide.layer.bijector(layer, order).forward_and_log_det(z)[0])(z[0])
+        return jax.jacfwd(lambda z: guide.layer.bijector(layer, order).forward_and_log_det(z)[0])(
+            z[0]
+        )
 
-    for jacobian, order in zip(np.asarray(jacobians(params["layers"], orders)), np.asarray(orders), strict=True):
+    for jacobian, order in zip(
+        np.asarray(jacobians(params["layers"], orders)), np.asarray(orders), strict=True
+    ):
         in_order = jacobian[np.ix_(np.argsort(order), np.argsort(order))]
         assert np.all(np.triu(in_order, 1) == 0)
         assert np.all(in_order[np.tril_indices(size)] != 0)  # and each sees all that come before it
@@ -136,7 +148,8 @@ def nnx_network():
 @pytest.mark.foreign
 @pytest.mark.parametrize("make", [linen_network, nnx_network])
 def test_a_flax_module_as_conditioner(make, key):
-    # The layers' weights differ, the start is the base, and the fit learns what the Gaussian cannot.
+    # The layers' weights differ, the start is the base, and the fit learns what the Gaussian
+    # cannot.
     model, base, gaussian = fitted_gaussian()
     guide = minisvi.affine_coupling(full_rank(model.latents), 4, make())
     params = jax.jit(lambda key: guide.init(key, base=base))(key)
@@ -191,16 +204,23 @@ def three_humps(key):
     guide = mixture(mean_field({"x": real()}), 3)
     params = {
         "logits": jnp.array([0.4, -0.7, 1.1]),
-        "components": {"loc": jnp.array([[-1.0], [2.5], [3.0]]), "log_scale": jnp.array([[0.2], [-0.6], [0.9]])},
+        "components": {
+            "loc": jnp.array([[-1.0], [2.5], [3.0]]),
+            "log_scale": jnp.array([[0.2], [-0.6], [0.9]]),
+        },
     }
-    target = Model({"x": real()}, lambda theta: norm.logpdf(theta["x"], 1.7, 2.2) + jnp.sin(theta["x"]))
+    target = Model(
+        {"x": real()}, lambda theta: norm.logpdf(theta["x"], 1.7, 2.2) + jnp.sin(theta["x"])
+    )
     return guide, params, target
 
 
 def test_stl_gradient_of_a_mixture_is_zero_for_each_sample_at_the_posterior(key):
     guide = mixture(full_rank(LATENTS), 3)
     params = member(guide, key, 1.0)
-    target = Model(jax.tree.map(lambda s: real(s.shape), LATENTS), guide.distribution(params).log_prob)
+    target = Model(
+        jax.tree.map(lambda s: real(s.shape), LATENTS), guide.distribution(params).log_prob
+    )
     estimate = jax.value_and_grad(lambda p, k: ELBO(gradient=STL)(k, target, guide, p))
     value, gradient = jax.jit(jax.vmap(estimate, (None, 0)))(params, jax.random.split(key, 20))
     assert_close(value, np.zeros(20))
@@ -212,9 +232,16 @@ def test_stl_gradient_of_a_mixture_is_zero_for_each_sample_at_the_posterior(key)
 def test_draws_of_a_mixture_pick_components_by_their_weights(key):
     guide, params, _ = three_humps(key)
     q, num = guide.distribution(params), 50_000
-    x, log_q = jax.jit(jax.vmap(lambda k: q.sample_and_log_prob(seed=k)))(jax.random.split(key, num))
-    x, weight = np.asarray(x["x"], np.float64), np.asarray(jax.nn.softmax(params["logits"]), np.float64)
-    loc, scale = (np.asarray(params["components"][n][:, 0], np.float64) for n in ("loc", "log_scale"))
+    x, log_q = jax.jit(jax.vmap(lambda k: q.sample_and_log_prob(seed=k)))(
+        jax.random.split(key, num)
+    )
+    x, weight = (
+        np.asarray(x["x"], np.float64),
+        np.asarray(jax.nn.softmax(params["logits"]), np.float64),
+    )
+    loc, scale = (
+        np.asarray(params["components"][n][:, 0], np.float64) for n in ("loc", "log_scale")
+    )
     density = normal.pdf(x[:, None], loc, np.exp(scale)) @ weight
     assert np.allclose(np.exp(log_q), density, rtol=50 * RTOL)
     mean, second = weight @ loc, weight @ (loc**2 + np.exp(2 * scale))

@@ -1,4 +1,6 @@
-"""What guides are made of: latents or the model that has them, networks by a function or a tree, and pickles."""
+"""What guides are made of: latents or the model that has them, networks by a function or a tree,
+and pickles.
+"""
 
 import pickle
 
@@ -43,7 +45,9 @@ def test_categoricals_take_the_model_too():
 
 def test_what_has_no_latents_is_refused():
     for wrong in ({"a": 3}, mean_field(LATENTS)):
-        with pytest.raises(TypeError, match=r"latent `\w+`: expected a support, such as minisvi.real\(\)"):
+        with pytest.raises(
+            TypeError, match=r"latent `\w+`: expected a support, such as minisvi.real\(\)"
+        ):
             mean_field(wrong)
     for make in (
         lambda on: conditional(mean_field(real()), on),
@@ -100,7 +104,10 @@ def test_an_encoder_from_a_tree_is_that_from_a_function(key):
         log_likelihood=lambda theta, x: norm.logpdf(theta["z"]) + norm.logpdf(x, theta["z"]),
     )
     x, adam = jnp.array([1.0, -2.0]), optax.adam(0.1)
-    results = [SVI(model, guide, adam).run(key, 2, x, progress_bar=False) for guide in (by_tree, by_function)]
+    results = [
+        SVI(model, guide, adam).run(key, 2, x, progress_bar=False)
+        for guide in (by_tree, by_function)
+    ]
     assert jax.tree.all(jax.tree.map(jnp.array_equal, results[0].params, results[1].params))
 
 
@@ -112,7 +119,9 @@ def test_guides_around_one_tree_share_their_compilations():
 
 
 def test_a_network_is_a_pair_whose_first_may_be_a_tree(key):
-    flow = minisvi.affine_coupling(mean_field(LATENTS), 2, network=bnn.pure(Encoder(3, nnx.Rngs(3))))
+    flow = minisvi.affine_coupling(
+        mean_field(LATENTS), 2, network=bnn.pure(Encoder(3, nnx.Rngs(3)))
+    )
     kernel = flow.init(key)["layers"]["network"]["linear"]["kernel"]
     assert kernel.shape == (2, 3, 2)
     assert jnp.array_equal(kernel[0], kernel[1])
@@ -122,13 +131,18 @@ def test_a_network_is_a_pair_whose_first_may_be_a_tree(key):
 
 @pytest.mark.parametrize("init", [3, {"w": 1.0}, None, {}])
 def test_weights_that_are_neither_a_function_nor_arrays_are_refused(init):
-    with pytest.raises(TypeError, match=r"`init`: expected a function that returns weights, or a tree of arrays; got"):
+    with pytest.raises(
+        TypeError,
+        match=r"`init`: expected a function that returns weights, or a tree of arrays; got",
+    ):
         encoder(init)
 
 
 @pytest.mark.parametrize("network", [3, INITIAL, (INITIAL, INITIAL)])
 def test_what_is_no_network_is_refused(network):
-    with pytest.raises(TypeError, match=r"`network`: expected \(init, apply\), such as `bnn.pure\(module\)`"):
+    with pytest.raises(
+        TypeError, match=r"`network`: expected \(init, apply\), such as `bnn.pure\(module\)`"
+    ):
         minisvi.affine_coupling(mean_field(LATENTS), network=network)
     with pytest.raises(TypeError, match=r"`network`: expected \(init, apply\)"):
         conditional(mean_field(real()), {"a": real()}, network=network)

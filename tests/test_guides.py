@@ -1,4 +1,6 @@
-"""What is particular to a guide: starts, points, custom guides over theta. What all share is in `test_families.py`."""
+"""What is particular to a guide: starts, points, custom guides over theta. What all share is in
+`test_families.py`.
+"""
 
 import distrax
 import jax
@@ -36,7 +38,10 @@ def test_mean_field_starts_as_numpyros_autonormal(key):
 @pytest.mark.parametrize("make", [mean_field, minisvi.full_rank])
 def test_given_start(make, key):
     model = Model(LATENTS, lambda theta: jnp.zeros(()))
-    theta = {"a": jnp.array([3.0, -4.0]), "b": {"c": jnp.array(0.2), "d": jnp.array([0.2, 0.5, 0.3])}}
+    theta = {
+        "a": jnp.array([3.0, -4.0]),
+        "b": {"c": jnp.array(0.2), "d": jnp.array([0.2, 0.5, 0.3])},
+    }
     guide = make(model.latents)
     q = guide.distribution(guide.init(key, loc=model.unconstrain(theta)))
     centre = model.constrain(minisvi.model.trees.unravel(model.latents, q.loc))
@@ -53,10 +58,14 @@ def test_recovers_a_gaussian_off_the_origin(make, key):
     schedule = optax.cosine_decay_schedule(0.3, 4000)
     # Scales of 0.04 to 8: each step is of the size of its scale.
     start = guide.init(key, loc={"w": jnp.asarray([3.0, -20.0, 0.5], FLOAT)})
-    result = SVI(model, guide, optax.adam(schedule), objective).run(key, 4000, x, params=start, progress_bar=False)
+    result = SVI(model, guide, optax.adam(schedule), objective).run(
+        key, 4000, x, params=start, progress_bar=False
+    )
     q = guide.distribution(result.params)
     assert np.allclose((q.loc - loc) / sd, 0, atol=5e-3)
-    elbo = jax.vmap(lambda k: ELBO()(k, model, guide, result.params, x))(jax.random.split(key, 2000))
+    elbo = jax.vmap(lambda k: ELBO()(k, model, guide, result.params, x))(
+        jax.random.split(key, 2000)
+    )
     assert abs(jnp.mean(elbo) - log_evidence) < 1e-3
 
 
@@ -64,10 +73,17 @@ def test_recovers_a_gaussian_off_the_origin(make, key):
 def test_full_rank_recovers_a_correlated_gaussian(key):
     loc = np.array([5.0, -3.0])
     cov = np.array([[4.0, 1.9 * 0.5], [1.9 * 0.5, 0.25]])
-    log_density = tfd.MultivariateNormalTriL(jnp.asarray(loc, FLOAT), jnp.asarray(np.linalg.cholesky(cov), FLOAT))
+    log_density = tfd.MultivariateNormalTriL(
+        jnp.asarray(loc, FLOAT), jnp.asarray(np.linalg.cholesky(cov), FLOAT)
+    )
     model = Model({"a": real(2)}, lambda theta: log_density.log_prob(theta["a"]))
     guide = minisvi.full_rank(model.latents)
-    svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(0.05, 6000)), ELBO(4, "sticking_the_landing"))
+    svi = SVI(
+        model,
+        guide,
+        optax.adam(optax.cosine_decay_schedule(0.05, 6000)),
+        ELBO(4, "sticking_the_landing"),
+    )
     q = guide.distribution(svi.run(key, 6000, progress_bar=False).params)
     dense = q.factor.dense()
     assert np.allclose(q.loc, loc, atol=5e-3)
@@ -93,7 +109,8 @@ def test_delta_finds_the_map_in_the_constrained_space(key):
 
 @pytest.mark.foreign
 def test_delta_beside_a_distribution_learns_a_constant(key):
-    # Empirical Bayes: x ~ N(w, 1), w ~ N(0, tau^2), tau learnt; its maximum likelihood is sqrt(x^2 - 1).
+    # Empirical Bayes: x ~ N(w, 1), w ~ N(0, tau^2), tau learnt; its maximum likelihood is sqrt(x^2
+    # - 1).
     x = jnp.array(3.0)
     latents = {"tau": positive(), "w": real()}
 
@@ -112,7 +129,12 @@ def test_delta_beside_a_distribution_learns_a_constant(key):
         return {"tau": jnp.zeros(()), "w": {"loc": jnp.zeros(()), "log_scale": jnp.zeros(())}}
 
     guide = minisvi.custom(init, distribution, constrained={"tau": True, "w": False})
-    svi = SVI(Model(latents, log_joint), guide, optax.adam(optax.cosine_decay_schedule(0.05, 3000)), ELBO(10))
+    svi = SVI(
+        Model(latents, log_joint),
+        guide,
+        optax.adam(optax.cosine_decay_schedule(0.05, 3000)),
+        ELBO(10),
+    )
     result = svi.run(key, 3000, x, progress_bar=False)
     assert jnp.allclose(jnp.exp(result.params["tau"]), 8**0.5, rtol=1e-2)
     assert jnp.allclose(result.params["w"]["loc"], 3 * 8 / 9, rtol=1e-2)
@@ -120,17 +142,30 @@ def test_delta_beside_a_distribution_learns_a_constant(key):
 
 @pytest.mark.foreign
 def test_gamma_and_beta_guides_recover_their_own_family(key):
-    # Implicit reparameterisation: targets Gamma(3, 2) and Beta(2, 5), guides over theta of the same families.
+    # Implicit reparameterisation: targets Gamma(3, 2) and Beta(2, 5), guides over theta of the same
+    # families.
     def log_joint(theta):
-        return gamma_pdf.logpdf(theta["rate"], 3.0, scale=0.5) + beta_pdf.logpdf(theta["share"], 2.0, 5.0)
+        return gamma_pdf.logpdf(theta["rate"], 3.0, scale=0.5) + beta_pdf.logpdf(
+            theta["share"], 2.0, 5.0
+        )
 
     def distribution(params, *_):
         p = jax.tree.map(jnp.exp, params)
-        return {"rate": tfd.Gamma(p["rate"][0], p["rate"][1]), "share": distrax.Beta(p["share"][0], p["share"][1])}
+        return {
+            "rate": tfd.Gamma(p["rate"][0], p["rate"][1]),
+            "share": distrax.Beta(p["share"][0], p["share"][1]),
+        }
 
     model = Model({"rate": positive(), "share": unit_interval()}, log_joint)
-    guide = minisvi.custom(lambda key: {"rate": jnp.zeros(2), "share": jnp.zeros(2)}, distribution, constrained=True)
-    svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(0.05, 3000)), ELBO(8, "sticking_the_landing"))
+    guide = minisvi.custom(
+        lambda key: {"rate": jnp.zeros(2), "share": jnp.zeros(2)}, distribution, constrained=True
+    )
+    svi = SVI(
+        model,
+        guide,
+        optax.adam(optax.cosine_decay_schedule(0.05, 3000)),
+        ELBO(8, "sticking_the_landing"),
+    )
     result = svi.run(key, 3000, progress_bar=False)
     assert np.allclose(np.exp(result.params["rate"]), [3.0, 2.0], rtol=2e-2)
     assert np.allclose(np.exp(result.params["share"]), [2.0, 5.0], rtol=2e-2)
@@ -144,12 +179,16 @@ def test_plain_network_weights_by_delta(key):
     model = Model({"w": real(3)}, lambda theta, x, y: -jnp.sum((y - x @ theta["w"]) ** 2))
     guide = minisvi.delta(model.latents)
     result = SVI(model, guide, optax.lbfgs()).run(key, 50, x, y, progress_bar=False)
-    assert np.allclose(result.params["w"], np.linalg.lstsq(np.asarray(x), np.asarray(y), rcond=None)[0], atol=1e-4)
+    assert np.allclose(
+        result.params["w"], np.linalg.lstsq(np.asarray(x), np.asarray(y), rcond=None)[0], atol=1e-4
+    )
 
 
 def test_no_latents(key):
     model = Model({}, lambda theta, x: jnp.sum(x))
     for make in (mean_field, minisvi.full_rank, minisvi.delta):
-        result = SVI(model, make({}), optax.adam(0.1)).run(key, 3, jnp.arange(4.0), progress_bar=False)
+        result = SVI(model, make({}), optax.adam(0.1)).run(
+            key, 3, jnp.arange(4.0), progress_bar=False
+        )
         assert np.allclose(result.elbo, 6.0)
         assert Posterior(model, make({}), result.params).sample(key, 2) == {}

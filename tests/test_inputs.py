@@ -1,4 +1,6 @@
-"""What users give: supports, options and data that are wrong are refused by name, and what can be read is read."""
+"""What users give: supports, options and data that are wrong are refused by name, and what can be
+read is read.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,9 @@ def posterior():
 
 
 def rows(log_likelihood):
-    return Model({"a": real()}, log_prior=lambda theta: -(theta["a"] ** 2), log_likelihood=log_likelihood)
+    return Model(
+        {"a": real()}, log_prior=lambda theta: -(theta["a"] ** 2), log_likelihood=log_likelihood
+    )
 
 
 def local_posterior():
@@ -38,12 +42,28 @@ def local_posterior():
 
 # case: (call, error, pattern)
 REFUSED = {
-    "negative size": (lambda: real(-1), ValueError, r"real: expected a shape of sizes >= 0; got -1"),
-    "fractional size": (lambda: real(2.5), TypeError, r"real: expected a shape such as 3 or \(3, 2\); got 2.5"),
-    "fractional sizes": (lambda: minisvi.positive((2.5,)), TypeError, r"positive: expected a shape .*got \(2.5,\)"),
+    "negative size": (
+        lambda: real(-1),
+        ValueError,
+        r"real: expected a shape of sizes >= 0; got -1",
+    ),
+    "fractional size": (
+        lambda: real(2.5),
+        TypeError,
+        r"real: expected a shape such as 3 or \(3, 2\); got 2.5",
+    ),
+    "fractional sizes": (
+        lambda: minisvi.positive((2.5,)),
+        TypeError,
+        r"positive: expected a shape .*got \(2.5,\)",
+    ),
     "true for a size": (lambda: real(True), TypeError, r"real: expected a shape .*got True"),
     "no size": (lambda: real(None), TypeError, r"real: expected a shape .*got None"),
-    "two sizes": (lambda: real(3, 2), TypeError, r"floating dtype; got 2: .*write real\(\(3, 2\)\)"),
+    "two sizes": (
+        lambda: real(3, 2),
+        TypeError,
+        r"floating dtype; got 2: .*write real\(\(3, 2\)\)",
+    ),
     "two sizes of a square": (
         lambda: minisvi.corr_cholesky(3, 3),
         TypeError,
@@ -59,20 +79,36 @@ REFUSED = {
         ValueError,
         r"greater_than: `lower` must be a finite number; got nan",
     ),
-    "lower bound of infinity": (lambda: minisvi.greater_than(INF), ValueError, r"`lower` must be a finite"),
-    "lower bound in words": (lambda: minisvi.greater_than("0"), TypeError, r"`lower` must be a number; got '0'"),
+    "lower bound of infinity": (
+        lambda: minisvi.greater_than(INF),
+        ValueError,
+        r"`lower` must be a finite",
+    ),
+    "lower bound in words": (
+        lambda: minisvi.greater_than("0"),
+        TypeError,
+        r"`lower` must be a number; got '0'",
+    ),
     "infinite interval": (
         lambda: minisvi.interval(0, INF),
         ValueError,
         r"interval: `high` must be a finite number; got inf",
     ),
-    "interval from nan": (lambda: minisvi.interval(NAN, 1), ValueError, r"interval: `low` must be a finite number"),
+    "interval from nan": (
+        lambda: minisvi.interval(NAN, 1),
+        ValueError,
+        r"interval: `low` must be a finite number",
+    ),
     "seconds in words": (
         lambda: minisvi.fit(KEY, MODEL, seconds="3"),
         TypeError,
         r"`seconds` must be a number; got '3'",
     ),
-    "seconds of nan": (lambda: minisvi.fit(KEY, MODEL, seconds=NAN), ValueError, r"`seconds` must be a number"),
+    "seconds of nan": (
+        lambda: minisvi.fit(KEY, MODEL, seconds=NAN),
+        ValueError,
+        r"`seconds` must be a number",
+    ),
     "seconds of a run in words": (
         lambda: SVI(MODEL, mean_field(MODEL.latents), ADAM).run(KEY, 3, seconds="3"),
         TypeError,
@@ -108,7 +144,11 @@ REFUSED = {
         TypeError,
         r"expected a `model`, such as Model\(latents, log_joint\); got MeanField",
     ),
-    "a model for a guide": (lambda: SVI(MODEL, MODEL, ADAM), TypeError, r"expected a `guide`, such as mean_field"),
+    "a model for a guide": (
+        lambda: SVI(MODEL, MODEL, ADAM),
+        TypeError,
+        r"expected a `guide`, such as mean_field",
+    ),
     "a row less": (
         lambda: rows(lambda theta, x: x[1:] * theta["a"]).check(jnp.ones(300)),
         ValueError,
@@ -183,9 +223,13 @@ def test_a_spent_budget_and_quantiles_at_the_ends_are_allowed():
 
 def test_an_empty_latent_beside_others_is_judged():
     # By the weights, which `fit` rests on, and in ArviZ.
-    model = Model({"a": real((3, 0)), "b": real()}, lambda theta: -0.5 * theta["b"] ** 2 + jnp.sum(theta["a"]))
+    model = Model(
+        {"a": real((3, 0)), "b": real()}, lambda theta: -0.5 * theta["b"] ** 2 + jnp.sum(theta["a"])
+    )
     guide = mean_field(model.latents)
-    u, log_w = minisvi.log_weights(KEY, model, guide, guide.init(KEY), num_samples=70, batch_size=40)
+    u, log_w = minisvi.log_weights(
+        KEY, model, guide, guide.init(KEY), num_samples=70, batch_size=40
+    )
     assert u["a"].shape == (70, 3, 0)
     assert jnp.all(jnp.isfinite(log_w))
     tree = minisvi.to_arviz(Draws(u, jnp.zeros(70)), model)
@@ -241,10 +285,22 @@ UNREADABLE = {
     "nothing": (None, r"data `\[0\]`: expected numbers, .*; got None"),
     "nothing in a dict": ({"x": X, "y": None}, r"data `\[0\].y`: expected numbers, .*; got None"),
     "objects": (np.array([1, "a"], object), r"data `\[0\]`: .*; got ndarray of object"),
-    "dates": (np.array(["2024-01-01"], "datetime64[D]"), r"data `\[0\]`: .*; got ndarray of datetime64\[D\]"),
-    "a column of words": (FRAME.assign(name="a"), r"a DataFrame whose columns \['name'\] are no numbers"),
-    "lists of unequal lengths": ([[1.0, 2.0], [3.0]], r"data `\[0\]`: .*; got lists of unequal lengths"),
-    "a mask": (np.ma.masked_array(X, [0, 0, 1]), r"data `\[0\]`: .*; got a masked array: give it and its mask"),
+    "dates": (
+        np.array(["2024-01-01"], "datetime64[D]"),
+        r"data `\[0\]`: .*; got ndarray of datetime64\[D\]",
+    ),
+    "a column of words": (
+        FRAME.assign(name="a"),
+        r"a DataFrame whose columns \['name'\] are no numbers",
+    ),
+    "lists of unequal lengths": (
+        [[1.0, 2.0], [3.0]],
+        r"data `\[0\]`: .*; got lists of unequal lengths",
+    ),
+    "a mask": (
+        np.ma.masked_array(X, [0, 0, 1]),
+        r"data `\[0\]`: .*; got a masked array: give it and its mask",
+    ),
     "a function": (len, r"data `\[0\]`: .*; got <built-in function len>"),
 }
 
@@ -256,7 +312,9 @@ def test_data_that_are_refused(name):
         inputs.arrays((given,))
 
 
-OF_X = Model({"a": real()}, lambda theta, x: -0.5 * theta["a"] ** 2 - jnp.sum((x - theta["a"]) ** 2))
+OF_X = Model(
+    {"a": real()}, lambda theta, x: -0.5 * theta["a"] ** 2 - jnp.sum((x - theta["a"]) ** 2)
+)
 GUIDE = mean_field(OF_X.latents)
 DRAWS = minisvi.Draws({"a": jnp.arange(5.0)}, jnp.full(5, -jnp.log(5.0)))
 TAKES_DATA = {
@@ -266,9 +324,13 @@ TAKES_DATA = {
     "run": lambda x: SVI(OF_X, GUIDE, ADAM).run(KEY, 2, x, progress_bar=False).params,
     "resume": lambda x: SVI(OF_X, GUIDE, ADAM).resume(state(), 2, x, progress_bar=False).params,
     "laplace": lambda x: minisvi.laplace(KEY, OF_X, x).params,
-    "deterministic": lambda x: minisvi.deterministic(KEY, OF_X, x, num_restarts=1, num_draws=8).params,
+    "deterministic": lambda x: (
+        minisvi.deterministic(KEY, OF_X, x, num_restarts=1, num_draws=8).params
+    ),
     "judge": lambda x: minisvi.judge(KEY, OF_X, GUIDE, GUIDE.init(KEY), x, num_draws=100).draws,
-    "log_weights": lambda x: minisvi.log_weights(KEY, OF_X, GUIDE, GUIDE.init(KEY), x, num_samples=3),
+    "log_weights": lambda x: minisvi.log_weights(
+        KEY, OF_X, GUIDE, GUIDE.init(KEY), x, num_samples=3
+    ),
     "posterior": lambda x: Posterior(OF_X, GUIDE, GUIDE.init(KEY), (x,)).reweighted(KEY, 3)[0],
 }
 
@@ -289,7 +351,8 @@ def test_a_list_is_data_wherever_data_are_taken(name):
 def test_held_out_data_and_those_of_fit_are_read_too():
     svi = SVI(rows(lambda theta, x: -((x - theta["a"]) ** 2)), GUIDE, ADAM)
     one, two = (
-        svi.run(KEY, 2, X, stop=minisvi.Patience(every=1), held_out=(x,), progress_bar=False) for x in (X, list(X))
+        svi.run(KEY, 2, X, stop=minisvi.Patience(every=1), held_out=(x,), progress_bar=False)
+        for x in (X, list(X))
     )
     assert np.array_equal(one.checks.score, two.checks.score)
     with pytest.raises(TypeError, match=r"data `\[0\]`: expected numbers"):

@@ -1,4 +1,6 @@
-"""The Laplace approximation against closed forms: Gaussians, which it must recover, and what it must refuse."""
+"""The Laplace approximation against closed forms: Gaussians, which it must recover, and what it
+must refuse.
+"""
 
 import re
 
@@ -16,7 +18,9 @@ from minisvi.model import trees
 from minisvi.second_order import curvature
 
 MODES = ["exact", "diagonal", "low_rank"]
-MODE_ERROR = {jnp.dtype("float32"): 1e-3, jnp.dtype("float64"): 1e-7}[jnp.dtype(FLOAT)]  # in posterior sds
+MODE_ERROR = {jnp.dtype("float32"): 1e-3, jnp.dtype("float64"): 1e-7}[
+    jnp.dtype(FLOAT)
+]  # in posterior sds
 
 
 def log_gaussian(theta, loc, precision, offset):
@@ -66,7 +70,10 @@ def distance(loc, fitted, precision):
 
 def dense(params):
     """S (I + F F^T) S of the parameters of a `low_rank` guide."""
-    scale, factor = np.exp(np.asarray(params["log_scale"], np.float64)), np.asarray(params["factor"], np.float64)
+    scale, factor = (
+        np.exp(np.asarray(params["log_scale"], np.float64)),
+        np.asarray(params["factor"], np.float64),
+    )
     return scale[:, None] * (np.eye(scale.size) + factor @ factor.T) * scale
 
 
@@ -85,7 +92,12 @@ def test_exact_recovers_any_gaussian(size, key):
     assert found.grad_norm < MODE_ERROR
     q = found.guide.distribution(found.params)
     assert np.allclose(q.loc, vector(found.loc), rtol=RTOL)
-    assert correlation_error(np.asarray(q.factor.dense(), np.float64) @ np.asarray(q.factor.dense()).T, cov) < RTOL
+    assert (
+        correlation_error(
+            np.asarray(q.factor.dense(), np.float64) @ np.asarray(q.factor.dense()).T, cov
+        )
+        < RTOL
+    )
 
 
 @pytest.mark.parametrize("size", [3, 30])
@@ -95,7 +107,9 @@ def test_diagonal_has_the_conditional_variances(size, key):
     found = fit(key, loc, precision, hessian="diagonal")
     assert distance(loc, found.loc, precision) < MODE_ERROR
     assert np.allclose(found.cov, 1 / np.diag(precision), rtol=10 * RTOL)
-    assert np.allclose(np.exp(found.params["log_scale"]), np.diag(precision) ** -0.5, rtol=10 * RTOL)
+    assert np.allclose(
+        np.exp(found.params["log_scale"]), np.diag(precision) ** -0.5, rtol=10 * RTOL
+    )
     log_evidence = 0.5 * size * np.log(2 * np.pi) - 0.5 * np.sum(np.log(np.diag(precision)))
     assert np.allclose(found.log_evidence, log_evidence, rtol=10 * RTOL)
 
@@ -112,11 +126,15 @@ def test_low_rank_recovers_a_gaussian_of_its_family(key):
 
 
 def test_low_rank_is_at_the_optimum_of_its_family_on_other_gaussians(key):
-    # The gradient of KL(q || p), Sigma = S (I + F F^T) S: diag(H Sigma) - 1 in log S, and S (H - Sigma^-1) S F in F.
+    # The gradient of KL(q || p), Sigma = S (I + F F^T) S: diag(H Sigma) - 1 in log S, and S (H -
+    # Sigma^-1) S F in F.
     loc, cov = gaussian(30, rank=8)
     precision = np.linalg.inv(cov)
     found = fit(key, loc, precision, hessian="low_rank", rank=4)
-    scale, factor = np.exp(np.asarray(found.params["log_scale"], np.float64)), np.asarray(found.params["factor"])
+    scale, factor = (
+        np.exp(np.asarray(found.params["log_scale"], np.float64)),
+        np.asarray(found.params["factor"]),
+    )
     sigma = dense(found.params)
     in_factor = scale[:, None] * (precision - np.linalg.inv(sigma)) * scale @ factor
     assert np.max(np.abs(factor)) > 1
@@ -153,7 +171,9 @@ def structured(size=500, rank=8):
 
 def array_sizes(function, *args, **static):
     """The sizes of all arrays that a function makes, to any depth."""
-    shapes = re.findall(r"\w+\[([\d,]*)\]", str(jax.make_jaxpr(lambda *args: function(*args, **static))(*args)))
+    shapes = re.findall(
+        r"\w+\[([\d,]*)\]", str(jax.make_jaxpr(lambda *args: function(*args, **static))(*args))
+    )
     return [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
 
 
@@ -189,12 +209,15 @@ def test_low_rank_finds_the_variances_that_a_diagonal_misses(key):
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_diagonal_from_random_signs_is_right_within_its_standard_error(scaled, key):
-    # Var[z_i (A z)_i] = sum_{j != i} A_ij^2, A = S H S; S = |diag H|^(-1/2) takes out the unequal scales.
+    # Var[z_i (A z)_i] = sum_{j != i} A_ij^2, A = S H S; S = |diag H|^(-1/2) takes out the unequal
+    # scales.
     loc, cov = gaussian(30)
     precision, num_probes = np.linalg.inv(cov), 25
     scale = np.diag(precision) ** -0.5 if scaled else np.ones(30)
     data = tuple(jnp.asarray(array, FLOAT) for array in (loc, precision, 0.0))
-    estimate = curvature.diagonal(gaussian_model(30), data[0], data, jnp.asarray(scale, FLOAT), key, num_probes)
+    estimate = curvature.diagonal(
+        gaussian_model(30), data[0], data, jnp.asarray(scale, FLOAT), key, num_probes
+    )
     a = scale[:, None] * precision * scale
     variance = (np.sum(a**2, axis=1) - np.diag(a) ** 2) / num_probes
     z = (np.asarray(estimate, np.float64) - np.diag(precision)) * scale**2 / np.sqrt(variance)
@@ -209,12 +232,15 @@ def test_few_probes_are_exact_for_a_diagonal_hessian(key):
 
 
 def test_a_fit_by_few_probes_is_right_within_their_standard_error(key):
-    # The last signs are in units of the estimate before: the standard error is about that at the true scale.
+    # The last signs are in units of the estimate before: the standard error is about that at the
+    # true scale.
     loc, cov = gaussian(30)
     precision, num_probes = np.linalg.inv(cov), 29
     found = fit(key, loc, precision, hessian="diagonal", num_probes=num_probes)
     correlation = precision / np.sqrt(np.outer(np.diag(precision), np.diag(precision)))
-    z = (1 / np.asarray(found.cov) / np.diag(precision) - 1) / np.sqrt((np.sum(correlation**2, 1) - 1) / num_probes)
+    z = (1 / np.asarray(found.cov) / np.diag(precision) - 1) / np.sqrt(
+        (np.sum(correlation**2, 1) - 1) / num_probes
+    )
     assert np.max(np.abs(z)) < 5
     assert 0.5 < np.sqrt(np.mean(z**2)) < 2
 
@@ -236,7 +262,12 @@ def test_poisson_regression_against_scipy(key):
 
     def loss(u):  # with log|det J| = log rate
         log_mean = u[0] + x @ u[1:]
-        return 2 * np.exp(u[0]) - 3 * u[0] + 0.5 * u[1:] @ u[1:] - np.sum(y * log_mean - np.exp(log_mean))
+        return (
+            2 * np.exp(u[0])
+            - 3 * u[0]
+            + 0.5 * u[1:] @ u[1:]
+            - np.sum(y * log_mean - np.exp(log_mean))
+        )
 
     mode = scipy.optimize.minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-7}).x
     features = np.concatenate([np.ones((40, 1)), x], axis=1)
@@ -244,7 +275,9 @@ def test_poisson_regression_against_scipy(key):
     cov = np.linalg.inv((features.T * np.exp(features @ mode)) @ features + prior)
     model = Model({"rate": positive(), "w": real(2)}, log_poisson)
     found = laplace(key, model, jnp.asarray(x, FLOAT), jnp.asarray(y, FLOAT))
-    assert np.allclose(trees.ravel(model.latents, found.loc), mode, atol=1e-4 * np.sqrt(np.diag(cov)))
+    assert np.allclose(
+        trees.ravel(model.latents, found.loc), mode, atol=1e-4 * np.sqrt(np.diag(cov))
+    )
     assert np.allclose(model.constrain(found.loc)["rate"], np.exp(mode[0]), rtol=1e-4)
     assert correlation_error(found.cov, cov) < 1e-4
     log_evidence = -loss(mode) + 1.5 * np.log(2 * np.pi) + 0.5 * np.linalg.slogdet(cov)[1]
@@ -261,7 +294,9 @@ def test_a_gamma_density_has_stirlings_evidence(hessian, key):
     found = laplace(key, Model({"a": positive()}, log_gamma), 7.0, 3.0, hessian=hessian, rank=1)
     assert np.allclose(found.loc["a"], np.log(7 / 3), atol=100 * RTOL)
     assert np.allclose(np.ravel(found.cov), 1 / 7, rtol=100 * RTOL)
-    assert np.allclose(found.log_evidence, 7 * np.log(7 / 3) - 7 + 0.5 * np.log(2 * np.pi / 7), rtol=10 * RTOL)
+    assert np.allclose(
+        found.log_evidence, 7 * np.log(7 / 3) - 7 + 0.5 * np.log(2 * np.pi / 7), rtol=10 * RTOL
+    )
 
 
 def log_regression(theta, x, y):
@@ -276,7 +311,9 @@ def test_the_mode_is_found_where_the_log_density_has_few_digits_left(key):
     x, y = np.asarray(x, FLOAT).astype(np.float64), np.asarray(y, FLOAT).astype(np.float64)
     precision = x.T @ x / 9 + np.eye(4) / 100
     mode = np.linalg.solve(precision, x.T @ y / 9)
-    found = laplace(key, Model({"w": real(4)}, log_regression), jnp.asarray(x, FLOAT), jnp.asarray(y, FLOAT))
+    found = laplace(
+        key, Model({"w": real(4)}, log_regression), jnp.asarray(x, FLOAT), jnp.asarray(y, FLOAT)
+    )
     error = np.asarray(found.loc["w"], np.float64) - mode
     assert np.sqrt(error @ precision @ error) < 0.01
     assert found.log_evidence < -1e4
@@ -308,8 +345,17 @@ def bad_precision(kind, hessian):
 @pytest.mark.parametrize("hessian", MODES)
 def test_a_singular_or_indefinite_hessian_is_an_error_with_its_eigenvalues(kind, hessian, key):
     precision, eigenvalues = bad_precision(kind, hessian)
-    with pytest.raises(IndefiniteHessianError, match=r"positive definite Hessian.*min_eigenvalue") as caught:
-        fit(key, np.zeros(3), precision, hessian=hessian, rank=1, start={"a": jnp.zeros(2), "b": jnp.zeros(1)})
+    with pytest.raises(
+        IndefiniteHessianError, match=r"positive definite Hessian.*min_eigenvalue"
+    ) as caught:
+        fit(
+            key,
+            np.zeros(3),
+            precision,
+            hessian=hessian,
+            rank=1,
+            start={"a": jnp.zeros(2), "b": jnp.zeros(1)},
+        )
     assert np.allclose(caught.value.eigenvalues, eigenvalues, atol=10 * RTOL)
 
 
@@ -318,9 +364,13 @@ def test_a_singular_or_indefinite_hessian_is_an_error_with_its_eigenvalues(kind,
 def test_min_eigenvalue_mends_it(kind, hessian, key):
     precision, eigenvalues = bad_precision(kind, hessian)
     start = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
-    found = fit(key, np.zeros(3), precision, hessian=hessian, rank=1, start=start, min_eigenvalue=0.25)
+    found = fit(
+        key, np.zeros(3), precision, hessian=hessian, rank=1, start=start, min_eigenvalue=0.25
+    )
     assert np.allclose(found.eigenvalues, eigenvalues, atol=10 * RTOL)
-    vectors = np.array([[1, -1, 0], [1, 1, 0], [0, 0, 2**0.5]]) / 2**0.5  # rows, of eigenvalues 1 - r, 1 + r and 1
+    vectors = (
+        np.array([[1, -1, 0], [1, 1, 0], [0, 0, 2**0.5]]) / 2**0.5
+    )  # rows, of eigenvalues 1 - r, 1 + r and 1
     if hessian == "exact":
         values = np.array([0.25, 1 + BAD[kind], 1])
         expected = SCALES[:, None] * (vectors.T / values @ vectors) * SCALES
@@ -356,7 +406,7 @@ def started(guide, found, key):
     @jax.jit
     def centre_and_factor(loc, cov):
         q = guide.distribution(guide.init(key, loc=loc, cov=cov))
-        draw = lambda eps: trees.ravel(guide.latents, q.from_noise(eps)[0])  # noqa: E731
+        draw = lambda eps: trees.ravel(guide.latents, q.from_noise(eps)[0])
         zeros = jnp.zeros(q.noise_size, FLOAT)
         return draw(zeros), jax.jacobian(draw)(zeros)
 
@@ -373,10 +423,15 @@ def test_the_gaussian_families_start_from_a_fit(key):
     latents = gaussian_model(3).latents
     assert correlation_error(started(minisvi.full_rank(latents), found, key), cov) < 10 * RTOL
     mean_field = np.diag(1 / np.diag(precision))  # the KL-optimal one
-    assert correlation_error(started(minisvi.mean_field(latents), found, key), mean_field) < 10 * RTOL
+    assert (
+        correlation_error(started(minisvi.mean_field(latents), found, key), mean_field) < 10 * RTOL
+    )
     block = cov.copy()
     block[:2, 2:], block[2:, :2] = 0, 0
-    assert correlation_error(started(minisvi.block(latents, [["a"], ["b"]]), found, key), block) < 10 * RTOL
+    assert (
+        correlation_error(started(minisvi.block(latents, [["a"], ["b"]]), found, key), block)
+        < 10 * RTOL
+    )
     whole = started(minisvi.block(latents, [["b", "a"]]), found, key)
     assert correlation_error(whole, cov) < 10 * RTOL
 
@@ -394,7 +449,9 @@ def test_low_rank_starts_near_a_target_of_its_family(key):
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("make", [minisvi.affine_coupling, minisvi.inverse_autoregressive, minisvi.spline_coupling])
+@pytest.mark.parametrize(
+    "make", [minisvi.affine_coupling, minisvi.inverse_autoregressive, minisvi.spline_coupling]
+)
 def test_a_flow_starts_from_a_fit(make, key):
     loc, cov = gaussian(3, seed=2)
     found = fit(key, loc, np.linalg.inv(cov))
@@ -421,14 +478,38 @@ def log_of_positive(theta):
 
 
 BAD_INPUT = {
-    "hessian": (ValueError, {"hessian": "full"}, r"`hessian` must be one of \['exact', .*\]; got 'full'"),
-    "rank too large": (ValueError, {"hessian": "low_rank", "rank": 4}, r"`rank` must be in 1..3, .*; got 4"),
-    "rank zero": (ValueError, {"hessian": "low_rank", "rank": 0}, "`rank` must be an integer >= 1; got 0"),
-    "rank a float": (TypeError, {"hessian": "low_rank", "rank": 2.0}, "`rank` must be an integer >= 1; got 2.0"),
+    "hessian": (
+        ValueError,
+        {"hessian": "full"},
+        r"`hessian` must be one of \['exact', .*\]; got 'full'",
+    ),
+    "rank too large": (
+        ValueError,
+        {"hessian": "low_rank", "rank": 4},
+        r"`rank` must be in 1..3, .*; got 4",
+    ),
+    "rank zero": (
+        ValueError,
+        {"hessian": "low_rank", "rank": 0},
+        "`rank` must be an integer >= 1; got 0",
+    ),
+    "rank a float": (
+        TypeError,
+        {"hessian": "low_rank", "rank": 2.0},
+        "`rank` must be an integer >= 1; got 2.0",
+    ),
     "num_probes": (ValueError, {"num_probes": 0}, "`num_probes` must be an integer >= 1; got 0"),
     "max_steps": (TypeError, {"max_steps": None}, "`max_steps` must be an integer >= 1; got None"),
-    "min_eigenvalue": (ValueError, {"min_eigenvalue": 0.0}, "`min_eigenvalue` must be None or > 0; got 0.0"),
-    "start": (ValueError, {"start": {"a": jnp.zeros(2)}}, r"loc: expected a tree with leaves \['a', 'b'\]"),
+    "min_eigenvalue": (
+        ValueError,
+        {"min_eigenvalue": 0.0},
+        "`min_eigenvalue` must be None or > 0; got 0.0",
+    ),
+    "start": (
+        ValueError,
+        {"start": {"a": jnp.zeros(2)}},
+        r"loc: expected a tree with leaves \['a', 'b'\]",
+    ),
     "start's shape": (
         ValueError,
         {"start": {"a": jnp.zeros(3), "b": jnp.zeros(1)}},
@@ -452,12 +533,16 @@ def test_a_key_is_needed():
 @pytest.mark.parametrize(("start", "value"), [(-1.0, "nan"), (0.0, "-inf")])
 def test_a_start_outside_the_support(start, value, key):
     model = Model({"w": real()}, log_of_positive)
-    with pytest.raises(ValueError, match=f"expected a finite log density .*; got {value}, .* give another `start`"):
+    with pytest.raises(
+        ValueError, match=f"expected a finite log density .*; got {value}, .* give another `start`"
+    ):
         laplace(key, model, start={"w": jnp.array(start)})
     assert np.allclose(laplace(key, model, start={"w": jnp.array(0.1)}).loc["w"], 1.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [minisvi.mean_field, minisvi.full_rank, lambda latents: minisvi.low_rank(latents, 1)])
+@pytest.mark.parametrize(
+    "make", [minisvi.mean_field, minisvi.full_rank, lambda latents: minisvi.low_rank(latents, 1)]
+)
 @pytest.mark.parametrize("shape", [(2, 2), (4,), (), (3, 1)])
 def test_a_covariance_of_another_shape(make, shape, key):
     message = rf"`cov`: expected shape \(3, 3\) or \(3,\); got {re.escape(str(shape))}"
@@ -473,7 +558,7 @@ def test_new_data_of_the_same_shape_compile_nothing(hessian, key):
         traces.append(1)
         return -0.5 * jnp.sum((theta["w"] - x) ** 2)
 
-    fit = lambda x: laplace(key, Model({"w": real(3)}, log_joint), x, hessian=hessian, rank=1)  # noqa: E731
+    fit = lambda x: laplace(key, Model({"w": real(3)}, log_joint), x, hessian=hessian, rank=1)
     assert np.allclose(fit(jnp.array([1.0, 2.0, 3.0])).loc["w"], [1, 2, 3], atol=1e-3)
     assert traces
     traces.clear()

@@ -1,4 +1,6 @@
-"""Log densities from elsewhere are models as they stand, and a model is a log density for anybody else."""
+"""Log densities from elsewhere are models as they stand, and a model is a log density for anybody
+else.
+"""
 
 import blackjax
 import jax
@@ -34,7 +36,10 @@ TFP_GAMMA = tfd.JointDistributionNamed(
 
 MODELS = {
     "minisvi": gamma_model(),
-    "numpyro": Model({"concentration": positive()}, lambda theta, z: log_density(numpyro_gamma, (z,), {}, theta)[0]),
+    "numpyro": Model(
+        {"concentration": positive()},
+        lambda theta, z: log_density(numpyro_gamma, (z,), {}, theta)[0],
+    ),
     "tfp": Model({"concentration": positive()}, lambda theta, z: TFP_GAMMA.log_prob(**theta, z=z)),
 }
 
@@ -50,7 +55,8 @@ def test_the_same_density_from_three_libraries(name, rtol):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_fit_from_three_libraries(name, key):
-    # At the optimum, c = 1.9983 with sd 0.0393 (quadrature); the fit's own error after 2,000 steps is below a tenth sd.
+    # At the optimum, c = 1.9983 with sd 0.0393 (quadrature); the fit's own error after 2,000 steps
+    # is below a tenth sd.
     model, z = MODELS[name], gamma_data()
     guide = mean_field(model.latents)
     svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(0.02, 2000)), ELBO(10))
@@ -65,7 +71,7 @@ def test_a_model_is_a_blackjax_log_density(key):
     loc, sd, _ = conjugate_posterior(x)
     nuts = blackjax.nuts(lambda u: model.log_density(u, x), 0.5, jnp.asarray(sd**2))
     state = nuts.init({"w": jnp.asarray(loc, jnp.result_type(float))})
-    step = lambda state, k: (lambda new: (new, new.position["w"]))(nuts.step(k, state)[0])  # noqa: E731
+    step = lambda state, k: (lambda new: (new, new.position["w"]))(nuts.step(k, state)[0])
     _, draws = jax.lax.scan(step, state, jax.random.split(key, 2000))
     assert np.allclose((np.mean(draws, 0) - loc) / sd, 0, atol=0.15)
     assert np.allclose(np.std(draws, 0) / sd, 1, atol=0.15)
@@ -73,14 +79,20 @@ def test_a_model_is_a_blackjax_log_density(key):
 
 def test_unconstrain_inverts_constrain(key):
     model = Model({"a": positive(2), "b": (simplex(4), real())}, lambda theta: jnp.zeros(()))
-    u = jax.tree.map(lambda s: jax.random.normal(key, s.shape), minisvi.model.trees.unconstrained_like(model.latents))
+    u = jax.tree.map(
+        lambda s: jax.random.normal(key, s.shape),
+        minisvi.model.trees.unconstrained_like(model.latents),
+    )
     again = model.unconstrain(model.constrain(u))
     for one, two in zip(jax.tree.leaves(u), jax.tree.leaves(again), strict=True):
         assert jnp.allclose(one, two, atol=1e-5)
 
 
 def test_over_theta_there_is_no_log_determinant():
-    model = Model({"a": positive(), "b": positive()}, lambda theta: norm.logpdf(theta["a"]) + norm.logpdf(theta["b"]))
+    model = Model(
+        {"a": positive(), "b": positive()},
+        lambda theta: norm.logpdf(theta["a"]) + norm.logpdf(theta["b"]),
+    )
     u = {"a": jnp.asarray(0.7), "b": jnp.asarray(-0.4)}
     half = model.over({"a": True, "b": False}).log_density({"a": jnp.exp(0.7), "b": u["b"]})
     assert jnp.allclose(model.log_density(u) - half, 0.7)
@@ -90,7 +102,8 @@ def test_over_theta_there_is_no_log_determinant():
 def test_factored_and_joint_models_agree(rtol):
     x, factored = conjugate_data(), conjugate_model()
     joint = Model(
-        factored.latents, lambda theta, x: factored.log_prior(theta) + jnp.sum(factored.log_likelihood(theta, x))
+        factored.latents,
+        lambda theta, x: factored.log_prior(theta) + jnp.sum(factored.log_likelihood(theta, x)),
     )
     u = {"w": jnp.array([3.5, -30.0, 0.3])}
     assert jnp.allclose(joint.log_density(u, x), factored.log_density(u, x), rtol=rtol)

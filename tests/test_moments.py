@@ -29,11 +29,18 @@ def test_errors_are_those_of_the_diagnostics():
     log_w = rng.normal(size=500)
     log_weights = jnp.asarray(normalised(log_w))
     found = moments(theta, log_w, log_weights)
-    assert [(moment.latent, moment.power) for moment in found] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert [(moment.latent, moment.power) for moment in found] == [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("b", 2),
+    ]
     for mean, sd in (found[:2], found[2:]):
         x = theta[mean.latent]
         assert np.allclose(mean.error, np.max(diagnostics.weighted_mcse(x, log_weights)), rtol=1e-4)
-        assert np.allclose(sd.error, np.max(diagnostics.weighted_sd_mcse(x, log_weights)), rtol=1e-4)
+        assert np.allclose(
+            sd.error, np.max(diagnostics.weighted_sd_mcse(x, log_weights)), rtol=1e-4
+        )
     assert str(found[3]) == "the sd of `b`"
 
 
@@ -66,7 +73,9 @@ def test_the_shape_of_a_pareto_tail(shape):
 
 
 def test_weights_count():
-    """Draws of a wider normal, weighted to a normal: the terms of its sd have a light tail, as w makes up for z."""
+    """Draws of a wider normal, weighted to a normal: the terms of its sd have a light tail, as w
+    makes up for z.
+    """
     x = 3.0 * np.random.default_rng(2).normal(size=SIZE)
     _, sd = of(x, -0.5 * x**2 + 0.5 * (x / 3.0) ** 2)
     assert sd.khat < 0.3
@@ -91,7 +100,9 @@ def test_a_draw_that_is_not_finite_leaves_no_moment(value):
     assert not any(moment.holds(1.0) for moment in of(x))
 
 
-@pytest.mark.parametrize("x", [np.full(SIZE, 7.0), np.zeros((SIZE, 0)), np.tile([0.0, 1.0], SIZE // 2)])
+@pytest.mark.parametrize(
+    "x", [np.full(SIZE, 7.0), np.zeros((SIZE, 0)), np.tile([0.0, 1.0], SIZE // 2)]
+)
 def test_constants_nothing_and_integers_hold(x):
     assert all(moment.holds(0.03) for moment in of(x))
 

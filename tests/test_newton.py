@@ -31,13 +31,19 @@ def double_well(x):  # a saddle of height 0 at the origin, minima of height -1/4
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.skipif(EPS > 1e-10, reason="x64 is off"))]
+    "dtype",
+    [
+        "float32",
+        pytest.param("float64", marks=pytest.mark.skipif(EPS > 1e-10, reason="x64 is off")),
+    ],
 )
 def test_a_quadratic_takes_one_step_when_nothing_damps_it(solver, dtype):
     origin = jnp.zeros(3, dtype)
     little = start(origin)._replace(damping=jnp.asarray(jnp.finfo(dtype).eps, dtype))
     one = descend(quadratic, little, solver=solver, max_steps=1)
-    exact = solver == "eigh"  # conjugate gradients stop at a tenth of the gradient, farther from the end
+    exact = (
+        solver == "eigh"
+    )  # conjugate gradients stop at a tenth of the gradient, farther from the end
     assert np.allclose(one.x, MINIMUM, rtol=0, atol=20 * jnp.finfo(dtype).eps if exact else 1.0)
     assert one.x.dtype == dtype
     # From a damping of one it falls by five in every step: the error by about that.
@@ -55,28 +61,36 @@ def test_a_damped_step_is_the_formula(rtol):
     matrix, x = jnp.array([[1.0, 2.0], [2.0, -1.5]]), jnp.array([0.7, -0.4])
     unit = np.array([2.0, 1.0])
     state = start(x)._replace(damping=jnp.asarray(0.3, FLOAT))
-    one = descend(lambda x: 0.5 * x @ matrix @ x, state, scale=lambda x: jnp.asarray(unit, x.dtype), max_steps=1)
+    one = descend(
+        lambda x: 0.5 * x @ matrix @ x,
+        state,
+        scale=lambda x: jnp.asarray(unit, x.dtype),
+        max_steps=1,
+    )
     scaled = unit[:, None] * np.asarray(matrix, float) * unit[None]
     values, vectors = np.linalg.eigh(scaled)
     gradient = unit * (np.asarray(matrix, float) @ np.asarray(x, float))
     p = -vectors @ ((vectors.T @ gradient) / (np.abs(values) + 0.3))
     assert np.allclose(one.x, np.asarray(x) + unit * p, rtol=10 * rtol)
-    assert np.allclose(one.decrement, 0.5 * np.sum((vectors.T @ gradient) ** 2 / np.abs(values)), rtol=10 * rtol)
+    assert np.allclose(
+        one.decrement, 0.5 * np.sum((vectors.T @ gradient) ** 2 / np.abs(values)), rtol=10 * rtol
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_rosenbrock_from_the_classic_start(solver):
     state = newton(rosenbrock, jnp.array([-1.2, 1.0, -0.5, 2.0]), solver=solver, max_steps=200)
     assert state.converged
-    # Of the two minima in four dimensions a descent may end in either: this is the one of value zero.
+    # Of the two minima in four dimensions a descent may end in either: this is the one of value
+    # zero.
     assert state.value <= (1e-9 if np.float32 == FLOAT else 1e-20)
     assert np.allclose(state.x, 1.0, rtol=0, atol=30 * EPS**0.5)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_an_ill_scaled_quartic_in_its_units_takes_the_steps_of_a_well_scaled_one(solver):
-    # With S the units, every quantity is that of the well-scaled function: the same path, step by step. No such path
-    # without them: coordinates of scales 1e-3 to 1e3 are damped alike.
+    # With S the units, every quantity is that of the well-scaled function: the same path, step by
+    # step. No such path without them: coordinates of scales 1e-3 to 1e3 are damped alike.
     unit = np.array([1e-3, 1.0, 1e3])
     mixing = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
 
@@ -85,7 +99,7 @@ def test_an_ill_scaled_quartic_in_its_units_takes_the_steps_of_a_well_scaled_one
         return jnp.sum(w**4 + 0.5 * w**2)
 
     well = newton(quartic, jnp.zeros(3), solver=solver)
-    scaled = lambda x: quartic(x / jnp.asarray(unit, x.dtype))  # noqa: E731
+    scaled = lambda x: quartic(x / jnp.asarray(unit, x.dtype))
     ill = newton(scaled, jnp.zeros(3), scale=lambda x: jnp.asarray(unit, x.dtype), solver=solver)
     assert well.converged
     assert ill.converged
@@ -111,7 +125,9 @@ def test_vmapped_starts_equal_single_runs_and_trace_once(solver):
     @jax.jit
     def run(x, shift):
         traces.append(None)
-        return newton(lambda x, shift: rosenbrock(x - shift), x, shift, solver=solver, max_steps=400)
+        return newton(
+            lambda x, shift: rosenbrock(x - shift), x, shift, solver=solver, max_steps=400
+        )
 
     starts, shift = jnp.array([[-1.2, 1.0], [3.0, -1.0], [0.0, 0.0]]), jnp.array([0.5, -3.0])
     together = jax.jit(jax.vmap(run, (0, None)))(starts, shift)
@@ -212,7 +228,7 @@ def test_no_unknowns(solver):
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_hessian_from_products_is_jaxs(n, rtol):
-    fun = lambda x: jnp.sum(jnp.cos(jnp.cumsum(x)) * jnp.exp(0.3 * x))  # noqa: E731
+    fun = lambda x: jnp.sum(jnp.cos(jnp.cumsum(x)) * jnp.exp(0.3 * x))
     x = jnp.linspace(-1.0, 2.0, n)
     h = dense(jax.linearize(jax.grad(fun), x)[1], x)
     assert np.allclose(h, jax.hessian(fun)(x), rtol=10 * rtol, atol=10 * rtol)
@@ -225,7 +241,7 @@ def test_both_solvers_reach_the_same_minimum(n):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(60, n)), FLOAT)
     y = jnp.asarray(rng.random(60) < 0.5, FLOAT)
-    fun = lambda w: jnp.sum(jax.nn.softplus(x @ w) - y * (x @ w)) + 0.5 * w @ w  # noqa: E731
+    fun = lambda w: jnp.sum(jax.nn.softplus(x @ w) - y * (x @ w)) + 0.5 * w @ w
     ends = [newton(fun, jnp.full(n, 3.0), solver=solver) for solver in SOLVERS]
     assert all(state.converged for state in ends)
     assert np.allclose(ends[0].x, ends[1].x, rtol=0, atol=3 * EPS**0.5)

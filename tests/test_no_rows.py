@@ -1,4 +1,6 @@
-"""Likelihoods that have no term per row, `per_row=False`: what works as ever, and what says that it needs rows."""
+"""Likelihoods that have no term per row, `per_row=False`: what works as ever, and what says that it
+needs rows.
+"""
 
 import distrax
 import jax
@@ -50,9 +52,13 @@ def test_log_density_is_the_sum_of_prior_and_likelihood(rtol):
 def test_annealing_and_closed_form_kls_work(key, rtol):
     guide = mean_field(LATENTS)
     params = guide.init(key, loc=U)
-    half = lambda step: 0.5  # noqa: E731
+    half = lambda step: 0.5
     objectives = ELBO(4), ELBO(4, kl_weight=half, likelihood_weight=half), ELBO(4, "closed_form_kl")
-    estimates = jax.jit(lambda params, x: [objective(key, MODEL, guide, params, x, step=0) for objective in objectives])
+    estimates = jax.jit(
+        lambda params, x: [
+            objective(key, MODEL, guide, params, x, step=0) for objective in objectives
+        ]
+    )
     plain, warm, closed = estimates(params, X)
     assert np.allclose(warm, 0.5 * plain, rtol=10 * rtol)
     assert abs(closed - plain) < 5  # of another estimator at the same draws
@@ -78,7 +84,9 @@ def test_yesterdays_posterior_is_a_prior_without_rows_too(key, rtol):
 
 @pytest.mark.foreign
 def test_arviz_gets_no_log_likelihood_of_rows(key):
-    draws = minisvi.Posterior(MODEL, mean_field(LATENTS), mean_field(LATENTS).init(key)).draws(key, 4)
+    draws = minisvi.Posterior(MODEL, mean_field(LATENTS), mean_field(LATENTS).init(key)).draws(
+        key, 4
+    )
     tree = minisvi.to_arviz(draws, MODEL, X)
     assert "log_likelihood" not in tree.children
     assert tree["sample_stats"]["lp"].shape == (1, 4)
@@ -86,23 +94,47 @@ def test_arviz_gets_no_log_likelihood_of_rows(key):
 
 def run(*data, batches=None, **options):
     batches = {} if batches is None else {"batches": batches}
-    return SVI(MODEL, mean_field(LATENTS), ADAM, **batches).run(KEY, 3, *data, progress_bar=False, **options)
+    return SVI(MODEL, mean_field(LATENTS), ADAM, **batches).run(
+        KEY, 3, *data, progress_bar=False, **options
+    )
 
 
 # case: (call, error, pattern)
 NEED_ROWS = {
-    "minibatches": (lambda: run(X, batches=Minibatches(3)), ValueError, r"a minibatch needs .*one term per row"),
-    "a stream": (lambda: run(Stream([X, X], num_data=18)), ValueError, r"a minibatch needs .*`per_row=False`"),
-    "a scale": (lambda: MODEL.log_density(U, X, scale=2.0), ValueError, r"a minibatch needs .*`per_row=False`"),
-    "fit by minibatches": (lambda: minisvi.fit(KEY, MODEL, X, batch_size=3), ValueError, r"a minibatch needs"),
+    "minibatches": (
+        lambda: run(X, batches=Minibatches(3)),
+        ValueError,
+        r"a minibatch needs .*one term per row",
+    ),
+    "a stream": (
+        lambda: run(Stream([X, X], num_data=18)),
+        ValueError,
+        r"a minibatch needs .*`per_row=False`",
+    ),
+    "a scale": (
+        lambda: MODEL.log_density(U, X, scale=2.0),
+        ValueError,
+        r"a minibatch needs .*`per_row=False`",
+    ),
+    "fit by minibatches": (
+        lambda: minisvi.fit(KEY, MODEL, X, batch_size=3),
+        ValueError,
+        r"a minibatch needs",
+    ),
     "held-out rows": (
         lambda: run(X, stop=Patience(), held_out=(X,)),
         ValueError,
         r"Patience scores held-out rows, which needs .*one term per row",
     ),
-    "terms of rows": (lambda: MODEL.rows(LATENTS, X), ValueError, r"the log likelihood of each row needs"),
+    "terms of rows": (
+        lambda: MODEL.rows(LATENTS, X),
+        ValueError,
+        r"the log likelihood of each row needs",
+    ),
     "local latents": (
-        lambda: Model({"z": minisvi.local(real())}, prior=prior, log_likelihood=autoregression, per_row=False),
+        lambda: Model(
+            {"z": minisvi.local(real())}, prior=prior, log_likelihood=autoregression, per_row=False
+        ),
         ValueError,
         r"latents \['z'\] are local, one for each row",
     ),
@@ -117,7 +149,9 @@ NEED_ROWS = {
         r"`per_row` must be True or False; got 1",
     ),
     "rows after all": (
-        lambda: Model(LATENTS, prior=prior, log_likelihood=lambda t, x: x * t["sd"], per_row=False).check(X),
+        lambda: Model(
+            LATENTS, prior=prior, log_likelihood=lambda t, x: x * t["sd"], per_row=False
+        ).check(X),
         ValueError,
         r"`log_likelihood` must return a scalar: expected float\[\]; got float\d\d\[9\]",
     ),

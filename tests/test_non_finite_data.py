@@ -1,4 +1,6 @@
-"""Numbers of the data that are not finite: named, by leaf and row, where the density is not finite because of them."""
+"""Numbers of the data that are not finite: named, by leaf and row, where the density is not finite
+because of them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,16 +35,22 @@ def masked(theta, x, other):
 
 def factored(log_likelihood, latents=None):
     latents = {"a": real()} if latents is None else latents
-    return Model(latents, log_prior=lambda theta: norm.logpdf(theta["a"]), log_likelihood=log_likelihood)
+    return Model(
+        latents, log_prior=lambda theta: norm.logpdf(theta["a"]), log_likelihood=log_likelihood
+    )
 
 
 DATA = X, {"y": Y, "n": np.arange(50)}
 
 
 def test_check_names_the_row_of_the_likelihood_and_of_the_data():
-    with pytest.raises(ValueError, match=rf"`log_likelihood` is not finite at row 17, because of the data: {PLACE}"):
+    with pytest.raises(
+        ValueError, match=rf"`log_likelihood` is not finite at row 17, because of the data: {PLACE}"
+    ):
         factored(rows).check(*DATA)
-    with pytest.raises(ValueError, match=rf"`log_joint` is not finite, because of the data: {PLACE}"):
+    with pytest.raises(
+        ValueError, match=rf"`log_joint` is not finite, because of the data: {PLACE}"
+    ):
         Model({"a": real()}, joint).check(*DATA)
 
 
@@ -57,7 +65,9 @@ def test_missing_values_that_the_likelihood_masks_are_no_mistake():
 
 
 def test_a_density_that_is_nowhere_finite_does_not_blame_the_data():
-    factored(lambda theta, x, other: masked(theta, x, other) + jnp.log(-theta["a"]), {"a": positive()}).check(*DATA)
+    factored(
+        lambda theta, x, other: masked(theta, x, other) + jnp.log(-theta["a"]), {"a": positive()}
+    ).check(*DATA)
 
 
 def test_finite_data_cost_no_computation():
@@ -72,27 +82,41 @@ def test_finite_data_cost_no_computation():
 
 
 def test_leaves_that_are_found():
-    data = X, [jnp.ones((3, 2)).at[1, 1].set(-jnp.inf), jnp.asarray(jnp.nan)], jnp.arange(3), jax.random.key(0), True
+    data = (
+        X,
+        [jnp.ones((3, 2)).at[1, 1].set(-jnp.inf), jnp.asarray(jnp.nan)],
+        jnp.arange(3),
+        jax.random.key(0),
+        True,
+    )
     assert checks.non_finite_data(data) == [
         "data `[1].0`: infinity at row 1 (1 of 3 rows)",
         "data `[1].1`: NaN",
     ]
-    assert jax.jit(lambda x: len(checks.non_finite_data((x,))))(data[1][1]) == 0  # which a trace cannot know
+    assert (
+        jax.jit(lambda x: len(checks.non_finite_data((x,))))(data[1][1]) == 0
+    )  # which a trace cannot know
 
 
 def test_the_deterministic_fit_and_laplace_blame_them(key):
     with pytest.raises(ValueError, match=PLACE):
         minisvi.deterministic(key, factored(rows), *DATA, num_restarts=1, num_draws=8)
-    with pytest.raises(ValueError, match=rf"give another `start`. The data hold numbers that are not finite: {PLACE}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"give another `start`. The data hold numbers that are not finite: {PLACE}",
+    ):
         minisvi.laplace(key, factored(rows), *DATA)
 
 
 def test_starts_that_all_fail_name_the_data_where_the_check_could_not(key):
     # At T(0) = 1 the density is not finite with any data.
     model = factored(
-        lambda theta, x, other: rows(theta, x, other) + jnp.log(jnp.abs(theta["a"] - 1)), {"a": positive()}
+        lambda theta, x, other: rows(theta, x, other) + jnp.log(jnp.abs(theta["a"] - 1)),
+        {"a": positive()},
     )
-    with pytest.raises(ValueError, match=rf"give a `start` where it is finite. The data hold .*{PLACE}"):
+    with pytest.raises(
+        ValueError, match=rf"give a `start` where it is finite. The data hold .*{PLACE}"
+    ):
         minisvi.deterministic(key, model, *DATA, num_restarts=1, num_draws=8)
 
 

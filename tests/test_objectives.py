@@ -1,4 +1,6 @@
-"""Objectives x properties on the conjugate Gaussian, whose every bound and gradient has a closed form."""
+"""Objectives x properties on the conjugate Gaussian, whose every bound and gradient has a closed
+form.
+"""
 
 from functools import lru_cache
 
@@ -9,23 +11,45 @@ import numpy as np
 import optax
 import pytest
 from conftest import FLOAT, RTOL
-from problems import NOISE_SD, PRIOR_LOC, PRIOR_SD, conjugate_data, conjugate_model, conjugate_posterior
+from problems import (
+    NOISE_SD,
+    PRIOR_LOC,
+    PRIOR_SD,
+    conjugate_data,
+    conjugate_model,
+    conjugate_posterior,
+)
 
 import minisvi
-from minisvi import CUBO, ELBO, SVI, FixedDraws, ForwardKL, ImportanceWeighted, Model, Renyi, mean_field
+from minisvi import (
+    CUBO,
+    ELBO,
+    SVI,
+    FixedDraws,
+    ForwardKL,
+    ImportanceWeighted,
+    Model,
+    Renyi,
+    mean_field,
+)
 from minisvi.tools import noise
 
 pytestmark = pytest.mark.foreign  # the priors are Distrax's
 
 DATA = conjugate_data()
 POST_LOC, POST_SD, LOG_EVIDENCE = conjugate_posterior(DATA)
-# q off the posterior, in location by half an sd and in scale by a tenth either way, so that every bound is finite.
+# q off the posterior, in location by half an sd and in scale by a tenth either way, so that every
+# bound is finite.
 LOC, SD = POST_LOC + np.array([0.4, -0.6, 0.3]) * POST_SD, POST_SD * np.array([1.1, 0.9, 1.15])
 
 
 def model():
     prior = {"w": distrax.Normal(jnp.asarray(PRIOR_LOC, FLOAT), jnp.asarray(PRIOR_SD, FLOAT))}
-    return Model(conjugate_model().latents, prior=lambda theta: prior, log_likelihood=conjugate_model().log_likelihood)
+    return Model(
+        conjugate_model().latents,
+        prior=lambda theta: prior,
+        log_likelihood=conjugate_model().log_likelihood,
+    )
 
 
 MODEL = model()
@@ -58,13 +82,17 @@ def params(loc=LOC, sd=SD):
 def together(objectives, key, num, p=None, guide=GUIDE, **batch):
     """The `estimates` of several objectives at the same draws, in one program."""
     elbos = [lambda p, k, o=o: o(k, MODEL, guide, p, DATA, **batch) for o in objectives]
-    run = jax.jit(jax.vmap(lambda p, k: [jax.value_and_grad(elbo)(p, k) for elbo in elbos], (None, 0)))
+    run = jax.jit(
+        jax.vmap(lambda p, k: [jax.value_and_grad(elbo)(p, k) for elbo in elbos], (None, 0))
+    )
     pairs = run(params() if p is None else p, jax.random.split(key, num))
     return [(np.asarray(value, np.float64), in_sds(grad)) for value, grad in pairs]
 
 
 def in_sds(grad):
-    grad = np.concatenate([np.asarray(grad["loc"]) * POST_SD, np.asarray(grad["log_scale"])], axis=1)
+    grad = np.concatenate(
+        [np.asarray(grad["loc"]) * POST_SD, np.asarray(grad["log_scale"])], axis=1
+    )
     return grad.astype(np.float64)
 
 
@@ -80,7 +108,9 @@ def values(objective, key, num):
 
 
 def within(draws, exact):
-    """Four standard errors, and rounding: antithetic gradients of the location are exact, with no spread at all."""
+    """Four standard errors, and rounding: antithetic gradients of the location are exact, with no
+    spread at all.
+    """
     return np.all(np.abs(draws.mean(0) - exact) < 4 * draws.std(0) / len(draws) ** 0.5 + 20 * RTOL)
 
 
@@ -88,7 +118,9 @@ def log_power_mean(power, loc=LOC, sd=SD):
     """log E_q[w^power] / power in closed form, w = p(u, x) / q(u)."""
     precision = power / POST_SD**2 + (1 - power) / sd**2
     assert np.all(precision > 0)
-    quadratic = power * (1 - power) * (loc - POST_LOC) ** 2 / (power * sd**2 + (1 - power) * POST_SD**2)
+    quadratic = (
+        power * (1 - power) * (loc - POST_LOC) ** 2 / (power * sd**2 + (1 - power) * POST_SD**2)
+    )
     log_norm = -power * np.log(POST_SD) - (1 - power) * np.log(sd) - 0.5 * np.log(precision)
     return LOG_EVIDENCE + np.sum(log_norm - 0.5 * quadratic) / power
 
@@ -110,7 +142,10 @@ FORWARD_GRADIENT = np.concatenate(
 
 # name: (objective with unbiased value and gradient of the ELBO, guide)
 ELBOS = {
-    gradient + suffix: (ELBO(num, gradient, draws), SCORED if gradient == "score_function" else GUIDE)
+    gradient + suffix: (
+        ELBO(num, gradient, draws),
+        SCORED if gradient == "score_function" else GUIDE,
+    )
     for gradient in ELBO._gradients
     for suffix, num, draws in [
         ("", 2, "independent"),
@@ -142,7 +177,11 @@ def test_elbo_and_gradient_are_unbiased(name, key):
 @lru_cache
 def values_of_all_bounds(num):
     """{name: values} of every bound at `num` particles, at the same draws, in one program."""
-    run = jax.vmap(lambda k: {name: make(num)(k, MODEL, GUIDE, params(), DATA) for name, (make, _) in BOUNDS.items()})
+    run = jax.vmap(
+        lambda k: {
+            name: make(num)(k, MODEL, GUIDE, params(), DATA) for name, (make, _) in BOUNDS.items()
+        }
+    )
     found = jax.jit(run)(jax.random.split(jax.random.key(20), round(40_000 / num**0.5)))
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
@@ -164,7 +203,9 @@ def test_bias_of_a_bound_shrinks_as_one_over_k(name):
 def test_both_gradients_of_a_bound_have_the_same_mean(name, key):
     make, _ = BOUNDS[name]
     # At the same draws the bound is the same, and the error is that of the difference.
-    (value, plain), (same, double) = together([make(5), make(5, gradient="doubly_reparameterised")], key, 100_000)
+    (value, plain), (same, double) = together(
+        [make(5), make(5, gradient="doubly_reparameterised")], key, 100_000
+    )
     assert np.allclose(same, value, rtol=RTOL)
     difference = plain - double
     assert np.all(difference.std(0) > 0.01)  # they are two estimators
@@ -196,7 +237,8 @@ def test_bounds_are_ordered(key):
 
 @pytest.mark.parametrize(
     "objective",
-    [ELBO(3, "sticking_the_landing")] + [BOUNDS[name][0](3, gradient="doubly_reparameterised") for name in DOUBLE],
+    [ELBO(3, "sticking_the_landing")]
+    + [BOUNDS[name][0](3, gradient="doubly_reparameterised") for name in DOUBLE],
     ids=["elbo", *DOUBLE],
 )
 def test_gradient_is_zero_for_each_draw_where_q_is_the_posterior(objective, key):
@@ -212,7 +254,9 @@ def test_gradient_is_zero_for_each_draw_where_q_is_the_posterior(objective, key)
 def test_renyi_meets_the_elbo_at_one(key):
     # log mean exp(d x) / d = mean x + d var x / 2 + O(d^2), for the same draws.
     alphas = [1 - 1e-1, 1 - 1e-3, 1 - 1e-5, 1 - 1e-6, 1.0, 1 + 1e-6, 1 + 1e-4]
-    (elbo, elbo_grad), *found = together([ELBO(50)] + [Renyi(50, alpha=alpha) for alpha in alphas], key, 20)
+    (elbo, elbo_grad), *found = together(
+        [ELBO(50)] + [Renyi(50, alpha=alpha) for alpha in alphas], key, 20
+    )
     for alpha, (renyi, grad) in zip(alphas, found, strict=True):
         d = abs(1 - alpha)
         assert np.allclose(renyi, elbo, rtol=2 * RTOL, atol=3 * d), alpha
@@ -244,7 +288,9 @@ def test_quasi_random_draws_have_a_fraction_of_the_variance(key):
 # --- Common random numbers. ---
 
 
-@pytest.mark.parametrize("objective", [ELBO(8, draws="antithetic"), ImportanceWeighted(8), Renyi(8, alpha=0.3)])
+@pytest.mark.parametrize(
+    "objective", [ELBO(8, draws="antithetic"), ImportanceWeighted(8), Renyi(8, alpha=0.3)]
+)
 def test_fixed_draws_do_not_depend_on_the_key(objective, key):
     fixed = FixedDraws(objective, seed=4)
     value, grad = estimates(fixed, key, 3)
@@ -271,21 +317,33 @@ def test_fixed_antithetic_draws_and_lbfgs_find_the_exact_location(key):
 
 
 @pytest.mark.parametrize(
-    "gradient", ["reparameterised", "sticking_the_landing", "closed_form_entropy", "closed_form_kl", "score_function"]
+    "gradient",
+    [
+        "reparameterised",
+        "sticking_the_landing",
+        "closed_form_entropy",
+        "closed_form_kl",
+        "score_function",
+    ],
 )
 def test_annealed_elbo_is_the_closed_form_with_its_weights(gradient, key):
     # One program for all the weights: it is the step that picks them.
     weights = np.array([(0.3, 1.0), (1.0, 0.6), (0.25, 0.5), (0.0, 1.0)])
-    at_step = lambda column: lambda step: jnp.asarray(weights[:, column], FLOAT)[step]  # noqa: E731
+    at_step = lambda column: lambda step: jnp.asarray(weights[:, column], FLOAT)[step]
     objective = ELBO(2, gradient, kl_weight=at_step(0), likelihood_weight=at_step(1))
     guide = SCORED if gradient == "score_function" else GUIDE
-    elbo = lambda p, k, step: objective(k, MODEL, guide, p, DATA, step=step)  # noqa: E731
+    elbo = lambda p, k, step: objective(k, MODEL, guide, p, DATA, step=step)
     run = jax.jit(jax.vmap(jax.value_and_grad(elbo), (None, 0, None)))
     for step, (kl, likelihood) in enumerate(weights):
         value, grad = run(params(), jax.random.split(key, 40_000), step)
         assert within(np.asarray(value, np.float64), exact_elbo(kl, likelihood))
-        at = lambda shift, kl=kl, likelihood=likelihood: exact_elbo(kl, likelihood, LOC + shift * POST_SD)  # noqa: E731
-        assert within(in_sds(grad)[:, :3], np.array([(at(1e-5 * e) - at(-1e-5 * e)) / 2e-5 for e in np.eye(3)]))
+        at = lambda shift, kl=kl, likelihood=likelihood: exact_elbo(
+            kl, likelihood, LOC + shift * POST_SD
+        )
+        assert within(
+            in_sds(grad)[:, :3],
+            np.array([(at(1e-5 * e) - at(-1e-5 * e)) / 2e-5 for e in np.eye(3)]),
+        )
 
 
 def test_annealing_follows_the_step_and_ends_at_the_plain_elbo(key):
@@ -295,7 +353,9 @@ def test_annealing_follows_the_step_and_ends_at_the_plain_elbo(key):
     for step in (0, 37, 100, 149):
         exact = exact_elbo(min(step / 100, 1.0))
         assert abs(result.elbo[step] - exact) < 1.5
-    plain = SVI(MODEL, GUIDE, optax.sgd(0.0), ELBO(50)).run(key, 150, DATA, params=params(), progress_bar=False)
+    plain = SVI(MODEL, GUIDE, optax.sgd(0.0), ELBO(50)).run(
+        key, 150, DATA, params=params(), progress_bar=False
+    )
     assert np.allclose(result.elbo[100:], plain.elbo[100:], rtol=2 * RTOL)
 
 
@@ -316,9 +376,13 @@ def test_objectives_pass_through_a_whole_fit_without_a_second_trace(key):
         lambda: CUBO(64, "doubly_reparameterised"),
         lambda: ForwardKL(64),
     ):
-        result = SVI(target, GUIDE, optimizer, make()).run(key, 1500, DATA, params=start, progress_bar=False)
+        result = SVI(target, GUIDE, optimizer, make()).run(
+            key, 1500, DATA, params=start, progress_bar=False
+        )
         assert np.allclose((result.params["loc"] - POST_LOC) / POST_SD, 0, atol=0.15)
         assert np.allclose(np.exp(result.params["log_scale"]) / POST_SD, 1, atol=0.15)
         count = len(traces)
-        SVI(target, GUIDE, optimizer, make()).run(key, 9, DATA + 1, params=start, progress_bar=False)
+        SVI(target, GUIDE, optimizer, make()).run(
+            key, 9, DATA + 1, params=start, progress_bar=False
+        )
         assert len(traces) == count

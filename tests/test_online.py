@@ -55,7 +55,9 @@ def test_the_exact_posterior_as_prior_gives_the_density_of_all_rows(key, rtol):
     both = floats(np.concatenate(pair) for pair in zip(first, second))
     for u in jnp.asarray(mean, FLOAT)[None] + jax.random.normal(key, (4, 2)):
         got = updated.log_density({"w": u}, *floats(second))
-        np.testing.assert_allclose(got, MODEL.log_density({"w": u}, *both) - log_evidence, rtol=50 * rtol)
+        np.testing.assert_allclose(
+            got, MODEL.log_density({"w": u}, *both) - log_evidence, rtol=50 * rtol
+        )
 
 
 def test_two_fits_in_a_row_are_the_fit_of_all_rows(key):
@@ -72,7 +74,9 @@ def test_two_fits_in_a_row_are_the_fit_of_all_rows(key):
     assert draws["w"].shape == (1, 2)
     factor = GUIDE.distribution(fit.params)
     np.testing.assert_allclose(fit.params["loc"], mean, atol=2e-3)
-    samples = jax.vmap(lambda key: factor.sample_and_log_prob(seed=key)[0]["w"])(jax.random.split(key, 20_000))
+    samples = jax.vmap(lambda key: factor.sample_and_log_prob(seed=key)[0]["w"])(
+        jax.random.split(key, 20_000)
+    )
     np.testing.assert_allclose(
         np.cov(np.asarray(samples).T), cov, rtol=0.05, atol=0.02 * np.sqrt(cov[0, 0] * cov[1, 1])
     )
@@ -85,13 +89,18 @@ def test_a_guide_over_theta_and_one_with_a_jacobian_agree(key, rtol):
     from tensorflow_probability.substrates.jax import distributions as tfd
 
     latents = {"rate": minisvi.positive()}
-    model = minisvi.Model(latents, log_prior=lambda t: -t["rate"], log_likelihood=lambda t, x: -t["rate"] * x)
+    model = minisvi.Model(
+        latents, log_prior=lambda t: -t["rate"], log_likelihood=lambda t, x: -t["rate"] * x
+    )
     params = {"loc": jnp.full(1, 0.7), "log_scale": jnp.full(1, -0.4)}
 
     def over_rate(params):
         return {"rate": tfd.LogNormal(params["loc"][0], jnp.exp(params["log_scale"][0]))}
 
-    guides = minisvi.mean_field(latents), minisvi.custom(lambda key: params, over_rate, constrained=True)
+    guides = (
+        minisvi.mean_field(latents),
+        minisvi.custom(lambda key: params, over_rate, constrained=True),
+    )
     theta = {"rate": jnp.asarray(2.3)}
     one, other = (minisvi.with_prior(model, guide, params).log_prior(theta) for guide in guides)
     expected = norm.logpdf(jnp.log(2.3), 0.7, jnp.exp(-0.4)) - jnp.log(2.3)
@@ -103,16 +112,26 @@ def test_a_past_that_counts_for_less(key, rtol):
     theta = {"w": jnp.array([2.0, -1.0])}
     whole, half = (minisvi.with_prior(MODEL, GUIDE, params, w).log_prior(theta) for w in (1.0, 0.5))
     np.testing.assert_allclose(half, 0.5 * whole, rtol=rtol)
-    np.testing.assert_allclose(whole, multivariate_normal.logpdf([2.0, -1.0], [1.0, 2.0], [4.0, 9.0]), rtol=10 * rtol)
+    np.testing.assert_allclose(
+        whole, multivariate_normal.logpdf([2.0, -1.0], [1.0, 2.0], [4.0, 9.0]), rtol=10 * rtol
+    )
 
 
 LOCAL = minisvi.Model(
-    {"z": minisvi.local(minisvi.real())}, log_prior=lambda t: 0.0, log_likelihood=lambda t, x: norm.logpdf(x, t["z"])
+    {"z": minisvi.local(minisvi.real())},
+    log_prior=lambda t: 0.0,
+    log_likelihood=lambda t, x: norm.logpdf(x, t["z"]),
 )
 WRONG = {
-    "not factored": (lambda p: minisvi.with_prior(minisvi.Model(LATENTS, lambda t: 0.0), GUIDE, p), "factored"),
+    "not factored": (
+        lambda p: minisvi.with_prior(minisvi.Model(LATENTS, lambda t: 0.0), GUIDE, p),
+        "factored",
+    ),
     "local": (lambda p: minisvi.with_prior(LOCAL, GUIDE, p), r"latents \['z'\] are local"),
-    "weight": (lambda p: minisvi.with_prior(MODEL, GUIDE, p, 1.5), r"`weight` must be in \(0, 1\]; got 1.5"),
+    "weight": (
+        lambda p: minisvi.with_prior(MODEL, GUIDE, p, 1.5),
+        r"`weight` must be in \(0, 1\]; got 1.5",
+    ),
     "another's": (lambda p: minisvi.with_prior(MODEL, minisvi.mean_field(LATENTS), p), "leaves"),
 }
 

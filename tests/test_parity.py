@@ -1,4 +1,6 @@
-"""NumPyro as the oracle, at four depths: log densities, the ELBO and its gradient, whole trajectories, and outcomes."""
+"""NumPyro as the oracle, at four depths: log densities, the ELBO and its gradient, whole
+trajectories, and outcomes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,10 @@ def numpyro_gamma_guide(z):
 
 def numpyro_moons(x, y):
     priors = {n: dist.Normal if n[0] == "b" else dist.SoftLaplace for n in MOONS_SHAPES}
-    w = {n: numpyro.sample(n, priors[n](0, 1).expand(shape).to_event()) for n, shape in MOONS_SHAPES.items()}
+    w = {
+        n: numpyro.sample(n, priors[n](0, 1).expand(shape).to_event())
+        for n, shape in MOONS_SHAPES.items()
+    }
     numpyro.sample("y", dist.Bernoulli(logits=moons_logits(w, x)).to_event(1), obs=y)
 
 
@@ -62,7 +67,9 @@ def numpyro_moons_guide(x, y):
 
 def gamma_deck(num_particles=10):
     """The deck's log-normal guide in NumPyro's key order."""
-    guide = NumpyroGuide({"concentration": {"loc": 0.5, "log_scale": jnp.log(0.1)}}, {"concentration": Normal})
+    guide = NumpyroGuide(
+        {"concentration": {"loc": 0.5, "log_scale": jnp.log(0.1)}}, {"concentration": Normal}
+    )
     return SVI(gamma_model(), guide, optax.adam(0.005), ELBO(num_particles))
 
 
@@ -93,7 +100,9 @@ def test_log_joint(name, key):
         u = jax.tree.map(lambda s: jax.random.normal(k, s.shape, s.dtype), svi.model.latents)
         theta = svi.model.constrain(u)
         log_det = sum(jnp.sum(u[n]) for n in u if n == "concentration")
-        return svi.model.log_density(u, *data), log_density(theirs.model, data, {}, theta)[0] + log_det
+        return svi.model.log_density(u, *data), log_density(theirs.model, data, {}, theta)[
+            0
+        ] + log_det
 
     for k in jax.random.split(key, 5):
         ours, expected = both(k)
@@ -104,7 +113,9 @@ def test_log_joint(name, key):
 def test_log_q(make, key):
     latents = {"a": minisvi.real(3), "b": minisvi.real()}
     guide = getattr(minisvi, make)(latents)
-    params = jax.tree.map(lambda leaf: leaf + 0.5 * jax.random.normal(key, leaf.shape), guide.init(key))
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.5 * jax.random.normal(key, leaf.shape), guide.init(key)
+    )
     q = guide.distribution(params)
     if make == "mean_field":
         theirs = dist.Normal(params["loc"], jnp.exp(params["log_scale"])).to_event(1)
@@ -123,12 +134,15 @@ def test_log_q(make, key):
 def test_elbo_and_gradient_with_the_same_draws(name, key):
     svi, theirs, data = EXAMPLES[name]
     params = svi.init(key, *data).params
-    elbo = lambda p: svi.objective(key, svi.model, svi.guide, p, *data)  # noqa: E731
+    elbo = lambda p: svi.objective(key, svi.model, svi.guide, p, *data)
     value, grad = jax.jit(jax.value_and_grad(elbo))(params)
 
     def numpyro_params(p):
         if name == "gamma":
-            return {"loc": p["concentration"]["loc"], "scale": jnp.exp(p["concentration"]["log_scale"])}
+            return {
+                "loc": p["concentration"]["loc"],
+                "scale": jnp.exp(p["concentration"]["log_scale"]),
+            }
         return {f"{n}_loc": q["loc"] for n, q in p.items()} | {
             f"{n}_scale": jnp.exp(q["log_scale"]) for n, q in p.items()
         }
@@ -145,11 +159,15 @@ def test_elbo_and_gradient_with_the_same_draws(name, key):
 # --- Whole trajectories with the same keys. ---
 
 
-@pytest.mark.skipif(jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others")
+@pytest.mark.skipif(
+    jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others"
+)
 def test_gamma_trajectory_is_the_published_one():
     z, key = gamma_data(), reference_keys()[2]
     assert np.allclose(
-        [z.mean(), z.std(), z.sum(), jnp.log(z).sum()], [2.009466, 1.40450, 2009.466, 423.3467], rtol=1e-5
+        [z.mean(), z.std(), z.sum(), jnp.log(z).sum()],
+        [2.009466, 1.40450, 2009.466, 423.3467],
+        rtol=1e-5,
     )
     result = gamma_deck().run(key, 1000, z, progress_bar=False)
     _, theirs, _ = EXAMPLES["gamma"]
@@ -174,7 +192,9 @@ def test_moons_trajectory_equals_numpyros():
     np.testing.assert_allclose(-result.elbo, expected, rtol=1e-4)
 
 
-@pytest.mark.skipif(jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others")
+@pytest.mark.skipif(
+    jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others"
+)
 def test_moons_deck_ends_where_it_was_published():
     train, validation, _ = moons()
     svi = moons_deck()
@@ -189,7 +209,8 @@ def test_moons_deck_ends_where_it_was_published():
 
     train_loss, validation_loss = losses(svi.init(reference_keys()[9], *train), train, validation)
     assert abs(train_loss[0] - 941.616) < 0.05
-    # The published rule: stop once the validation loss per row is the larger one on 200 consecutive steps.
+    # The published rule: stop once the validation loss per row is the larger one on 200 consecutive
+    # steps.
     worse = np.asarray(validation_loss) / 420 > np.asarray(train_loss) / 980
     runs = np.convolve(worse, np.ones(200), "valid") == 200
     stop = int(np.argmax(runs)) + 200
@@ -204,8 +225,8 @@ def test_moons_deck_ends_where_it_was_published():
 
 
 def test_moons_simple_recipe_is_within_the_reference_spread():
-    # The reference's spread over ten seeds of AutoNormal, Adam 0.01, 10,000 steps, held to by the best of four starts
-    # (two optima exist) and in the mean.
+    # The reference's spread over ten seeds of AutoNormal, Adam 0.01, 10,000 steps, held to by the
+    # best of four starts (two optima exist) and in the mean.
     train, _, (x_test, y_test) = moons()
     model = moons_model()
     guide = minisvi.mean_field(model.latents)
@@ -213,7 +234,11 @@ def test_moons_simple_recipe_is_within_the_reference_spread():
     fits = [svi.run(jax.random.key(i), 10_000, *train, progress_bar=False) for i in range(4)]
     best = max(fits, key=lambda fit: fit.elbo[-500:].mean())
     p = Posterior(model, guide, best.params).predictive(
-        jax.random.key(9), lambda key, w, x: jax.nn.sigmoid(moons_logits(w, x)), 2000, x_test, batch_size=500
+        jax.random.key(9),
+        lambda key, w, x: jax.nn.sigmoid(moons_logits(w, x)),
+        2000,
+        x_test,
+        batch_size=500,
     )
     p = p.mean(axis=0)
     nll = -np.mean(np.where(y_test, np.log(p), np.log1p(-p)))
@@ -225,7 +250,8 @@ def test_moons_simple_recipe_is_within_the_reference_spread():
 
 @pytest.mark.slow
 def test_moons_simple_recipe_over_many_starts():
-    # NumPyro's AutoNormal had 213.1 to 215.0 over twelve starts; a few starts in thirty end 10 to 30 nats below.
+    # NumPyro's AutoNormal had 213.1 to 215.0 over twelve starts; a few starts in thirty end 10 to
+    # 30 nats below.
     train, _, _ = moons()
     model = moons_model()
     svi = SVI(model, minisvi.mean_field(model.latents), optax.adam(0.01))
@@ -248,15 +274,20 @@ def test_gamma_posterior_with_a_decaying_schedule_is_exact():
     guide = minisvi.mean_field(model.latents)
     svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(0.05, 3000)), ELBO(10))
     result = svi.run(reference_keys()[2], 3000, z, progress_bar=False)
-    draws = Posterior(model, guide, result.params).sample(jax.random.key(0), 100_000)["concentration"]
+    draws = Posterior(model, guide, result.params).sample(jax.random.key(0), 100_000)[
+        "concentration"
+    ]
     assert abs(draws.std() / 0.03932 - 1) < 0.02
     assert abs(draws.mean() - 1.99826) < 0.1 * 0.03932
-    elbo = jax.vmap(lambda k: ELBO()(k, model, guide, result.params, z))(jax.random.split(jax.random.key(1), 4000))
+    elbo = jax.vmap(lambda k: ELBO()(k, model, guide, result.params, z))(
+        jax.random.split(jax.random.key(1), 4000)
+    )
     assert abs(elbo.mean() + 1590.66069) < 5e-3
 
 
 def test_mean_field_fits_what_autonormal_fits(key):
-    # A correlated Gaussian: both must reach the same factorised optimum, of sd 1 / sqrt(precision diagonal).
+    # A correlated Gaussian: both must reach the same factorised optimum, of sd 1 / sqrt(precision
+    # diagonal).
     cov = np.array([[2.0, 0.9], [0.9, 0.5]])
     loc, precision = np.array([4.0, -1.0]), np.linalg.inv(cov)
 
@@ -269,7 +300,11 @@ def test_mean_field_fits_what_autonormal_fits(key):
 
     schedule = optax.cosine_decay_schedule(0.05, 4000)
     theirs = autoguide.AutoNormal(model)
-    fitted = NumpyroSVI(model, theirs, optax.adam(schedule), Trace_ELBO(8)).run(key, 4000, progress_bar=False).params
+    fitted = (
+        NumpyroSVI(model, theirs, optax.adam(schedule), Trace_ELBO(8))
+        .run(key, 4000, progress_bar=False)
+        .params
+    )
     ours = minisvi.Model({"w": minisvi.real(2)}, log_joint)
     svi = SVI(ours, minisvi.mean_field(ours.latents), optax.adam(schedule), ELBO(8))
     params = svi.run(key, 4000, progress_bar=False).params
@@ -281,4 +316,6 @@ def test_mean_field_fits_what_autonormal_fits(key):
 
 def test_numpyros_softlaplace_is_the_examples(key):
     x = 3 * jax.random.normal(key, (7,))
-    assert jnp.allclose(SoftLaplace(0.5, 2.0).log_prob(x), dist.SoftLaplace(0.5, 2.0).log_prob(x), rtol=2 * RTOL)
+    assert jnp.allclose(
+        SoftLaplace(0.5, 2.0).log_prob(x), dist.SoftLaplace(0.5, 2.0).log_prob(x), rtol=2 * RTOL
+    )

@@ -1,6 +1,8 @@
-"""NumPyro as the oracle for the catalogue: the families, the Laplace fit, and the other bounds and estimators.
+"""NumPyro as the oracle for the catalogue: the families, the Laplace fit, and the other bounds and
+estimators.
 
-Values and gradients at equal parameters and draws; outcomes of fits, where the draws differ, within the seeds' spread.
+Values and gradients at equal parameters and draws; outcomes of fits, where the draws differ, within
+the seeds' spread.
 """
 
 from functools import partial
@@ -16,7 +18,14 @@ import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import gamma, norm
 from numpyro.infer import SVI as NumpyroSVI
-from numpyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, autoguide, init_to_value
+from numpyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    autoguide,
+    init_to_value,
+)
 from problems import Normal, NumpyroGuide, NumpyroKeys
 from tensorflow_probability.substrates.jax import distributions as tfd
 
@@ -25,13 +34,19 @@ from minisvi import ELBO, SVI, ImportanceWeighted, Model, Renyi, laplace, positi
 
 pytestmark = pytest.mark.foreign
 
-# --- A regression with a correlated posterior: y_n ~ N(x_n w, a^2). Sites in the order of our leaves. ---
+# --- A regression with a correlated posterior: y_n ~ N(x_n w, a^2). Sites in the order of our
+# leaves. ---
 
 
 def regression_data():
     rng = np.random.default_rng(2)
-    x = rng.normal(size=(25, 3)) @ np.array([[1.0, 0.8, 0.0], [0.0, 0.5, 0.0], [0.0, 0.3, 2.0]]) + 0.5
-    return jnp.asarray(x, FLOAT), jnp.asarray(x @ np.array([2.0, -1.0, 0.5]) + 0.7 * rng.normal(size=25), FLOAT)
+    x = (
+        rng.normal(size=(25, 3)) @ np.array([[1.0, 0.8, 0.0], [0.0, 0.5, 0.0], [0.0, 0.3, 2.0]])
+        + 0.5
+    )
+    return jnp.asarray(x, FLOAT), jnp.asarray(
+        x @ np.array([2.0, -1.0, 0.5]) + 0.7 * rng.normal(size=25), FLOAT
+    )
 
 
 def numpyro_regression(x, y):
@@ -57,7 +72,9 @@ def numpyro_guide(make):
     """A guide of theirs that has seen its model, and starts at a = 1, w = 0."""
     start = init_to_value(values={"a": jnp.array(1.0), "w": jnp.zeros(3)})
     guide = make(numpyro_regression, init_loc_fn=start)
-    NumpyroSVI(numpyro_regression, guide, optax.adam(0.1), Trace_ELBO()).init(jax.random.key(0), *regression_data())
+    NumpyroSVI(numpyro_regression, guide, optax.adam(0.1), Trace_ELBO()).init(
+        jax.random.key(0), *regression_data()
+    )
     return guide
 
 
@@ -68,13 +85,18 @@ FAMILIES = {
         autoguide.AutoMultivariateNormal,
         lambda p: {
             "loc": p["auto_loc"],
-            "scale_tril": jnp.tril(p["auto_scale_tril"], -1) + jnp.diag(jnp.log(jnp.diagonal(p["auto_scale_tril"]))),
+            "scale_tril": jnp.tril(p["auto_scale_tril"], -1)
+            + jnp.diag(jnp.log(jnp.diagonal(p["auto_scale_tril"]))),
         },
     ),
     "low_rank": (
         minisvi.low_rank(regression().latents, 2),
         partial(autoguide.AutoLowRankMultivariateNormal, rank=2),
-        lambda p: {"loc": p["auto_loc"], "log_scale": jnp.log(p["auto_scale"]), "factor": p["auto_cov_factor"]},
+        lambda p: {
+            "loc": p["auto_loc"],
+            "log_scale": jnp.log(p["auto_scale"]),
+            "factor": p["auto_cov_factor"],
+        },
     ),
 }
 
@@ -83,8 +105,15 @@ def numpyro_params(name, key):
     keys = jax.random.split(key, 3)
     loc, square = 3 + 2 * jax.random.normal(keys[0], (4,)), jax.random.normal(keys[1], (4, 4))
     if name == "full_rank":
-        return {"auto_loc": loc, "auto_scale_tril": jnp.tril(square, -1) + jnp.diag(jnp.array([0.1, 1.0, 3.0, 20.0]))}
-    return {"auto_loc": loc, "auto_cov_factor": square[:, :2], "auto_scale": jnp.array([0.1, 1.0, 3.0, 20.0])}
+        return {
+            "auto_loc": loc,
+            "auto_scale_tril": jnp.tril(square, -1) + jnp.diag(jnp.array([0.1, 1.0, 3.0, 20.0])),
+        }
+    return {
+        "auto_loc": loc,
+        "auto_cov_factor": square[:, :2],
+        "auto_scale": jnp.array([0.1, 1.0, 3.0, 20.0]),
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -116,7 +145,9 @@ def test_fits_reach_the_same_elbo(name, key):
     @jax.vmap
     def fit(key):
         ours, _ = svi.scan(svi.init(key, *data, params=start), n, *data)
-        last, _ = jax.lax.scan(lambda s, _: their_svi.update(s, *data), their_svi.init(key, *data), length=n)
+        last, _ = jax.lax.scan(
+            lambda s, _: their_svi.update(s, *data), their_svi.init(key, *data), length=n
+        )
         both = ours.params, convert(their_svi.get_params(last))
         return [ELBO(20_000)(jax.random.key(5), model, guide, params, *data) for params in both]
 
@@ -130,7 +161,9 @@ def test_delta_is_autodelta(key):
     model, data, n = regression(), regression_data(), 1000
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
     guide, theirs = minisvi.delta(model.latents), numpyro_guide(autoguide.AutoDelta)
-    fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(key, n, *data, progress_bar=False)
+    fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(
+        key, n, *data, progress_bar=False
+    )
     expected = theirs.median(fitted.params)
     result = SVI(model, guide, optimizer).run(key, n, *data, progress_bar=False)
     found = guide.distribution(result.params).theta
@@ -143,7 +176,9 @@ def test_laplace_is_autolaplace(key):
     model, data, n = regression(), regression_data(), 1000
     theirs = numpyro_guide(autoguide.AutoLaplaceApproximation)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
-    fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(key, n, *data, progress_bar=False)
+    fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(
+        key, n, *data, progress_bar=False
+    )
     found = laplace(key, model, *data)
     mode = minisvi.model.trees.ravel(model.latents, found.loc)
     sd = np.sqrt(np.diag(found.cov))
@@ -172,7 +207,9 @@ def close(ours, expected, scale=1):
 def natural(params):
     """Our parameters {site: {loc, log_scale}} under NumPyro's names."""
     named = {f"{n}_loc": p["loc"] for n, p in params.items() if "loc" in p}
-    return named | {f"{n}_scale": jnp.exp(p["log_scale"]) for n, p in params.items() if "log_scale" in p}
+    return named | {
+        f"{n}_scale": jnp.exp(p["log_scale"]) for n, p in params.items() if "log_scale" in p
+    }
 
 
 def scaled_site(name, family, shape=()):
@@ -181,8 +218,8 @@ def scaled_site(name, family, shape=()):
     return numpyro.sample(name, family(loc, scale).to_event(len(shape)))
 
 
-# A hierarchy: tau ~ Gamma(2, 1), b ~ Laplace(1, 2), w_i ~ N(b, tau^2), y ~ N(x w, 1). Only the KL of w is closed: tau
-# is not its own u, and there is no formula for a normal and a Laplace.
+# A hierarchy: tau ~ Gamma(2, 1), b ~ Laplace(1, 2), w_i ~ N(b, tau^2), y ~ N(x w, 1). Only the KL
+# of w is closed: tau is not its own u, and there is no formula for a normal and a Laplace.
 
 
 def numpyro_hierarchy(x, y):
@@ -233,7 +270,10 @@ def hierarchy_guide(family=distrax.Normal):
 def their_elbo(key, *losses):
     """(value, gradient) by each, in one program."""
     args = numpyro_hierarchy, numpyro_hierarchy_guide, *regression_data()
-    elbos = [jax.value_and_grad(lambda p, loss=loss: -loss.loss(key, natural(p), *args)) for loss in losses]
+    elbos = [
+        jax.value_and_grad(lambda p, loss=loss: -loss.loss(key, natural(p), *args))
+        for loss in losses
+    ]
     return jax.jit(lambda p: [elbo(p) for elbo in elbos])(hierarchy_params())
 
 
@@ -255,16 +295,24 @@ def test_closed_form_kl_is_tracemeanfield(num_particles, key):
 def test_renyi_is_renyielbo(key):
     # Theirs keeps half of the key for subsampling.
     alphas = 0.0, 0.5, 2.0, -1.0
-    ours = our_elbo(jax.random.split(key)[1], *(Renyi(5, alpha=alpha) for alpha in alphas), ImportanceWeighted(5))
-    for one, two in zip(ours, their_elbo(key, *(RenyiELBO(alpha, 5) for alpha in (*alphas, 0.0))), strict=True):
+    ours = our_elbo(
+        jax.random.split(key)[1],
+        *(Renyi(5, alpha=alpha) for alpha in alphas),
+        ImportanceWeighted(5),
+    )
+    for one, two in zip(
+        ours, their_elbo(key, *(RenyiELBO(alpha, 5) for alpha in (*alphas, 0.0))), strict=True
+    ):
         close(one, two)
 
 
-# --- Discrete latents: z_i ~ Bernoulli(p_i), w ~ N(0, 1), y_n ~ N(x_n (z + w), 2^2) up to a constant. ---
+# --- Discrete latents: z_i ~ Bernoulli(p_i), w ~ N(0, 1), y_n ~ N(x_n (z + w), 2^2) up to a
+# constant. ---
 
 
 def log_switches(z, w, x, y):
-    # The constant brings log w near zero: it scales the noise of their estimator, which has no baseline.
+    # The constant brings log w near zero: it scales the noise of their estimator, which has no
+    # baseline.
     return 26 - jnp.sum((y - x @ (z + w)) ** 2) / 8
 
 
@@ -315,8 +363,16 @@ def switches():
 
 def test_score_function_is_tracegraph(key):
     x, y = regression_data()
-    params = {"w": {"loc": jnp.array(0.3), "log_scale": jnp.array(-1.0)}, "z": {"loc": jnp.array([0.5, -1.0, 1.5])}}
-    model, guide, objective, theirs = switches(), SwitchesGuide(), ELBO(4, "score_function"), TraceGraph_ELBO(4)
+    params = {
+        "w": {"loc": jnp.array(0.3), "log_scale": jnp.array(-1.0)},
+        "z": {"loc": jnp.array([0.5, -1.0, 1.5])},
+    }
+    model, guide, objective, theirs = (
+        switches(),
+        SwitchesGuide(),
+        ELBO(4, "score_function"),
+        TraceGraph_ELBO(4),
+    )
 
     def ours_of(p, k):
         return objective(k, model, guide, p, x, y)
@@ -329,8 +385,12 @@ def test_score_function_is_tracegraph(key):
         jax.jit(jax.vmap(jax.value_and_grad(function), (None, 0)))(params, jax.random.split(key, n))
         for function in (ours_of, theirs_of)
     ]
-    (values, grads), (expected, expected_grads) = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), both)
-    assert np.allclose(values, expected, rtol=10 * RTOL, atol=100 * RTOL)  # terms of the size of the constant
+    (values, grads), (expected, expected_grads) = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), both
+    )
+    assert np.allclose(
+        values, expected, rtol=10 * RTOL, atol=100 * RTOL
+    )  # terms of the size of the constant
     for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         error = np.sqrt((np.var(one, axis=0) + np.var(two, axis=0)) / n)
         assert np.all(np.abs(np.mean(one, axis=0) - np.mean(two, axis=0)) < 4 * error)

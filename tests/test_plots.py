@@ -48,11 +48,16 @@ def test_loss_shows_the_end_of_the_fit_and_not_its_worst_steps():
     low, high = plots.loss(elbo).get_ylim()
     assert -1604 < low < -1601
     assert -1599 < high < -1598
-    assert {text.get_text() for text in plots.loss(elbo).get_legend().get_texts()} == {"one step", "mean of 50 steps"}
+    assert {text.get_text() for text in plots.loss(elbo).get_legend().get_texts()} == {
+        "one step",
+        "mean of 50 steps",
+    }
 
 
 def test_loss_without_enough_steps_or_a_finite_one():
-    with pytest.raises(ValueError, match=r"`average` must be in 1\.\.10, the number of steps; got 11"):
+    with pytest.raises(
+        ValueError, match=r"`average` must be in 1\.\.10, the number of steps; got 11"
+    ):
         plots.loss(np.zeros(10), average=11)
     with pytest.raises(ValueError, match="`average` must be an integer >= 1; got 0"):
         plots.loss(np.zeros(10), average=0)
@@ -88,13 +93,18 @@ def draws(key):
 def test_marginals_are_histograms_with_the_weights(draws):
     q, reweighted = draws
     panels = plots.marginals(q, reweighted)
-    assert [panel.get_xlabel() for panel in panels] == [*(f"net.w[{i}, {j}]" for i in (0, 1) for j in (0, 1)), "tau"]
+    assert [panel.get_xlabel() for panel in panels] == [
+        *(f"net.w[{i}, {j}]" for i in (0, 1) for j in (0, 1)),
+        "tau",
+    ]
     for panel, x in ((panels[0], q.theta["net"]["w"][:, 0, 0]), (panels[4], q.theta["tau"])):
         for patch, weights in zip(panel.patches, (q.log_weights, reweighted.log_weights)):
             values, edges, _ = patch.get_data()
             weights = np.exp(np.asarray(weights, float))
             assert 0.97 < np.sum(values * np.diff(edges)) <= 1 + 1e-6
-            at = slice(int(np.argmax(values)), int(np.argmax(values)) + 2)  # the edges of the fullest bin
+            at = slice(
+                int(np.argmax(values)), int(np.argmax(values)) + 2
+            )  # the edges of the fullest bin
             inside = (edges[at][0] <= x) & (x < edges[at][1])
             share = np.sum(weights[inside]) / np.sum(weights) / np.diff(edges[at])[0]
             assert np.max(values) == pytest.approx(share, rel=1e-5)
@@ -108,7 +118,9 @@ def test_marginals_of_the_first_few_and_of_a_constant(draws):
     (panel,) = plots.marginals(*2 * [plain({"c": jnp.full(50, 3.0)}, 50)], ax=given)
     assert panel is given[0]
     assert panel.get_xlabel() == "c"
-    assert np.sum(panel.patches[0].get_data().values * np.diff(panel.patches[0].get_data().edges)) == pytest.approx(1)
+    assert np.sum(
+        panel.patches[0].get_data().values * np.diff(panel.patches[0].get_data().edges)
+    ) == pytest.approx(1)
 
 
 def test_weights_draw_the_tail_and_what_it_was_smoothed_to(key):
@@ -134,5 +146,7 @@ def test_weights_that_are_equal_few_or_broken(key):
 
 def test_without_matplotlib_it_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"`minisvi\.plots` needs Matplotlib: pip install matplotlib"):
+    with pytest.raises(
+        ImportError, match=r"`minisvi\.plots` needs Matplotlib: pip install matplotlib"
+    ):
         plots.loss(np.zeros(3))

@@ -1,4 +1,6 @@
-"""Draws, summaries and predictions, plain and reweighted: against closed forms, and the same numbers in chunks."""
+"""Draws, summaries and predictions, plain and reweighted: against closed forms, and the same
+numbers in chunks.
+"""
 
 from functools import partial
 
@@ -21,7 +23,9 @@ N = 100_000
 
 
 def test_summaries_equal_the_closed_forms(key):
-    within = lambda got, exact, sd: np.all(np.abs(np.asarray(got) - exact) < 4 * np.asarray(sd) / N**0.5)  # noqa: E731
+    within = lambda got, exact, sd: np.all(
+        np.abs(np.asarray(got) - exact) < 4 * np.asarray(sd) / N**0.5
+    )
     tau_mean = np.exp(0.7 + 0.02)
     tau_sd = tau_mean * np.sqrt(np.expm1(0.04))
     mean, sd, median = POSTERIOR.mean(key, N), POSTERIOR.sd(key, N), POSTERIOR.median(key, N)
@@ -29,7 +33,9 @@ def test_summaries_equal_the_closed_forms(key):
     assert within(mean["tau"], tau_mean, tau_sd)
     assert within(sd["a"], [3.0, 0.5], [3.0, 0.5])
     assert within(sd["tau"], tau_sd, 1.5 * tau_sd)
-    assert within(median["a"], [5.0, -2.0], [4.0, 0.7])  # the median's error is sqrt(pi / 2) of the mean's
+    assert within(
+        median["a"], [5.0, -2.0], [4.0, 0.7]
+    )  # the median's error is sqrt(pi / 2) of the mean's
     assert within(median["tau"], np.exp(0.7), 1.3 * tau_sd)
 
 
@@ -44,18 +50,26 @@ def test_quantiles(key):
 
 
 def noisy(key, theta, x):
-    return {"mean": theta["a"] @ x, "draw": theta["a"] @ x + theta["tau"] * jax.random.normal(key, x.shape[1:])}
+    return {
+        "mean": theta["a"] @ x,
+        "draw": theta["a"] @ x + theta["tau"] * jax.random.normal(key, x.shape[1:]),
+    }
 
 
 def test_predictions_spilled_to_files_are_those_in_memory(key, tmp_path):
     x = jnp.array([0.3, -2.0, 5.0])
     whole = POSTERIOR.predictive(key, by_name, 23, x)
     spilled = POSTERIOR.predictive(key, by_name, 23, x, batch_size=7, out=tmp_path / "new")
-    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["noise.npy", "shifted.y.npy"]
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == [
+        "noise.npy",
+        "shifted.y.npy",
+    ]
     assert isinstance(spilled["shifted"]["y"], np.memmap)
     jax.tree.map(np.testing.assert_array_equal, spilled, jax.device_get(whole))
     np.testing.assert_array_equal(np.load(tmp_path / "new" / "noise.npy"), whole["noise"])
-    with pytest.raises(ValueError, match="`out` takes the draws in chunks: expected a `batch_size`"):
+    with pytest.raises(
+        ValueError, match="`out` takes the draws in chunks: expected a `batch_size`"
+    ):
         POSTERIOR.predictive(key, by_name, 23, x, out=tmp_path)
 
 
@@ -67,7 +81,9 @@ def spill(directory, fn):
 def test_files_that_are_there_are_not_written_over(tmp_path):
     first = spill(tmp_path, lambda key, theta: {"a": theta["x"]})
     kept = np.array(first["a"])
-    with pytest.raises(FileExistsError, match=r"`out`: .* has \['a.npy'\] already: give a new directory"):
+    with pytest.raises(
+        FileExistsError, match=r"`out`: .* has \['a.npy'\] already: give a new directory"
+    ):
         spill(tmp_path, lambda key, theta: {"a": -theta["x"], "b": theta["x"]})
     np.testing.assert_array_equal(first["a"], kept)
     assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
@@ -76,7 +92,9 @@ def test_files_that_are_there_are_not_written_over(tmp_path):
 def test_files_stay_in_their_directory_whatever_the_names(tmp_path):
     outside = str(tmp_path / "elsewhere")
     names = ["a/b", "../evil", outside, "", ".", "..", "\0", "%2F", "\\", "n.1"]
-    found = spill(tmp_path / "out", lambda key, theta: {name: i + theta["x"] for i, name in enumerate(names)})
+    found = spill(
+        tmp_path / "out", lambda key, theta: {name: i + theta["x"] for i, name in enumerate(names)}
+    )
     assert {str(array.filename.parent) for array in found.values()} == {str(tmp_path / "out")}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     for i, name in enumerate(names):
@@ -90,7 +108,11 @@ MISTAKES = {
         ValueError,
         r"`a.b` for both \['a'\]\['b'\] and \['a.b'\]",
     ),
-    "keys": (lambda key, theta: {"k": key}, TypeError, "expected numbers; got PRNG keys for `k`: take their key_data"),
+    "keys": (
+        lambda key, theta: {"k": key},
+        TypeError,
+        "expected numbers; got PRNG keys for `k`: take their key_data",
+    ),
 }
 
 
@@ -103,7 +125,10 @@ def test_what_has_no_files_is_refused_before_it_is_computed(name, tmp_path):
 
 
 def by_name(key, theta, x):
-    return {"noise": jax.random.normal(key), "shifted": {"y": x + jnp.sum(jax.tree.leaves(theta)[0])}}
+    return {
+        "noise": jax.random.normal(key),
+        "shifted": {"y": x + jnp.sum(jax.tree.leaves(theta)[0])},
+    }
 
 
 def test_predictions_do_not_depend_on_the_batch_size(key):
@@ -128,7 +153,10 @@ def test_predictions_use_the_draws_of_sample_and_fresh_noise(key):
 
 @pytest.mark.parametrize("num_inputs", [0, 1, 33])
 def test_new_inputs_of_any_size(num_inputs, key):
-    assert POSTERIOR.predictive(key, noisy, 4, jnp.ones((2, num_inputs)))["draw"].shape == (4, num_inputs)
+    assert POSTERIOR.predictive(key, noisy, 4, jnp.ones((2, num_inputs)))["draw"].shape == (
+        4,
+        num_inputs,
+    )
 
 
 def test_the_same_shapes_are_compiled_once(key):
@@ -164,10 +192,14 @@ def test_amortised_guides_see_the_data(key):
             eps = jax.random.normal(seed, self.loc.shape)
             return self.loc + 0.01 * eps, jnp.sum(-0.5 * eps**2)
 
-    guide = custom(lambda key: {"w": jnp.ones(())}, lambda params, x: {"a": Shifted(params["w"] * x)})
+    guide = custom(
+        lambda key: {"w": jnp.ones(())}, lambda params, x: {"a": Shifted(params["w"] * x)}
+    )
     model = Model({"a": real(3)}, lambda theta, x: jnp.zeros(()))
     x = jnp.array([10.0, -4.0, 2.0])
-    assert np.allclose(Posterior(model, guide, {"w": jnp.asarray(2.0)}, (x,)).mean(key, 500)["a"], 2 * x, atol=0.01)
+    assert np.allclose(
+        Posterior(model, guide, {"w": jnp.asarray(2.0)}, (x,)).mean(key, 500)["a"], 2 * x, atol=0.01
+    )
 
 
 # Weighted draws.
@@ -188,21 +220,32 @@ def test_integer_weights_are_repeated_draws(rtol):
 def test_equal_weights_give_the_quantiles_of_jax(size, key, rtol):
     x = 1000 + 5 * jax.random.normal(key, (size, 2, 3))
     p = jnp.array([0.0, 0.01, 0.33, 0.5, 0.9, 1.0])
-    np.testing.assert_allclose(quantiles(x, plain(x, size).log_weights, p), jnp.quantile(x, p, axis=0), rtol=rtol)
+    np.testing.assert_allclose(
+        quantiles(x, plain(x, size).log_weights, p), jnp.quantile(x, p, axis=0), rtol=rtol
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.42, 0.5, 0.77, 1.0])
 def test_weighted_quantiles_average_the_quantile_function_over_a_window(p, rtol):
-    # The quantile function of the repeated draws is constant on tenths, so that its mean over a window is exact.
+    # The quantile function of the repeated draws is constant on tenths, so that its mean over a
+    # window is exact.
     n = 1 / np.sum((np.asarray(WEIGHTS) / 10) ** 2)
     edges = p * (1 - 1 / n) + np.array([0.0, 1.0]) / n
     share = np.diff(np.clip(np.linspace(0, 1, 11), *edges)) * n
-    np.testing.assert_allclose(DRAWS.quantiles(p)["x"], share @ np.sort(REPEATED, axis=0), rtol=10 * rtol)
+    np.testing.assert_allclose(
+        DRAWS.quantiles(p)["x"], share @ np.sort(REPEATED, axis=0), rtol=10 * rtol
+    )
 
 
 def test_a_draw_without_weight_changes_nothing_and_one_with_weight_always_counts(rtol):
-    summaries = lambda draws: (draws.mean(), draws.sd(), draws.quantiles(jnp.array([0.0, 0.3, 1.0])))  # noqa: E731
-    expected = summaries(Draws(X[jnp.array([0, 1, 3, 4])], DRAWS.log_weights[jnp.array([0, 1, 3, 4])]))
+    summaries = lambda draws: (
+        draws.mean(),
+        draws.sd(),
+        draws.quantiles(jnp.array([0.0, 0.3, 1.0])),
+    )
+    expected = summaries(
+        Draws(X[jnp.array([0, 1, 3, 4])], DRAWS.log_weights[jnp.array([0, 1, 3, 4])])
+    )
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
         got = summaries(Draws(X.at[2].set(bad), DRAWS.log_weights))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), got, expected)
@@ -219,7 +262,12 @@ def test_quantiles_of_a_constant_are_that_constant(key):
 
 def deterministics(theta):
     x, n = theta["x"], theta["n"]
-    return {"contrast": x[0] - 2 * x[1], "positive": x[1] > 1.0, "small": n.astype(jnp.uint8), "fixed": 7.0}
+    return {
+        "contrast": x[0] - 2 * x[1],
+        "positive": x[1] > 1.0,
+        "small": n.astype(jnp.uint8),
+        "fixed": 7.0,
+    }
 
 
 def test_functions_of_theta_have_a_posterior_of_their_own(rtol):
@@ -242,7 +290,9 @@ def test_a_function_of_a_draw_without_weight_does_not_count(rtol):
     got, expected = outside.map(deterministics), DRAWS.map(deterministics)
     assert np.isnan(got.theta["contrast"][2])
     for statistic in (Draws.mean, Draws.sd, Draws.median):
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol), statistic(got), statistic(expected))
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=rtol), statistic(got), statistic(expected)
+        )
 
 
 def test_a_function_of_no_latents_has_as_many_draws():
@@ -253,7 +303,9 @@ def test_resampling_takes_the_next_by_the_weights_that_are_left(key):
     draws, num = Draws(jnp.arange(5), DRAWS.log_weights), 40_000
     rows = jax.vmap(lambda key: draws.resample(key, 3).theta)(jax.random.split(key, num))
     w = np.asarray(WEIGHTS) / 10
-    second = w * (np.sum(w / (1 - w)) - w / (1 - w))  # p(second = j) = sum_{i != j} w_i w_j / (1 - w_i)
+    second = w * (
+        np.sum(w / (1 - w)) - w / (1 - w)
+    )  # p(second = j) = sum_{i != j} w_i w_j / (1 - w_i)
     for got, exact in ((rows[:, 0], w), (rows[:, 1], second)):
         frequency = np.bincount(got, minlength=5) / num
         assert np.all(np.abs(frequency - exact) <= 4 * np.sqrt(exact * (1 - exact) / num))
@@ -269,7 +321,9 @@ def test_a_resample_holds_the_smaller_ones_and_draws_of_equal_weight(key, rtol):
 
 
 def test_more_draws_than_there_are_with_a_weight(key):
-    with pytest.raises(ValueError, match=r"`num_samples` must be in 1\.\.4, the draws that have a weight; got 5"):
+    with pytest.raises(
+        ValueError, match=r"`num_samples` must be in 1\.\.4, the draws that have a weight; got 5"
+    ):
         DRAWS.resample(key, 5)
     with pytest.raises(ValueError, match=r"must be in 1\.\.5, the draws that have a weight; got 6"):
         jax.jit(lambda draws, key: draws.resample(key, 6))(DRAWS, key)
@@ -289,12 +343,18 @@ def test_predictions_at_resampled_draws(key):
     np.testing.assert_allclose(parts["draw"], predictions["draw"], rtol=1e-5, atol=1e-5)
 
 
-# Log weights. The target: tau ~ Gamma(3, rate 2) and a ~ N((1, 2), 1), times e^7, so that log p(D) = 7.
+# Log weights. The target: tau ~ Gamma(3, rate 2) and a ~ N((1, 2), 1), times e^7, so that log p(D)
+# = 7.
 
 
 def gamma_and_normals(theta, evidence):
     tau = 2 * jnp.log(theta["tau"]) - 2 * theta["tau"] + 3 * jnp.log(2.0) - gammaln(3.0)
-    return evidence + tau - 0.5 * jnp.sum((theta["a"] - jnp.array([1.0, 2.0])) ** 2) - jnp.log(2 * jnp.pi)
+    return (
+        evidence
+        + tau
+        - 0.5 * jnp.sum((theta["a"] - jnp.array([1.0, 2.0])) ** 2)
+        - jnp.log(2 * jnp.pi)
+    )
 
 
 TARGET = Model(LATENTS, gamma_and_normals)
@@ -316,14 +376,22 @@ class Normals:
         return x, -jnp.sum(((x - 1.5) / 1.5) ** 2) / 2 - 2 * jnp.log(1.5) - jnp.log(2 * jnp.pi)
 
 
-OVER_THETA = custom(lambda key: {}, lambda *_: {"a": Normals(), "tau": Wide()}, constrained={"a": False, "tau": True})
+OVER_THETA = custom(
+    lambda key: {},
+    lambda *_: {"a": Normals(), "tau": Wide()},
+    constrained={"a": False, "tau": True},
+)
 
 
 @pytest.mark.parametrize("guide", [None, OVER_THETA], ids=["u", "theta"])
 def test_reweighted_draws_have_the_moments_and_the_evidence_of_the_target(guide, key, rtol):
     posterior = SHIFTED if guide is None else Posterior(TARGET, guide, {}, SHIFTED.data)
     draws, smoothed = posterior.reweighted(key, 20_000)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=10 * rtol), draws.theta, posterior.sample(key, 20_000))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=10 * rtol),
+        draws.theta,
+        posterior.sample(key, 20_000),
+    )
     ess = 1 / np.sum(np.exp(2 * np.asarray(draws.log_weights)))
     assert smoothed.khat < 0.5
     assert 4000 < ess < 20_000
@@ -332,8 +400,12 @@ def test_reweighted_draws_have_the_moments_and_the_evidence_of_the_target(guide,
     assert np.all(np.abs(mean["a"] - np.array([1.0, 2.0])) < 4 / ess**0.5)
     assert abs(mean["tau"] - 1.5) < 4 * 0.75**0.5 / ess**0.5
     assert np.all(np.abs(sd["a"] - 1) < 4 * 0.71 / ess**0.5)
-    assert abs(draws.median()["tau"] - 1.33703) < 4 * 1.1 / ess**0.5  # scipy.stats.gamma.ppf(0.5, 3, scale=0.5)
-    assert np.all(np.abs(posterior.mean(key)["a"] - np.array([1.0, 2.0]))[0] > 0.2)  # and q itself has not
+    assert (
+        abs(draws.median()["tau"] - 1.33703) < 4 * 1.1 / ess**0.5
+    )  # scipy.stats.gamma.ppf(0.5, 3, scale=0.5)
+    assert np.all(
+        np.abs(posterior.mean(key)["a"] - np.array([1.0, 2.0]))[0] > 0.2
+    )  # and q itself has not
 
 
 SLOW = ["student_t", "conditional", "custom tfp", "spline_coupling", "flow over a mixture"]
@@ -373,7 +445,9 @@ def test_log_weights_are_compiled_once(key):
     guide = mean_field(model.latents)
     for i in range(3):
         params = {"loc": jnp.full(2, 1.0 + i), "log_scale": jnp.zeros(2)}
-        posterior = Posterior(Model({"a": real(2)}, log_joint), guide, params, (jnp.full(2, 2.0 * i),))
+        posterior = Posterior(
+            Model({"a": real(2)}, log_joint), guide, params, (jnp.full(2, 2.0 * i),)
+        )
         _, smoothed = posterior.reweighted(jax.random.key(i), 500)
         assert smoothed.khat < 0.7
     assert len(traces) == 1
@@ -396,6 +470,8 @@ def test_weights_of_amortised_guides_are_those_at_the_data(key, rtol):
 
     guide = custom(lambda key: {}, lambda params, x: {"a": Shifted(2.0 * x)})
     model = Model({"a": real(3)}, lambda theta, x: -0.5 * jnp.sum((theta["a"] - 2.0 * x) ** 2))
-    draws, smoothed = Posterior(model, guide, {}, (jnp.array([10.0, -4.0, 2.0]),)).reweighted(key, 100)
+    draws, smoothed = Posterior(model, guide, {}, (jnp.array([10.0, -4.0, 2.0]),)).reweighted(
+        key, 100
+    )
     np.testing.assert_allclose(draws.log_weights, -np.log(100), rtol=10 * rtol)
     np.testing.assert_allclose(smoothed.log_evidence, 0.0, atol=10 * rtol)

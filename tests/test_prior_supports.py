@@ -11,7 +11,16 @@ from tensorflow_probability.substrates.jax import bijectors as tfb
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import minisvi
-from minisvi import Model, PriorSupportWarning, greater_than, interval, positive, real, simplex, unit_interval
+from minisvi import (
+    Model,
+    PriorSupportWarning,
+    greater_than,
+    interval,
+    positive,
+    real,
+    simplex,
+    unit_interval,
+)
 
 pytestmark = pytest.mark.foreign
 ZEROS, ONES = jnp.zeros(3), jnp.ones(3)
@@ -20,22 +29,36 @@ ZEROS, ONES = jnp.zeros(3), jnp.ones(3)
 WIDE = {
     "distrax normal on positive": (positive(), lambda: distrax.Normal(0.0, 1.0)),
     "distrax laplace on an interval": (interval(0, 2), lambda: distrax.Laplace(0.0, 1.0)),
-    "distrax normals on positive": (positive(3), lambda: distrax.Independent(distrax.Normal(ZEROS, 1.0), 1)),
-    "distrax multivariate normal on positive": (positive(3), lambda: distrax.MultivariateNormalDiag(ZEROS, ONES)),
+    "distrax normals on positive": (
+        positive(3),
+        lambda: distrax.Independent(distrax.Normal(ZEROS, 1.0), 1),
+    ),
+    "distrax multivariate normal on positive": (
+        positive(3),
+        lambda: distrax.MultivariateNormalDiag(ZEROS, ONES),
+    ),
     "distrax gamma on the unit interval": (unit_interval(), lambda: distrax.Gamma(1.0, 1.0)),
     "tfp normal on positive": (positive(), lambda: tfd.Normal(0.0, 1.0)),
     "tfp normals on positive": (positive(3), lambda: tfd.Sample(tfd.Normal(0.0, 1.0), 3)),
     "tfp student above one": (greater_than(1.0), lambda: tfd.StudentT(*jnp.array([3.0, 0.0, 1.0]))),
     "tfp gamma above one": (greater_than(1.0), lambda: tfd.Gamma(1.0, 1.0)),
     "numpyro normal on positive": (positive(), lambda: dist.Normal(0.0, 1.0)),
-    "numpyro normals on positive": (positive(3), lambda: dist.Normal(0.0, 1.0).expand([3]).to_event(1)),
+    "numpyro normals on positive": (
+        positive(3),
+        lambda: dist.Normal(0.0, 1.0).expand([3]).to_event(1),
+    ),
     "numpyro cauchy on positive": (positive(), lambda: dist.Cauchy(0.0, 1.0)),
     "numpyro uniform on a part of it": (interval(0.0, 0.5), lambda: dist.Uniform(0.0, 1.0)),
     "numpyro truncated too late": (positive(), lambda: dist.TruncatedNormal(0.0, 1.0, low=-1.0)),
-    "numpyro truncated on one side": (unit_interval(), lambda: dist.TruncatedNormal(0.0, 1.0, low=0.0)),
+    "numpyro truncated on one side": (
+        unit_interval(),
+        lambda: dist.TruncatedNormal(0.0, 1.0, low=0.0),
+    ),
     "numpyro affine of a normal": (
         positive(),
-        lambda: dist.TransformedDistribution(dist.Normal(0.0, 1.0), transforms.AffineTransform(1.0, 2.0)),
+        lambda: dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0), transforms.AffineTransform(1.0, 2.0)
+        ),
     ),
     "numpyro gammas on the simplex": (simplex(3), lambda: dist.Gamma(ONES, 1.0)),
     "distrax normals in order": (minisvi.ordered(3), lambda: distrax.Normal(ZEROS, 1.0)),
@@ -57,7 +80,10 @@ NARROW = {
     "tfp half-cauchy": (positive(), lambda: tfd.HalfCauchy(0.0, 1.0)),
     "tfp inverse gamma": (positive(), lambda: tfd.InverseGamma(1.0, 1.0)),
     "tfp log-normal": (positive(), lambda: tfd.LogNormal(0.0, 1.0)),
-    "tfp exp of a normal": (positive(), lambda: tfd.TransformedDistribution(tfd.Normal(0.0, 1.0), tfb.Exp())),
+    "tfp exp of a normal": (
+        positive(),
+        lambda: tfd.TransformedDistribution(tfd.Normal(0.0, 1.0), tfb.Exp()),
+    ),
     "tfp gammas": (positive(3), lambda: tfd.Independent(tfd.Gamma(ONES, 1.0), 1)),
     "tfp beta": (unit_interval(), lambda: tfd.Beta(1.0, 1.0)),
     "tfp uniform": (interval(0.3, 0.7), lambda: tfd.Uniform(0.3, 0.7)),
@@ -69,16 +95,27 @@ NARROW = {
     "numpyro gamma": (positive(), lambda: dist.Gamma(1.0, 1.0)),
     "numpyro beta": (unit_interval(), lambda: dist.Beta(1.0, 1.0)),
     "numpyro uniform": (unit_interval(), lambda: dist.Uniform(0.0, 1.0)),
-    "numpyro uniform in float32": (interval(0.3, 0.7), lambda: dist.Uniform(jnp.array(0.3), jnp.array(0.7))),
+    "numpyro uniform in float32": (
+        interval(0.3, 0.7),
+        lambda: dist.Uniform(jnp.array(0.3), jnp.array(0.7)),
+    ),
     "numpyro pareto": (greater_than(1.0), lambda: dist.Pareto(1.0, 1.0)),
     "numpyro truncated normal": (positive(), lambda: dist.TruncatedNormal(0.0, 1.0, low=0.0)),
-    "numpyro doubly truncated": (interval(0, 5), lambda: dist.TruncatedNormal(0.0, 1.0, low=0.0, high=5.0)),
-    "numpyro improper uniform": (positive(), lambda: dist.ImproperUniform(constraints.positive, (), ())),
+    "numpyro doubly truncated": (
+        interval(0, 5),
+        lambda: dist.TruncatedNormal(0.0, 1.0, low=0.0, high=5.0),
+    ),
+    "numpyro improper uniform": (
+        positive(),
+        lambda: dist.ImproperUniform(constraints.positive, (), ()),
+    ),
     "numpyro dirichlet": (simplex(3), lambda: dist.Dirichlet(ONES)),
     "numpyro lkj": (minisvi.corr_cholesky((3, 3)), lambda: dist.LKJCholesky(3, 1.0)),
     "numpyro normals in order": (
         minisvi.ordered(3),
-        lambda: dist.TransformedDistribution(dist.Normal(ZEROS, 1.0).to_event(1), transforms.OrderedTransform()),
+        lambda: dist.TransformedDistribution(
+            dist.Normal(ZEROS, 1.0).to_event(1), transforms.OrderedTransform()
+        ),
     ),
     "numpyro exp of a normal": (
         positive(),
@@ -92,7 +129,9 @@ NARROW = {
 
 def checked(support, prior):
     model = Model(
-        {"tau": support}, prior=lambda theta: {"tau": prior()}, log_likelihood=lambda theta, x: jnp.zeros_like(x)
+        {"tau": support},
+        prior=lambda theta: {"tau": prior()},
+        log_likelihood=lambda theta, x: jnp.zeros_like(x),
     )
     model.check(jnp.ones(3))
     return model
@@ -100,7 +139,10 @@ def checked(support, prior):
 
 @pytest.mark.parametrize("name", WIDE)
 def test_mass_outside_is_warned_of(name):
-    with pytest.warns(PriorSupportWarning, match=r"`tau`: the prior \w+ has the support of .*the log evidence is off"):
+    with pytest.warns(
+        PriorSupportWarning,
+        match=r"`tau`: the prior \w+ has the support of .*the log evidence is off",
+    ):
         checked(*WIDE[name])
 
 
@@ -118,8 +160,10 @@ def test_the_warning_names_the_latent_its_support_and_the_prior():
 def test_bounds_that_depend_on_other_latents_are_not_known():
     latents = {"a": positive(), "b": unit_interval()}
     for uniform in (tfd.Uniform, distrax.Uniform, dist.Uniform):
-        prior = lambda theta, uniform=uniform: {"a": None, "b": uniform(0.0, theta["a"])}  # noqa: E731
-        Model(latents, prior=prior, log_likelihood=lambda theta, x: jnp.zeros_like(x)).check(jnp.ones(3))
+        prior = lambda theta, uniform=uniform: {"a": None, "b": uniform(0.0, theta["a"])}
+        Model(latents, prior=prior, log_likelihood=lambda theta, x: jnp.zeros_like(x)).check(
+            jnp.ones(3)
+        )
 
 
 def test_a_model_is_warned_of_once():

@@ -16,7 +16,10 @@ BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n?```text\n(.*?)```)?", flags=re.D
 
 
 @pytest.mark.foreign
-@pytest.mark.skipif(jnp.finfo(jnp.result_type(float)).bits == 64, reason="printed in float32, whose draws are others")
+@pytest.mark.skipif(
+    jnp.finfo(jnp.result_type(float)).bits == 64,
+    reason="printed in float32, whose draws are others",
+)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_blocks_run_and_print_what_is_shown(page):
     namespace = {"__name__": page.stem}

@@ -34,7 +34,9 @@ cubed.defvjp(_forward, _backward)
 
 
 def steep(x):
-    """0.5 |c(z)|^2 in z = (x - loc) / sd, with correlation; smooth, far from quadratic, of unequal scales."""
+    """0.5 |c(z)|^2 in z = (x - loc) / sd, with correlation; smooth, far from quadratic, of unequal
+    scales.
+    """
     z = cubed((x - LOC) / SD)
     return 0.5 * jnp.sum(z**2) + 0.3 * z[0] * z[1]
 
@@ -82,17 +84,22 @@ def test_newton(solver):
 
 def test_mean_field_response_and_laplace(key):
     found = deterministic(key, MODEL, num_restarts=1, restart_draws=16, num_draws=16)
-    same = deterministic(key, Model({"x": real(3)}, lambda theta: -plain(theta["x"])), num_restarts=1, num_draws=16)
+    same = deterministic(
+        key, Model({"x": real(3)}, lambda theta: -plain(theta["x"])), num_restarts=1, num_draws=16
+    )
     tolerance = 50 * EPS**0.5
     assert np.allclose((found.params["loc"] - same.params["loc"]) / SD, 0.0, atol=tolerance)
     assert np.allclose(found.params["log_scale"], same.params["log_scale"], atol=tolerance)
     unit = SD[:, None] * SD[None]
     assert np.allclose(linear_response(found) / unit, linear_response(same) / unit, atol=tolerance)
     cov = laplace(key, MODEL).cov
-    assert np.allclose(cov / unit, np.linalg.inv(jax.hessian(plain)(jnp.asarray(LOC))) / unit, atol=tolerance)
+    assert np.allclose(
+        cov / unit, np.linalg.inv(jax.hessian(plain)(jnp.asarray(LOC))) / unit, atol=tolerance
+    )
 
 
-# Prey and predators, by name: growth, predation, death, gain, as factors of what the data were made with.
+# Prey and predators, by name: growth, predation, death, gain, as factors of what the data were made
+# with.
 RATES = jnp.array([0.6, 0.03, 0.8, 0.025])
 TIMES = jnp.linspace(0.0, 10.0, 11)
 
@@ -103,7 +110,9 @@ def lotka_volterra(factors):
     def field(z, t):
         del t
         prey, predators = z
-        return jnp.array([(growth - predation * predators) * prey, (gain * prey - death) * predators])
+        return jnp.array(
+            [(growth - predation * predators) * prey, (gain * prey - death) * predators]
+        )
 
     return odeint(field, jnp.array([30.0, 5.0]), TIMES, rtol=1e-5, atol=1e-5, mxstep=500)
 
@@ -117,7 +126,9 @@ def lotka_volterra_log_joint(theta, y):
 def test_lotka_volterra_goes_through_fit(key):
     noise = np.random.default_rng(0).normal(size=(11, 2))
     y = lotka_volterra(jnp.ones(4)) * jnp.exp(0.1 * jnp.asarray(noise, FLOAT))
-    found = fit(key, Model({"x": real(4)}, lotka_volterra_log_joint), y, num_draws=4000, progress_bar=False)
+    found = fit(
+        key, Model({"x": real(4)}, lotka_volterra_log_joint), y, num_draws=4000, progress_bar=False
+    )
     assert found.verdict.level == "good"
     assert found.deterministic.converged
     mean, sd = found.draws.mean()["x"], found.draws.sd()["x"]

@@ -72,11 +72,15 @@ def first(*data):
 
 
 def exact():
-    """Location and sd of g; z_n | g is N(slope x_n + pull g, sd_z^2); and the log evidence. float64."""
+    """Location and sd of g; z_n | g is N(slope x_n + pull g, sd_z^2); and the log evidence.
+    float64.
+    """
     precision = 1 / S**2 + NUM / (T**2 + R**2)
     sd_z = (1 / T**2 + 1 / R**2) ** -0.5
     cov = (T**2 + R**2) * np.eye(NUM) + S**2
-    log_evidence = -0.5 * (np.linalg.slogdet(2 * np.pi * cov)[1] + (X - M) @ np.linalg.solve(cov, X - M))
+    log_evidence = -0.5 * (
+        np.linalg.slogdet(2 * np.pi * cov)[1] + (X - M) @ np.linalg.solve(cov, X - M)
+    )
     loc = (M / S**2 + X.sum() / (T**2 + R**2)) / precision
     return loc, precision**-0.5, sd_z**2 / R**2, sd_z**2 / T**2, sd_z, log_evidence
 
@@ -100,7 +104,9 @@ def as_leaf(value, *shape):
 
 
 def exact_params(part, standard=True):
-    """The posterior's parameters in each of the families of `hierarchies`; z on (g - loc) / sd if `standard`."""
+    """The posterior's parameters in each of the families of `hierarchies`; z on (g - loc) / sd if
+    `standard`.
+    """
     loc, sd, slope, pull, sd_z, _ = exact()
     pull, shift = (pull * sd, pull * loc) if standard else (pull, 0.0)
     weights = {"slope": as_leaf(slope), "shift": as_leaf(shift), "log_scale": as_leaf(np.log(sd_z))}
@@ -111,14 +117,20 @@ def exact_params(part, standard=True):
     elif part == "amortised":
         z = weights | {"pull": as_leaf(pull)}
     else:
-        readout = {"slope": as_leaf(0.0, 1), "shift": as_leaf(pull, 1), "log_scale": as_leaf(0.0, 1)}
+        readout = {
+            "slope": as_leaf(0.0, 1),
+            "shift": as_leaf(pull, 1),
+            "log_scale": as_leaf(0.0, 1),
+        }
         z = {"guide": weights, "network": {}, "readout": readout}
     return {"g": {"loc": as_leaf(loc, 1), "log_scale": as_leaf(np.log(sd), 1)}, "z": z}
 
 
 @lru_cache
 def hierarchies():
-    """Three families that hold the posterior; the encoders have as many parameters for any number of rows."""
+    """Three families that hold the posterior; the encoders have as many parameters for any number
+    of rows.
+    """
     parts = {
         "per_row": per_row(conditional(mean_field(real()), ON), NUM, first),
         "amortised": amortised(mean_field(real()), encoder("pull"), encode_on, ON),
@@ -131,7 +143,7 @@ def hierarchies():
 @pytest.mark.parametrize("name", hierarchies())
 def test_every_estimate_is_the_log_evidence_at_the_exact_posterior(name, draws, key):
     guide, objective = hierarchies()[name], ELBO(4, draws=draws)
-    elbo = lambda k: objective(k, HIERARCHY, guide, exact_params(name), *DATA)  # noqa: E731
+    elbo = lambda k: objective(k, HIERARCHY, guide, exact_params(name), *DATA)
     estimates = jax.jit(jax.vmap(elbo))(jax.random.split(key, 20))
     assert jnp.allclose(estimates, exact()[-1], rtol=10 * RTOL)
 
@@ -185,7 +197,9 @@ def scaled_rows(theta, index, x):
     return norm.logpdf(x, theta["g"] + rows["z"][:, 0] * rows["z"][:, 1], rows["s"])
 
 
-SCALED = Model({"g": positive(), "rows": local(ROW)}, log_likelihood=scaled_rows, prior=scaled_prior)
+SCALED = Model(
+    {"g": positive(), "rows": local(ROW)}, log_likelihood=scaled_rows, prior=scaled_prior
+)
 SCALED_DATA = (jnp.arange(SIZE), jnp.asarray([3.0, -1.0, 7.0, 0.5, -4.0]))
 
 
@@ -196,25 +210,31 @@ def encode_scaled(weights, index, x):
 
 @lru_cache
 def scaled_guides():
-    init = lambda key: {"loc": jnp.ones((3, 3)), "log_scale": -0.3 * jnp.ones((3, 3))}  # noqa: E731
-    tall = lambda weights, draws, *data: encode_scaled(weights, *data)  # noqa: E731
+    init = lambda key: {"loc": jnp.ones((3, 3)), "log_scale": -0.3 * jnp.ones((3, 3))}
+    tall = lambda weights, draws, *data: encode_scaled(weights, *data)
     on = {"g": positive()}
     parts = {
         "per_row": per_row(mean_field(ROW), SIZE, first),
         "per_row at full rank": per_row(full_rank(ROW), SIZE, first),
-        "per_row of a product": per_row(product({n: mean_field(s) for n, s in ROW.items()}), SIZE, first),
+        "per_row of a product": per_row(
+            product({n: mean_field(s) for n, s in ROW.items()}), SIZE, first
+        ),
         "amortised": amortised(mean_field(ROW), init, encode_scaled),
         "amortised on g": amortised(mean_field(ROW), init, tall, on),
         "per_row conditional": per_row(conditional(mean_field(ROW), on), SIZE, first),
         "conditional amortised": conditional(amortised(mean_field(ROW), init, encode_scaled), on),
     }
-    return {name: product({"g": mean_field(positive()), "rows": part}) for name, part in parts.items()}
+    return {
+        name: product({"g": mean_field(positive()), "rows": part}) for name, part in parts.items()
+    }
 
 
 def moved(params, key):
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    return treedef.unflatten(
+        [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+    )
 
 
 def terms(guide, params, u, data, scale=None):
@@ -243,7 +263,7 @@ def test_the_mean_over_all_batches_is_the_full_batch(name, key):
 
     params, u, log_q, full = whole(key)
     assert jnp.allclose(full["log_q"], log_q, rtol=10 * RTOL)
-    pick = lambda tree, rows: jax.tree.map(lambda leaf: leaf[jnp.array(rows)], tree)  # noqa: E731
+    pick = lambda tree, rows: jax.tree.map(lambda leaf: leaf[jnp.array(rows)], tree)
     batch = jax.jit(lambda u, data: terms(guide, params, u, data, SIZE / BATCH))
     batches = [
         batch(u | {"rows": pick(u["rows"], rows)}, pick(SCALED_DATA, rows))
@@ -258,7 +278,10 @@ def test_the_mean_over_all_batches_is_the_full_batch(name, key):
 def test_the_rows_parts_of_log_q_are_independent_and_in_order(key):
     guide = scaled_guides()["per_row"]
     params = moved(guide.init(key), key)
-    rows = {"s": jnp.linspace(-1.0, 2.0, SIZE), "z": jnp.linspace(0.0, 5.0, 2 * SIZE).reshape(SIZE, 2)}
+    rows = {
+        "s": jnp.linspace(-1.0, 2.0, SIZE),
+        "z": jnp.linspace(0.0, 5.0, 2 * SIZE).reshape(SIZE, 2),
+    }
     q = guide.parts["rows"].distribution(params["rows"], *SCALED_DATA)
     flat = np.concatenate([rows["s"][:, None], rows["z"]], axis=1)
     p = jax.tree.map(np.asarray, params["rows"])
@@ -277,7 +300,9 @@ def test_antithetic_draws_of_all_rows_come_in_pairs(key):
 
     @jax.jit
     def draws(params):
-        q, u, _ = ELBO(4, draws="antithetic").particles("total", key, HIERARCHY, guide, params, *DATA)
+        q, u, _ = ELBO(4, draws="antithetic").particles(
+            "total", key, HIERARCHY, guide, params, *DATA
+        )
         assert q.noise_size == 1 + NUM
         return u, q.from_noise(jnp.zeros(q.noise_size))[0]
 
@@ -288,7 +313,8 @@ def test_antithetic_draws_of_all_rows_come_in_pairs(key):
         assert jnp.min(jnp.abs(u[name][0] - u[name][1])) > 1e-3
 
 
-# A chain within each row, a_n ~ N(M, S^2), b_n ~ N(a_n, T^2), x_n ~ N(b_n, R^2): latents local on local ones.
+# A chain within each row, a_n ~ N(M, S^2), b_n ~ N(a_n, T^2), x_n ~ N(b_n, R^2): latents local on
+# local ones.
 CHAIN = Model(
     {"a": local(real()), "b": local(real())},
     log_likelihood=lambda theta, index, x: norm.logpdf(x, theta["b"], R),
@@ -298,17 +324,21 @@ CHAIN = Model(
 
 @pytest.mark.parametrize("name", ["per_row", "amortised"])
 def test_local_latents_depend_on_others_of_the_same_row(name, key):
-    # b | a, x is N(slope x + pull a, sd_z^2) as in the hierarchy; a | x is N((M/S^2 + x/(T^2 + R^2)) v, v).
+    # b | a, x is N(slope x + pull a, sd_z^2) as in the hierarchy; a | x is N((M/S^2 + x/(T^2 +
+    # R^2)) v, v).
     _, _, slope, pull, sd_z, _ = exact()
     v = 1 / (1 / S**2 + 1 / (T**2 + R**2))
     x, on = DATA[1], {"a": local(real())}
-    a = {"loc": (v * (M / S**2 + x / (T**2 + R**2)))[:, None], "log_scale": as_leaf(0.5 * np.log(v), NUM, 1)}
+    a = {
+        "loc": (v * (M / S**2 + x / (T**2 + R**2)))[:, None],
+        "log_scale": as_leaf(0.5 * np.log(v), NUM, 1),
+    }
     if name == "per_row":
         b = exact_params("per_row", standard=False)["z"]
         part = per_row(conditional(mean_field(real()), on), NUM, first)
     else:
         b = exact_params("amortised", standard=False)["z"]
-        b_encode = lambda weights, draws, *data: encode_on(weights, {"g": draws["a"]}, *data)  # noqa: E731
+        b_encode = lambda weights, draws, *data: encode_on(weights, {"g": draws["a"]}, *data)
         part = amortised(mean_field(real()), encoder("pull"), b_encode, on)
     guide = product({"a": per_row(mean_field(real()), NUM, first), "b": part})
     estimates = jax.jit(lambda params: ELBO(50)(key, CHAIN, guide, params, *DATA))({"a": a, "b": b})
@@ -373,22 +403,32 @@ def test_closed_form_kl_through_rows(scale, key):
     loc, log_scale = np.split(np.asarray(x, np.float64) @ np.asarray(p, np.float64), 2, axis=1)
     closed = np.sum(np.log(2.0) - log_scale + (np.exp(2 * log_scale) + (loc - 0.5) ** 2) / 8 - 0.5)
     factor = 1.0 if scale is None else scale
-    estimate = lambda gradient: lambda k: ELBO(1, gradient)(k, target, guide, params, x, scale=scale)  # noqa: E731
+    estimate = lambda gradient: (
+        lambda k: ELBO(1, gradient)(k, target, guide, params, x, scale=scale)
+    )
     u, _ = guide.distribution(params, x).sample_and_log_prob(seed=key)
     log_likelihood = jnp.sum(model.log_likelihood(u, x))
     value = jax.jit(estimate("closed_form_kl"))(key)
     assert jnp.allclose(value, factor * (log_likelihood - closed), rtol=10 * RTOL)
     keys, n = jax.random.split(key, 20_000), 20_000
-    difference = jax.jit(jax.vmap(lambda k: estimate("closed_form_kl")(k) - estimate("reparameterised")(k)))(keys)
+    difference = jax.jit(
+        jax.vmap(lambda k: estimate("closed_form_kl")(k) - estimate("reparameterised")(k))
+    )(keys)
     assert jnp.std(difference) > 0.1
     assert abs(jnp.mean(difference)) < 4 * jnp.std(difference) / n**0.5
     sampled = jax.jit(
-        jax.vmap(lambda k: closed_kl.sampled_minus_closed(guide.distribution(params, x), target, u, scale))
+        jax.vmap(
+            lambda k: closed_kl.sampled_minus_closed(
+                guide.distribution(params, x), target, u, scale
+            )
+        )
     )
     assert jnp.std(sampled(keys[:3])) < 1e-6
 
 
-@pytest.mark.parametrize(("name", "batches"), [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())])
+@pytest.mark.parametrize(
+    ("name", "batches"), [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())]
+)
 def test_vmap_over_keys_equals_single_fits(name, batches, key):
     svi = SVI(HIERARCHY, hierarchies()[name], ADAM, ELBO(3), batches)
     keys = jax.random.split(key, 2)
@@ -404,7 +444,9 @@ def test_minibatches_touch_the_parameters_of_their_rows_alone(key):
     state = svi.init(key, *DATA)
     after, _ = jax.jit(svi.update)(state, *DATA)
     (rows, _), scale = svi.batches(state.step, DATA)
-    changed = np.any(np.asarray(after.params["z"]["guide"]["loc"] != state.params["z"]["guide"]["loc"]), axis=1)
+    changed = np.any(
+        np.asarray(after.params["z"]["guide"]["loc"] != state.params["z"]["guide"]["loc"]), axis=1
+    )
     assert set(np.flatnonzero(changed)) == set(np.asarray(rows).tolist())
     assert scale == NUM / 2
 
@@ -428,12 +470,16 @@ def test_second_run_does_not_trace_again(key):
 
     def fit(x, name):
         # Everything but the functions and the optimiser is built anew.
-        model = Model({"g": real(), "z": local(real())}, log_likelihood=log_likelihood, prior=hierarchy_prior)
+        model = Model(
+            {"g": real(), "z": local(real())}, log_likelihood=log_likelihood, prior=hierarchy_prior
+        )
         z = per_row(conditional(mean_field(real()), {"g": real()}), NUM, first)
         if name == "amortised":
             z = amortised(mean_field(real()), start, encode_on, {"g": real()})
         guide = product({"g": mean_field(real()), "z": z})
-        return SVI(model, guide, ADAM, ELBO(2), Minibatches(3)).run(key, 30, DATA[0], x, progress_bar=False)
+        return SVI(model, guide, ADAM, ELBO(2), Minibatches(3)).run(
+            key, 30, DATA[0], x, progress_bar=False
+        )
 
     for name in ("per_row", "amortised"):
         fit(DATA[1], name)
@@ -443,13 +489,22 @@ def test_second_run_does_not_trace_again(key):
 
 
 def fit(part=None, model=HIERARCHY, batches=None, data=DATA):
-    guide = product({"g": mean_field(real()), "z": per_row(mean_field(real()), NUM, first) if part is None else part})
+    guide = product(
+        {
+            "g": mean_field(real()),
+            "z": per_row(mean_field(real()), NUM, first) if part is None else part,
+        }
+    )
     batches = minisvi.FullBatch() if batches is None else batches
-    return SVI(model, guide, ADAM, ELBO(), batches).run(jax.random.key(0), 20, *data, progress_bar=False)
+    return SVI(model, guide, ADAM, ELBO(), batches).run(
+        jax.random.key(0), 20, *data, progress_bar=False
+    )
 
 
 def encoding(change):
-    return amortised(mean_field(real()), encoder(), lambda weights, *data: change(encode(weights, *data)))
+    return amortised(
+        mean_field(real()), encoder(), lambda weights, *data: change(encode(weights, *data))
+    )
 
 
 BAD = {
@@ -496,7 +551,11 @@ BAD = {
         r"`batch_size` must be in 1..6; got 7",
     ),
     "no rows": (lambda: Minibatches(0), ValueError, r"`batch_size` must be an integer >= 1; got 0"),
-    "half a row": (lambda: Minibatches(0.5), TypeError, r"`batch_size` must be an integer >= 1; got 0.5"),
+    "half a row": (
+        lambda: Minibatches(0.5),
+        TypeError,
+        r"`batch_size` must be an integer >= 1; got 0.5",
+    ),
     "data of different lengths": (
         lambda: Minibatches(2)(0, (DATA[0][:4], DATA[1])),
         ValueError,

@@ -1,4 +1,6 @@
-"""Draws from a model's prior: in the order of what depends on what, from all three libraries, and by exact moments."""
+"""Draws from a model's prior: in the order of what depends on what, from all three libraries, and
+by exact moments.
+"""
 
 import distrax
 import jax
@@ -19,7 +21,8 @@ def factored(latents, prior):
     return Model(latents, prior=prior, log_likelihood=lambda theta, x: x)
 
 
-# Eight schools, with the dependent latents first: effects | mu, tau, and tau ~ Gamma(4, 2), E[tau^2] = 5.
+# Eight schools, with the dependent latents first: effects | mu, tau, and tau ~ Gamma(4, 2),
+# E[tau^2] = 5.
 PRIORS = {
     "distrax": lambda t: {
         "a": distrax.Normal(t["mu"] * jnp.ones(8), t["tau"]),
@@ -43,7 +46,11 @@ SCHOOLS = {"a": real(8), "mu": real(), "tau": positive()}
 @pytest.mark.parametrize("library", PRIORS)
 def test_eight_schools_has_its_exact_moments(library, key):
     draws = factored(SCHOOLS, PRIORS[library]).sample_prior(key, NUM)
-    assert {name: leaf.shape for name, leaf in draws.items()} == {"a": (NUM, 8), "mu": (NUM,), "tau": (NUM,)}
+    assert {name: leaf.shape for name, leaf in draws.items()} == {
+        "a": (NUM, 8),
+        "mu": (NUM,),
+        "tau": (NUM,),
+    }
     se = NUM**-0.5
     assert abs(np.mean(draws["mu"]) - 3) < 5 * 2 * se
     assert abs(np.var(draws["mu"]) - 4) < 5 * 4 * 2**0.5 * se
@@ -65,11 +72,17 @@ def test_equal_keys_give_equal_draws_and_others_do_not(key):
 
 
 def test_trees_discrete_latents_and_scalar_priors_of_arrays(key):
-    latents = {"p": {"z": minisvi.finite(2), "w": minisvi.simplex(3)}, "x": real((2, 3), jnp.float32)}
+    latents = {
+        "p": {"z": minisvi.finite(2), "w": minisvi.simplex(3)},
+        "x": real((2, 3), jnp.float32),
+    }
 
     def prior(theta):
         w = jnp.take(jnp.array([1.0, 50.0]), theta["p"]["z"]) * jnp.ones(3)
-        return {"p": {"z": dist.Bernoulli(0.5), "w": tfd.Dirichlet(w)}, "x": distrax.Normal(10.0, 1.0)}
+        return {
+            "p": {"z": dist.Bernoulli(0.5), "w": tfd.Dirichlet(w)},
+            "x": distrax.Normal(10.0, 1.0),
+        }
 
     draws = factored(latents, prior).sample_prior(key, 200)
     assert draws["p"]["z"].dtype == jnp.int32
@@ -98,8 +111,16 @@ REFUSED = {
         lambda t: {"a": distrax.Normal(t["b"], 1.0), "b": distrax.Normal(t["a"], 1.0)},
         r"expected no circle; got .*\{'a': \['b'\], 'b': \['a'\]\}",
     ),
-    "a latent of its own": (AB, lambda t: {"a": distrax.Normal(t["a"], 1.0), "b": distrax.Normal(0.0, 1.0)}, "circle"),
-    "a flat prior": (AB, lambda t: {"a": None, "b": distrax.Normal(0.0, 1.0)}, r"priors of latents \['a'\] are flat"),
+    "a latent of its own": (
+        AB,
+        lambda t: {"a": distrax.Normal(t["a"], 1.0), "b": distrax.Normal(0.0, 1.0)},
+        "circle",
+    ),
+    "a flat prior": (
+        AB,
+        lambda t: {"a": None, "b": distrax.Normal(0.0, 1.0)},
+        r"priors of latents \['a'\] are flat",
+    ),
     "an improper prior": (
         {"a": real()},
         lambda t: {"a": dist.ImproperUniform(dist.constraints.real, (), ())},

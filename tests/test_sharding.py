@@ -1,4 +1,6 @@
-"""Many devices and several processes, which the tests start and end: they run `eight_devices` and `one_process`."""
+"""Many devices and several processes, which the tests start and end: they run `eight_devices` and
+`one_process`.
+"""
 
 import os
 import re
@@ -23,7 +25,9 @@ X = np.asarray(one_process.conjugate_data(one_process.NUM_ROWS))
 
 
 def environment(num_devices):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
+    )
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
@@ -32,8 +36,21 @@ def environment(num_devices):
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_on_eight_devices(which):
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", which, "eight_devices.py"]
-    done = subprocess.run(command, cwd=HERE, env=environment(8), capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        which,
+        "eight_devices.py",
+    ]
+    done = subprocess.run(
+        command, cwd=HERE, env=environment(8), capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout[-10_000:]
 
 
@@ -56,7 +73,9 @@ CALLS = {
     "init": lambda: ENGINE.init(KEY, PLACED),
     "init, in use": lambda: in_use(ENGINE.init, KEY),
     "params": lambda: ENGINE.init(
-        KEY, X, params=jax.device_put(ENGINE.guide.init(KEY), NamedSharding(EXPLICIT, PartitionSpec()))
+        KEY,
+        X,
+        params=jax.device_put(ENGINE.guide.init(KEY), NamedSharding(EXPLICIT, PartitionSpec())),
     ),
     "shard_rows": lambda: minisvi.shard_rows(EXPLICIT, X),
     "fit": lambda: minisvi.fit(KEY, ENGINE.model, PLACED),
@@ -67,7 +86,9 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_explicit_axes_are_refused(name):
-    with pytest.raises(ValueError, match=r"expected a mesh of Auto axes; got Explicit axes \('rows',\)"):
+    with pytest.raises(
+        ValueError, match=r"expected a mesh of Auto axes; got Explicit axes \('rows',\)"
+    ):
         CALLS[name]()
 
 
@@ -82,13 +103,20 @@ def free_port():
 
 @contextmanager
 def processes(directory, *commands, num_devices=1):
-    """Python at work on each of the commands, the output in `log0`, ...; killed at the end if they have not ended."""
+    """Python at work on each of the commands, the output in `log0`, ...; killed at the end if they
+    have not ended.
+    """
     directory.mkdir(exist_ok=True)
     with ExitStack() as stack:
         children = []
         for i, command in enumerate(commands):
             log = stack.enter_context((directory / f"log{i}").open("w"))
-            options = {"cwd": HERE, "env": environment(num_devices), "stdout": log, "stderr": subprocess.STDOUT}
+            options = {
+                "cwd": HERE,
+                "env": environment(num_devices),
+                "stdout": log,
+                "stderr": subprocess.STDOUT,
+            }
             child = subprocess.Popen([sys.executable, "-W", "error", *map(str, command)], **options)
             children.append(stack.enter_context(child))
             stack.callback(child.kill)
@@ -177,10 +205,16 @@ def test_the_example_prints_the_same_on_any_devices(tmp_path):
     example = HERE.parent / "examples/many_devices.py", "--quick"
     several = ("--coordinator", f"localhost:{free_port()}", "--num-processes", 2, "--process-id")
     alone = outputs(tmp_path / "alone", example, num_devices=8)[0]
-    first, second = outputs(tmp_path / "two", (*example, *several, 0), (*example, *several, 1), num_devices=2)
+    first, second = outputs(
+        tmp_path / "two", (*example, *several, 0), (*example, *several, 1), num_devices=2
+    )
     assert "processes: 1, devices: 8, rows on each: 15,000" in alone
     assert "processes: 2, devices: 4, rows on each: 30,000" in first
-    expected, found = (re.findall(r"-?\d+\.\d+", log.partition("rows on each")[2]) for log in (alone, first))
+    expected, found = (
+        re.findall(r"-?\d+\.\d+", log.partition("rows on each")[2]) for log in (alone, first)
+    )
     assert len(expected) == 4 * 3 + 1
-    np.testing.assert_allclose(np.array(found, float), np.array(expected, float), atol=2e-4, rtol=RTOL)
+    np.testing.assert_allclose(
+        np.array(found, float), np.array(expected, float), atol=2e-4, rtol=RTOL
+    )
     assert "posterior" not in second  # one prints

@@ -18,7 +18,9 @@ from minisvi.auto.stochastic import _optimizer, stochastic
 
 def test_a_run_is_yielded_at_its_last_step(key):
     model, x = conjugate_model(), conjugate_data()
-    states = stochastic(key, model, mean_field(model.latents), x, num_steps=(30, 400), learning_rates=(1e-2, 1e-3))
+    states = stochastic(
+        key, model, mean_field(model.latents), x, num_steps=(30, 400), learning_rates=(1e-2, 1e-3)
+    )
     first = next(states)
     kept = jax.tree.map(np.asarray, first.params)
     second = next(states)
@@ -53,7 +55,7 @@ def gaussian_kl(loc, cov, true_loc, true_cov):
 
 def moments(params):
     """Location and covariance of a full-rank guide, or of a whitened one."""
-    factor = lambda m: np.tril(m, -1) + np.diag(np.exp(np.diag(m)))  # noqa: E731
+    factor = lambda m: np.tril(m, -1) + np.diag(np.exp(np.diag(m)))
     if "x" not in params:
         tril = factor(np.asarray(params["scale_tril"], float))
         return np.asarray(params["loc"], float), tril @ tril.T
@@ -68,7 +70,12 @@ def test_minibatches_reach_the_posterior_of_all_rows(key):
     rough = jnp.asarray(2.0 * sd**2), {"w": jnp.asarray(loc + 2 * sd)}
     guide = whitened(full_rank(model.latents, 1.0))
     params = guide.init(key, loc=rough[1], cov=rough[0])
-    options = {"params": params, "num_steps": (1500, 1500), "learning_rates": (2e-2, 5e-3), "num_particles": 8}
+    options = {
+        "params": params,
+        "num_steps": (1500, 1500),
+        "learning_rates": (2e-2, 5e-3),
+        "num_particles": 8,
+    }
     assert gaussian_kl(*moments(params), loc, np.diag(sd**2)) > 1
     *_, state = stochastic(key, model, guide, x, batch_size=20, **options)
     kl = gaussian_kl(*moments(state.params), loc, np.diag(sd**2))
@@ -95,14 +102,22 @@ def test_a_second_call_does_not_trace_again(key):
 
 def test_a_deadline_ends_it_with_what_is_there(key):
     model, x = conjugate_model(), conjugate_data()
-    states = list(stochastic(key, model, mean_field(model.latents), x, deadline=time.monotonic() - 1))
+    states = list(
+        stochastic(key, model, mean_field(model.latents), x, deadline=time.monotonic() - 1)
+    )
     assert [int(state.step) for state in states] == [0]
 
 
 def test_runs_and_rates_come_in_pairs(key):
     model = conjugate_model()
-    with pytest.raises(ValueError, match=r"one of `learning_rates` for each of `num_steps`; got \(0.1,\), \(5, 6\)"):
-        next(stochastic(key, model, mean_field(model.latents), num_steps=(5, 6), learning_rates=(0.1,)))
+    with pytest.raises(
+        ValueError, match=r"one of `learning_rates` for each of `num_steps`; got \(0.1,\), \(5, 6\)"
+    ):
+        next(
+            stochastic(
+                key, model, mean_field(model.latents), num_steps=(5, 6), learning_rates=(0.1,)
+            )
+        )
 
 
 # ---- whitened
@@ -129,7 +144,7 @@ def test_at_its_start_it_is_the_gaussian_given(name, diagonal, key):
     params = guide.init(key, loc=u, cov=jnp.asarray(COV, FLOAT))
     q = guide.distribution(params)
     in_units = stats.multivariate_normal(np.zeros(4), np.eye(4) if diagonal else CORRELATION)
-    truth = lambda x: in_units.logpdf((x - LOC) / SCALES) - np.log(SCALES).sum()  # noqa: E731
+    truth = lambda x: in_units.logpdf((x - LOC) / SCALES) - np.log(SCALES).sum()
     for k in jax.random.split(key, 5):
         u, log_q = q.sample_and_log_prob(seed=k)
         vector = np.asarray(minisvi.model.trees.ravel(latents, u), float)
@@ -138,10 +153,15 @@ def test_at_its_start_it_is_the_gaussian_given(name, diagonal, key):
         assert float(q.log_prob(u)) == pytest.approx(truth(vector), **near)
 
 
-@pytest.mark.parametrize("gradient", ["reparameterised", "sticking_the_landing", "closed_form_entropy"])
+@pytest.mark.parametrize(
+    "gradient", ["reparameterised", "sticking_the_landing", "closed_form_entropy"]
+)
 def test_no_gradient_reaches_the_gaussian_it_is_whitened_by(gradient, key):
     latents = {"x": real(4)}
-    model, guide = Model(latents, lambda theta: -jnp.sum(jnp.cosh(theta["x"]))), whitened(full_rank(latents))
+    model, guide = (
+        Model(latents, lambda theta: -jnp.sum(jnp.cosh(theta["x"]))),
+        whitened(full_rank(latents)),
+    )
     params, objective = guide.init(key), minisvi.ELBO(4, gradient)
     grad = jax.grad(lambda p: objective(key, model, guide, p))(params)
     assert np.array_equal(grad["loc"], np.zeros(4))
@@ -162,7 +182,11 @@ def test_whitening_decides_on_a_badly_scaled_gaussian(key):
     start = {"x": jnp.asarray(LOC + SCALES, FLOAT)}
     kl = {}
     for guide in (whitened(full_rank(latents, 1.0)), full_rank(latents)):
-        params = guide.init(key, loc=start, cov=jnp.asarray(rough, FLOAT)) if "x" in guide.init(key) else None
+        params = (
+            guide.init(key, loc=start, cov=jnp.asarray(rough, FLOAT))
+            if "x" in guide.init(key)
+            else None
+        )
         result = SVI(model, guide, optimizer, objective).run(
             key, 2000, params=params, progress_bar=False, on_failure="return"
         )

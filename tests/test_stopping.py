@@ -54,7 +54,10 @@ def window_mean(params, step):
 
 def kl(params, loc=LOC, sd=SD):
     """KL(q || posterior) of the conjugate model."""
-    m, s = np.asarray(params["loc"], np.float64), np.exp(np.asarray(params["log_scale"], np.float64))
+    m, s = (
+        np.asarray(params["loc"], np.float64),
+        np.exp(np.asarray(params["log_scale"], np.float64)),
+    )
     return np.sum(np.log(sd / s) + (s**2 + (m - loc) ** 2) / (2 * sd**2) - 0.5)
 
 
@@ -80,7 +83,9 @@ def test_the_average_is_the_mean_of_the_iterates(num_steps, key):
     params = iterates(ADAM, key, num_steps, X)
     result = ADAM.run(key, num_steps, X, average=True, progress_bar=False)
     chex.assert_trees_all_close(result.params, window_mean(params, num_steps), rtol=20 * RTOL)
-    chex.assert_trees_all_close(result.state.params, jax.tree.map(lambda a: a[-1], params), rtol=RTOL)
+    chex.assert_trees_all_close(
+        result.state.params, jax.tree.map(lambda a: a[-1], params), rtol=RTOL
+    )
 
 
 def test_resume_goes_on_from_the_last_iterate_and_averages_its_own_steps(key):
@@ -93,17 +98,24 @@ def test_resume_goes_on_from_the_last_iterate_and_averages_its_own_steps(key):
 
 def test_averaging_cuts_the_kl_by_a_large_factor(key):
     def fit(i):
-        return ADAM.run(jax.random.key(i), 3000, X, params=at_optimum(key), average=True, progress_bar=False)
+        return ADAM.run(
+            jax.random.key(i), 3000, X, params=at_optimum(key), average=True, progress_bar=False
+        )
 
     fits = [fit(i) for i in range(6)]
-    last, average = (np.mean([kl(p) for p in ps]) for ps in zip(*[(f.state.params, f.params) for f in fits]))
+    last, average = (
+        np.mean([kl(p) for p in ps]) for ps in zip(*[(f.state.params, f.params) for f in fits])
+    )
     assert last > 0.05
     assert last / average > 40  # measured: 117
 
 
 def fails_above(limit, loc=2.0):
     """A density that is NaN beyond a bound, N(loc, 1) below."""
-    return Model({"a": real()}, lambda theta: jnp.where(theta["a"] > limit, jnp.nan, norm.logpdf(theta["a"], loc)))
+    return Model(
+        {"a": real()},
+        lambda theta: jnp.where(theta["a"] > limit, jnp.nan, norm.logpdf(theta["a"], loc)),
+    )
 
 
 def test_skipped_steps_do_not_spoil_the_average(key):
@@ -112,14 +124,25 @@ def test_skipped_steps_do_not_spoil_the_average(key):
     start = {"loc": jnp.array([1.0]), "log_scale": jnp.array([0.0])}
     result = svi.run(key, 600, params=start, average=True, progress_bar=False)
     assert result.num_skipped > 5
-    chex.assert_trees_all_close(result.params, window_mean(iterates(svi, key, 600, params=start), 600), rtol=20 * RTOL)
+    chex.assert_trees_all_close(
+        result.params, window_mean(iterates(svi, key, 600, params=start), 600), rtol=20 * RTOL
+    )
 
 
-# --- Patience. Held-out rows lie where the fit passes by on its way to the posterior: the score rises, then falls. ---
+# --- Patience. Held-out rows lie where the fit passes by on its way to the posterior: the score
+# rises, then falls. ---
 
 RULE = Patience(patience=150, every=50, num_draws=16)
-START = {"loc": jnp.asarray(PRIOR_LOC + np.array([20.0, 0.0, 0.0]), FLOAT), "log_scale": jnp.full(3, -2.0, FLOAT)}
-HELD_OUT = (jnp.asarray(np.array([10.0, -20.0, 0.45]) + 0.1 * NOISE_SD * np.random.default_rng(5).normal(size=(5, 3))),)
+START = {
+    "loc": jnp.asarray(PRIOR_LOC + np.array([20.0, 0.0, 0.0]), FLOAT),
+    "log_scale": jnp.full(3, -2.0, FLOAT),
+}
+HELD_OUT = (
+    jnp.asarray(
+        np.array([10.0, -20.0, 0.45])
+        + 0.1 * NOISE_SD * np.random.default_rng(5).normal(size=(5, 3))
+    ),
+)
 
 
 def log_normal(x, loc, sd):
@@ -127,7 +150,10 @@ def log_normal(x, loc, sd):
 
 
 def numpy_log_predictive(params, key, num_draws):
-    loc, sd = np.asarray(params["loc"], np.float64), np.exp(np.asarray(params["log_scale"], np.float64))
+    loc, sd = (
+        np.asarray(params["loc"], np.float64),
+        np.exp(np.asarray(params["log_scale"], np.float64)),
+    )
     keys = jax.random.split(jax.random.fold_in(key, 2**31 - 1), num_draws)
     w = loc + sd * np.array([jax.random.normal(k, (3,), FLOAT) for k in keys], np.float64)
     rows = log_normal(np.asarray(HELD_OUT[0])[None], w[:, None], NOISE_SD).sum(-1)
@@ -147,7 +173,13 @@ def stops_at(steps, scores, rule):
 
 @pytest.mark.parametrize("average", [False, True])
 def test_patience_returns_the_best_scored_parameters(average, key):
-    options = {"params": START, "average": average, "stop": RULE, "held_out": HELD_OUT, "progress_bar": False}
+    options = {
+        "params": START,
+        "average": average,
+        "stop": RULE,
+        "held_out": HELD_OUT,
+        "progress_bar": False,
+    }
     result = ADAM.run(key, 5000, X, **options)
     steps, scores = result.checks
     assert result.reason == "patience"
@@ -156,7 +188,10 @@ def test_patience_returns_the_best_scored_parameters(average, key):
     best = int(steps[np.argmax(scores)])
     assert 50 < best < steps[-1]
     params = iterates(ADAM, key, 5000, X, params=START)
-    candidates = [window_mean(params, s) if average else jax.tree.map(lambda a, s=s: a[s - 1], params) for s in steps]
+    candidates = [
+        window_mean(params, s) if average else jax.tree.map(lambda a, s=s: a[s - 1], params)
+        for s in steps
+    ]
     chex.assert_trees_all_close(result.params, candidates[best // 50 - 1], rtol=20 * RTOL)
     run_key, _ = jax.random.split(key)  # that of the first state
     expected = [numpy_log_predictive(p, run_key, 16) for p in candidates]
@@ -167,14 +202,24 @@ def test_the_validation_elbo_has_the_kl_of_the_training_size(key):
     # (1/M) E_q[log p(D_val)] - (1/N) KL(q || prior), both in closed form; M = 5 and N = 7.
     rule = Patience("elbo", every=20, num_draws=4000)
     result = ADAM.run(key, 20, X, params=START, stop=rule, held_out=HELD_OUT, progress_bar=False)
-    loc, sd = np.asarray(result.state.params["loc"]), np.exp(np.asarray(result.state.params["log_scale"]))
-    likelihood = (log_normal(np.asarray(HELD_OUT[0]), loc, NOISE_SD) - 0.5 * (sd / NOISE_SD) ** 2).sum() / 5
+    loc, sd = (
+        np.asarray(result.state.params["loc"]),
+        np.exp(np.asarray(result.state.params["log_scale"])),
+    )
+    likelihood = (
+        log_normal(np.asarray(HELD_OUT[0]), loc, NOISE_SD) - 0.5 * (sd / NOISE_SD) ** 2
+    ).sum() / 5
     prior_kl = kl(result.state.params, PRIOR_LOC, PRIOR_SD)
     w = loc + sd * np.random.default_rng(0).normal(size=(4000, 3))
     rows = log_normal(np.asarray(HELD_OUT[0])[None], w[:, None], NOISE_SD).sum(-1).mean(-1)
-    se = np.std(rows - (log_normal(w, loc, sd) - log_normal(w, PRIOR_LOC, PRIOR_SD)).sum(-1) / 7) / 4000**0.5
+    se = (
+        np.std(rows - (log_normal(w, loc, sd) - log_normal(w, PRIOR_LOC, PRIOR_SD)).sum(-1) / 7)
+        / 4000**0.5
+    )
     assert abs(result.checks.score[0] - (likelihood - prior_kl / 7)) < 4 * se
-    assert abs(result.checks.score[0] - (likelihood - prior_kl / 5)) > 20 * se  # the published rule's scale
+    assert (
+        abs(result.checks.score[0] - (likelihood - prior_kl / 5)) > 20 * se
+    )  # the published rule's scale
     chex.assert_trees_all_equal(result.params, result.state.params)
 
 
@@ -200,7 +245,9 @@ def test_patience_with_minibatches(key):
 def test_patience_survives_the_plateau_of_two_moons():
     # From this key the deck's recipe leaves the plateau after step 4,000 of 8,000.
     train, validation, _ = moons()
-    result = moons_deck().run(jax.random.key(1), 6500, *train, stop=Patience(), held_out=validation, progress_bar=False)
+    result = moons_deck().run(
+        jax.random.key(1), 6500, *train, stop=Patience(), held_out=validation, progress_bar=False
+    )
     steps, scores = result.checks
     score = dict(zip(steps.tolist(), scores.tolist()))
     assert max(score[s] for s in range(1000, 4001, 100)) < -0.25
@@ -227,7 +274,9 @@ def test_convergence_halves_the_rate_and_ends_near_the_optimum(key):
     assert np.all(seen.rhat[:5] > 1.1)
     rounds = np.flatnonzero(np.diff(seen.learning_rate)) + 1
     assert len(rounds) >= 1
-    np.testing.assert_allclose(seen.learning_rate[rounds], 0.05 * 0.5 ** np.arange(1, len(rounds) + 1))
+    np.testing.assert_allclose(
+        seen.learning_rate[rounds], 0.05 * 0.5 ** np.arange(1, len(rounds) + 1)
+    )
     assert result.state.opt_state.hyperparams["learning_rate"] == seen.learning_rate[-1]
     # It ends when the latest averages agree, at the bar of that round.
     assert seen.divergence[-1] < 0.01
@@ -238,7 +287,9 @@ def test_convergence_halves_the_rate_and_ends_near_the_optimum(key):
 @pytest.mark.slow
 def test_at_a_rate_that_cannot_be_set_the_first_average_ends(key):
     svi = SVI(MODEL, GUIDE, optax.adam(0.05), ELBO(2))
-    result = svi.run(key, 100_000, X, params=at_optimum(key), stop=Convergence(), progress_bar=False)
+    result = svi.run(
+        key, 100_000, X, params=at_optimum(key), stop=Convergence(), progress_bar=False
+    )
     assert result.reason == "converged"
     assert np.all(np.isnan(result.checks.learning_rate))
     assert np.all(np.isnan(result.checks.divergence))
@@ -249,9 +300,14 @@ def test_at_a_rate_that_cannot_be_set_the_first_average_ends(key):
         num, stride = (num // 2, 2 * stride) if num + 200 // stride > 200 else (num, stride)
     end = int(result.checks.step[-1])
     params = iterates(svi, key, end, X, params=at_optimum(key))
-    windows = {n: jax.tree.map(lambda a, n=n: np.asarray(a)[end - 1 :: -stride][:n], params) for n in (100, 50)}
+    windows = {
+        n: jax.tree.map(lambda a, n=n: np.asarray(a)[end - 1 :: -stride][:n], params)
+        for n in (100, 50)
+    }
     means = {n: jax.tree.map(lambda a: a.mean(0), window) for n, window in windows.items()}
-    (size,) = [n for n in means if np.allclose(means[n]["loc"], result.params["loc"], rtol=20 * RTOL)]
+    (size,) = [
+        n for n in means if np.allclose(means[n]["loc"], result.params["loc"], rtol=20 * RTOL)
+    ]
     assert np.allclose(means[size]["log_scale"], result.params["log_scale"], rtol=20 * RTOL)
     # log sd of q is log_scale and a constant: its R-hat is one of those whose largest was seen.
     rhat = np.max(split_rhat(jnp.asarray(windows[size]["log_scale"][::-1])[None]))
@@ -301,7 +357,9 @@ def test_restarts_equal_separate_runs(key, capsys):
     assert restarts.best == np.argmax(restarts.elbo)
     for i, run_key in enumerate(jax.random.split(key, 3)):
         one = ADAM.run(run_key, 700, X, average=True, progress_bar=False)
-        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], restarts.params), one.params, rtol=100 * RTOL)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, i=i: a[i], restarts.params), one.params, rtol=100 * RTOL
+        )
         np.testing.assert_allclose(restarts.trace[:, i], one.elbo, rtol=100 * RTOL)
         exact = LOG_EVIDENCE - kl(one.params)
         assert restarts.elbo_se[i] > 0
@@ -318,7 +376,8 @@ LOOSE = Convergence(every=40, snapshots=40, rhat=1.5, mcse=1.0, divergence=1.0)
 
 
 @pytest.mark.parametrize(
-    ("svi", "stop", "held_out"), [(ADAM, RULE, HELD_OUT), pytest.param(HALVING, LOOSE, None, marks=pytest.mark.slow)]
+    ("svi", "stop", "held_out"),
+    [(ADAM, RULE, HELD_OUT), pytest.param(HALVING, LOOSE, None, marks=pytest.mark.slow)],
 )
 def test_each_restart_stops_by_itself(svi, stop, held_out, key):
     options = {"params": START, "stop": stop, "held_out": held_out, "progress_bar": False}
@@ -340,7 +399,9 @@ def test_the_best_of_16_starts_finds_the_better_mode(key):
     # Two modes, 95 % and 5 % of the mass, 8 nats of depth apart in nothing but weight: log 19.
     def log_joint(theta):
         x = theta["a"]
-        return jnp.logaddexp(jnp.log(0.95) + norm.logpdf(x, -6.0, 0.5), jnp.log(0.05) + norm.logpdf(x, 6.0, 0.5))
+        return jnp.logaddexp(
+            jnp.log(0.95) + norm.logpdf(x, -6.0, 0.5), jnp.log(0.05) + norm.logpdf(x, 6.0, 0.5)
+        )
 
     model = Model({"a": real()}, log_joint)
     svi = SVI(model, mean_field(model.latents), optax.adam(0.05))
@@ -359,7 +420,9 @@ def test_a_start_that_fails_loses_and_does_not_end_the_others(key):
     result = svi.run(key, 300, num_restarts=6, progress_bar=False)
     failed = np.isnan(result.restarts.elbo)
     assert 0 < failed.sum() < 6
-    np.testing.assert_array_equal(np.isfinite(result.restarts.trace).sum(0), np.where(failed, 0, 300))
+    np.testing.assert_array_equal(
+        np.isfinite(result.restarts.trace).sum(0), np.where(failed, 0, 300)
+    )
     assert result.reason == "finished"
     assert not failed[result.restarts.best]
     assert len(result.elbo) == 300
@@ -421,14 +484,26 @@ BAD = {
     "restarts": ({"num_restarts": 0}, ValueError, r"`num_restarts` must be an integer >= 1; got 0"),
     "average": ({"average": 0.5}, TypeError, r"`average` must be True or False; got 0.5"),
     "stop": ({"stop": "patience"}, TypeError, r"`stop` must be a rule, such as .*; got 'patience'"),
-    "no rule": ({"held_out": HELD_OUT}, ValueError, r"`held_out` is for a stopping rule: expected `stop`.*got None"),
-    "no rows": ({"stop": Patience()}, ValueError, r"`held_out` must be a tuple of rows like the data.*got a NoneType"),
+    "no rule": (
+        {"held_out": HELD_OUT},
+        ValueError,
+        r"`held_out` is for a stopping rule: expected `stop`.*got None",
+    ),
+    "no rows": (
+        {"stop": Patience()},
+        ValueError,
+        r"`held_out` must be a tuple of rows like the data.*got a NoneType",
+    ),
     "other rows": (
         {"stop": Patience(), "held_out": (jnp.ones((5, 2)),)},
         ValueError,
         r"each row of shape \{'0': \(3,\)\}; got \{'0': \(2,\)\}",
     ),
-    "iterates alone": ({"stop": Convergence(), "held_out": HELD_OUT}, ValueError, "`held_out` is for Patience"),
+    "iterates alone": (
+        {"stop": Convergence(), "held_out": HELD_OUT},
+        ValueError,
+        "`held_out` is for Patience",
+    ),
 }
 
 
@@ -441,29 +516,43 @@ def test_bad_options(name, key):
 
 def test_scores_need_a_factored_model_of_global_latents(key):
     def run(model, guide):
-        SVI(model, guide, optax.sgd(0.1)).run(key, 10, jnp.ones(5), stop=Patience(), held_out=(jnp.ones(3),))
+        SVI(model, guide, optax.sgd(0.1)).run(
+            key, 10, jnp.ones(5), stop=Patience(), held_out=(jnp.ones(3),)
+        )
 
     model = Model({"a": real()}, lambda theta, x: jnp.sum(norm.logpdf(x, theta["a"])))
-    with pytest.raises(ValueError, match="needs a factored model: give `log_prior` and `log_likelihood`"):
+    with pytest.raises(
+        ValueError, match="needs a factored model: give `log_prior` and `log_likelihood`"
+    ):
         run(model, mean_field(model.latents))
 
     def rows(theta, x):
         return norm.logpdf(theta["z"]) + norm.logpdf(x, theta["z"])
 
-    model = Model({"z": minisvi.local(real())}, log_prior=lambda theta: jnp.zeros(()), log_likelihood=rows)
-    encode = lambda weight, x: {"loc": weight * x[:, None], "log_scale": jnp.zeros((len(x), 1))}  # noqa: E731
-    guide = minisvi.product({"z": minisvi.amortised(mean_field(real()), lambda key: jnp.ones(()), encode)})
+    model = Model(
+        {"z": minisvi.local(real())}, log_prior=lambda theta: jnp.zeros(()), log_likelihood=rows
+    )
+    encode = lambda weight, x: {"loc": weight * x[:, None], "log_scale": jnp.zeros((len(x), 1))}
+    guide = minisvi.product(
+        {"z": minisvi.amortised(mean_field(real()), lambda key: jnp.ones(()), encode)}
+    )
     with pytest.raises(ValueError, match=r"latents \['z'\] are local.*expected score='elbo'"):
         run(model, guide)
 
 
 BAD_RULES = {
-    "score": (lambda: Patience("loss"), r"`score` must be one of \('log_predictive', 'elbo'\); got 'loss'"),
+    "score": (
+        lambda: Patience("loss"),
+        r"`score` must be one of \('log_predictive', 'elbo'\); got 'loss'",
+    ),
     "growth": (lambda: Patience(growth=1.0), r"`growth` must be in \[0, 1\); got 1.0"),
     "tolerance": (lambda: Patience(tolerance=-1.0), r"`tolerance` must be >= 0; got -1.0"),
     "patience": (lambda: Patience(patience=0), r"`patience` must be an integer >= 1; got 0"),
     "every": (lambda: Convergence(every=0), r"`every` must be an integer >= 1; got 0"),
-    "snapshots": (lambda: Convergence(snapshots=30), r"`snapshots` must be a multiple of 8; got 30"),
+    "snapshots": (
+        lambda: Convergence(snapshots=30),
+        r"`snapshots` must be a multiple of 8; got 30",
+    ),
     "rhat": (lambda: Convergence(rhat=0.9), r"`rhat` must be above 1; got 0.9"),
     "mcse": (lambda: Convergence(mcse=0.0), r"`mcse` must be above 0; got 0.0"),
     "divergence": (lambda: Convergence(divergence=0.0), r"`divergence` must be above 0; got 0.0"),

@@ -32,7 +32,9 @@ def run(data, num_steps=STEPS, svi=SVI_ALL, **options):
 
 
 def batches_of(minibatches, num=STEPS, x=X):
-    """Those that the source in memory makes: the rows that count, without the copy of one that fills up a batch."""
+    """Those that the source in memory makes: the rows that count, without the copy of one that
+    fills up a batch.
+    """
     made = jax.jit(jax.vmap(lambda step: minibatches(step, (x,))))(jnp.arange(num))
     (rows,), weights = jax.tree.map(np.asarray, made)
     there = np.broadcast_to(weights.reshape(num, -1) > 0, rows.shape[:2])
@@ -57,7 +59,11 @@ def test_streamed_equals_in_memory_bit_for_bit(batches):
 
 
 def test_a_rule_sees_what_it_sees_in_memory(batches):
-    rule = {"stop": Patience(patience=100, growth=0.0, every=50, num_draws=8), "held_out": (X[:3],), "average": True}
+    rule = {
+        "stop": Patience(patience=100, growth=0.0, every=50, num_draws=8),
+        "held_out": (X[:3],),
+        "average": True,
+    }
     same(run(Stream(batches, NUM_ROWS), **rule), in_memory(3, **rule))
 
 
@@ -146,7 +152,9 @@ def test_batches_are_trees_as_the_likelihood_has_them():
     y = jnp.arange(7.0)
     pairs = [({"x": HOST}, np.asarray(y))] * 50
     streamed = SVI_Y.run(KEY, 50, Stream(pairs, NUM_ROWS), progress_bar=False)
-    whole = SVI(ROWS_Y, SVI_Y.guide, ADAM, batches=Minibatches(7)).run(KEY, 50, {"x": X}, y, progress_bar=False)
+    whole = SVI(ROWS_Y, SVI_Y.guide, ADAM, batches=Minibatches(7)).run(
+        KEY, 50, {"x": X}, y, progress_bar=False
+    )
     for a, b in zip(jax.tree.leaves(streamed.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=100 * RTOL)  # in other orders of the rows
 
@@ -169,7 +177,10 @@ def test_a_fit_is_as_fast_as_its_source_and_reads_ahead(batches):
 
 def with_nan(batches):
     """Row 0 of every fifth batch is NaN, the first one's too."""
-    return [np.concatenate([np.full_like(b[:1], np.nan), b[:2]]) if t % 5 == 0 else b for t, b in enumerate(batches)]
+    return [
+        np.concatenate([np.full_like(b[:1], np.nan), b[:2]]) if t % 5 == 0 else b
+        for t, b in enumerate(batches)
+    ]
 
 
 def test_rows_with_nan_are_skipped_counted_and_the_others_weigh_more(batches):
@@ -183,7 +194,10 @@ def test_rows_with_nan_are_skipped_counted_and_the_others_weigh_more(batches):
         np.testing.assert_allclose(a, b, rtol=1000 * RTOL)  # the rows are added in another order
 
 
-EARLY = {"stop": Patience(patience=10, growth=0.0, tolerance=1e9, every=10, num_draws=2), "held_out": (X[:3],)}
+EARLY = {
+    "stop": Patience(patience=10, growth=0.0, tolerance=1e9, every=10, num_draws=2),
+    "held_out": (X[:3],),
+}
 
 
 def test_only_the_rows_of_steps_that_were_taken_count_as_dropped(batches):
@@ -225,13 +239,25 @@ BRAIN = np.full((3, 3), np.nan, jnp.bfloat16)  # whose dtype is not NumPy's
 FAULTS = {
     "raises": (raising, rf"batch {BAD}: the source raised OSError\('the disk is gone'\)"),
     "hangs": (hanging, rf"batch {BAD} did not come within 3 s"),
-    "another shape": (lambda b: replaced(b, HOST[:3, :2]), rf"batch {BAD}: `0`: expected shape \(3, 3\); got \(3, 2\)"),
+    "another shape": (
+        lambda b: replaced(b, HOST[:3, :2]),
+        rf"batch {BAD}: `0`: expected shape \(3, 3\); got \(3, 2\)",
+    ),
     "another rank": (lambda b: replaced(b, HOST[0, 0]), rf"batch {BAD}: `0`: expected shape"),
-    "another dtype": (lambda b: replaced(b, INT), rf"batch {BAD}: `0`: expected float\d+; got int64"),
-    "another tree": (lambda b: replaced(b, (HOST[:3], HOST[:3])), rf"batch {BAD}: expected a tree.*\['0', '1'\]"),
+    "another dtype": (
+        lambda b: replaced(b, INT),
+        rf"batch {BAD}: `0`: expected float\d+; got int64",
+    ),
+    "another tree": (
+        lambda b: replaced(b, (HOST[:3], HOST[:3])),
+        rf"batch {BAD}: expected a tree.*\['0', '1'\]",
+    ),
     "NaN": (lambda b: replaced(b, NAN), rf"batch {BAD}: `0` has a NaN in 1 of 3 rows"),
     "no rows": (lambda b: replaced(b, HOST[:0]), rf"batch {BAD}: `0`: expected 1 to 3 rows.*got 0"),
-    "too many rows": (lambda b: replaced(b, HOST[:4]), rf"batch {BAD}: `0`: expected 1 to 3 rows.*got 4"),
+    "too many rows": (
+        lambda b: replaced(b, HOST[:4]),
+        rf"batch {BAD}: `0`: expected 1 to 3 rows.*got 4",
+    ),
     "none": (lambda b: replaced(b, None), rf"batch {BAD}: expected a tree"),
     "an empty tree": (lambda b: replaced(b, [None]), rf"batch {BAD}: expected a tree"),
 }
@@ -281,9 +307,13 @@ def test_a_budget_and_the_end_of_a_fit_do_not_wait_for_the_source(batches):
 
 
 def test_a_skipped_step_rules_no_start_out(batches):
-    # Where the density is not a number if a row is above 1e6: one step sees such rows, in the last half.
+    # Where the density is not a number if a row is above 1e6: one step sees such rows, in the last
+    # half.
     fragile = replace(
-        MODEL, log_likelihood=lambda w, x: MODEL.log_likelihood(w, x) + jnp.where(x[:, 0] > 1e6, jnp.nan, 0)
+        MODEL,
+        log_likelihood=lambda w, x: (
+            MODEL.log_likelihood(w, x) + jnp.where(x[:, 0] > 1e6, jnp.nan, 0)
+        ),
     )
     spoiled = [*batches]
     spoiled[STEPS - 10] = np.full((3, 3), 1e7, FLOAT)
@@ -356,7 +386,9 @@ def test_a_stream_that_ends_early_ends_the_fit(batches):
 def test_an_iterator_cannot_begin_anew(batches):
     half = run(Stream(iter(batches), NUM_ROWS), BAD)
     same(half, run(Stream(batches, NUM_ROWS), BAD))
-    with pytest.raises(ValueError, match=f"goes on at batch {BAD}, and an iterator cannot begin anew"):
+    with pytest.raises(
+        ValueError, match=f"goes on at batch {BAD}, and an iterator cannot begin anew"
+    ):
         SVI_ALL.resume(half.state, 10, Stream(iter(batches), NUM_ROWS), progress_bar=False)
 
 
@@ -366,7 +398,11 @@ def test_mistakes_are_refused_before_anything_is_read(batches):
         run(stream, svi=SVI(MODEL, GUIDE, ADAM, ELBO(2), Minibatches(3)))
     with pytest.raises(ValueError, match="got 2 data"):
         SVI_ALL.run(KEY, 10, stream, X, progress_bar=False)
-    for options, message in (({"num_data": 0}, "num_data"), ({"nan": "keep"}, "nan"), ({"timeout": 0}, "timeout")):
+    for options, message in (
+        ({"num_data": 0}, "num_data"),
+        ({"nan": "keep"}, "nan"),
+        ({"timeout": 0}, "timeout"),
+    ):
         with pytest.raises(ValueError, match=message):
             Stream(batches, **({"num_data": NUM_ROWS} | options))
 

@@ -1,4 +1,6 @@
-"""The table of a posterior: against repeated draws, the diagnostics in JAX and closed forms, and as it is printed."""
+"""The table of a posterior: against repeated draws, the diagnostics in JAX and closed forms, and as
+it is printed.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -34,7 +36,8 @@ def test_every_scalar_entry_has_a_row_by_its_name():
     assert tuple(summary["mu"]) == COLUMNS
     assert list(summarise(X, LOG_WEIGHTS).as_dict()) == ["value[0]", "value[1]"]
     with pytest.raises(
-        KeyError, match=r"no entry `w` in the summary: expected one of effects\[0\], effects\[1\], mu, net"
+        KeyError,
+        match=r"no entry `w` in the summary: expected one of effects\[0\], effects\[1\], mu, net",
     ):
         summary["w"]
 
@@ -46,7 +49,8 @@ def test_integer_weights_are_repeated_draws():
 
 
 def test_ess_and_error_by_hand():
-    # Of 3 and -1 with weights 1/4 and 3/4: mean 0, variance 3, squared error 9/16 + 9/16 = 9/8, and z^2 is 3 and 1/3.
+    # Of 3 and -1 with weights 1/4 and 3/4: mean 0, variance 3, squared error 9/16 + 9/16 = 9/8, and
+    # z^2 is 3 and 1/3.
     row = summarise(np.array([3.0, -1.0]), np.log([0.25, 0.75]))["value"]
     assert row["ESS"] == pytest.approx(3 / (9 / 8))
     assert row["error"] == pytest.approx(max((3 / 8) ** 0.5, 0.5 * (0.5**2 + 0.5**2) ** 0.5))
@@ -71,8 +75,12 @@ def test_errors_are_those_of_the_diagnostics(rtol):
     rng = np.random.default_rng(5)
     x, log_weights = 100 + rng.normal(size=(300, 2)) ** 3, log_softmax(rng.normal(size=300))
     summary, (of_mean, of_sd) = summarise(x, log_weights), errors_in_jax(x, log_weights)
-    np.testing.assert_allclose(columns_of(summary, "ESS"), 1 / np.asarray(of_mean) ** 2, rtol=100 * rtol)
-    np.testing.assert_allclose(columns_of(summary, "error"), np.maximum(of_mean, of_sd), rtol=100 * rtol)
+    np.testing.assert_allclose(
+        columns_of(summary, "ESS"), 1 / np.asarray(of_mean) ** 2, rtol=100 * rtol
+    )
+    np.testing.assert_allclose(
+        columns_of(summary, "error"), np.maximum(of_mean, of_sd), rtol=100 * rtol
+    )
     assert np.any(np.asarray(of_sd) > np.asarray(of_mean))
 
 
@@ -86,12 +94,16 @@ def test_quantiles_are_those_of_draws(size, rtol):
 
 def test_equal_weights_give_the_quantiles_of_numpy():
     x = np.random.default_rng(7).normal(40.0, 3.0, 101)
-    np.testing.assert_allclose(weighted_quantiles(x, np.full(101, 1 / 101), P), np.quantile(x, P), rtol=1e-13)
+    np.testing.assert_allclose(
+        weighted_quantiles(x, np.full(101, 1 / 101), P), np.quantile(x, P), rtol=1e-13
+    )
 
 
 def test_ties_and_infinite_draws_outside_the_window():
     x = np.array([-np.inf, 2.0, 2.0, 2.0, 5.0, np.inf])
-    np.testing.assert_array_equal(weighted_quantiles(x, np.full(6, 1 / 6), np.array([0.0, 0.4, 1.0])), x[[0, 1, 5]])
+    np.testing.assert_array_equal(
+        weighted_quantiles(x, np.full(6, 1 / 6), np.array([0.0, 0.4, 1.0])), x[[0, 1, 5]]
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -111,7 +123,14 @@ def test_a_weight_that_jax_takes_for_zero_is_zero():
 def test_constants_have_no_spread_and_the_ess_of_the_weights():
     ones, log_weights = np.full((50, 1), 0.1), np.random.default_rng(4).normal(size=50)
     row = summarise(ones, log_weights)["value[0]"]
-    assert [row[column] for column in ("mean", "sd", "5%", "50%", "95%", "error")] == [0.1, 0.0, 0.1, 0.1, 0.1, 0.0]
+    assert [row[column] for column in ("mean", "sd", "5%", "50%", "95%", "error")] == [
+        0.1,
+        0.0,
+        0.1,
+        0.1,
+        0.1,
+        0.0,
+    ]
     weights = np.exp(log_weights)
     assert row["ESS"] == pytest.approx(np.sum(weights) ** 2 / np.sum(weights**2))
     assert summarise(ones, np.zeros(50))["value[0]"]["ESS"] == pytest.approx(50)
@@ -161,7 +180,9 @@ def test_long_tables_are_cut_in_the_middle():
     assert lines[31] == "... 4 rows are left out; `as_dict()` has them ..."
     assert lines[32].startswith("w[34] ")
     assert len(str(Summary({f"w[{i}]": row for i in range(60)})).splitlines()) == 61
-    with pytest.raises(KeyError, match=r"expected one of w\[0\], .*, w\[4\], \.\.\., w\[59\], .*, w\[63\]"):
+    with pytest.raises(
+        KeyError, match=r"expected one of w\[0\], .*, w\[4\], \.\.\., w\[59\], .*, w\[63\]"
+    ):
         Summary({f"w[{i}]": row for i in range(64)})["w"]
 
 

@@ -12,7 +12,8 @@ from tensorflow_probability.substrates.jax import bijectors as tfb
 
 import minisvi
 
-# name: (support, NumPyro's constraint or None, where T's image has fewer coordinates: which of them autodiff takes)
+# name: (support, NumPyro's constraint or None, where T's image has fewer coordinates: which of them
+# autodiff takes)
 SUPPORTS = {
     "real": (minisvi.real((2, 3)), npc.real, jnp.ravel),
     "scalar": (minisvi.real(), npc.real, jnp.ravel),
@@ -24,13 +25,21 @@ SUPPORTS = {
     "simplex of one": (minisvi.simplex(1), npc.simplex, lambda t: t[:-1]),
     "simplexes": (minisvi.simplex((3, 4)), npc.simplex, lambda t: t[:, :-1].ravel()),
     "ordered": (minisvi.ordered(4), npc.ordered_vector, jnp.ravel),
-    "lower_cholesky": (minisvi.lower_cholesky((4, 4)), npc.lower_cholesky, lambda t: t[jnp.tril_indices(4)]),
+    "lower_cholesky": (
+        minisvi.lower_cholesky((4, 4)),
+        npc.lower_cholesky,
+        lambda t: t[jnp.tril_indices(4)],
+    ),
     "lower_choleskys": (
         minisvi.lower_cholesky((2, 3, 3)),
         npc.lower_cholesky,
         lambda t: t[:, *jnp.tril_indices(3)].ravel(),
     ),
-    "corr_cholesky": (minisvi.corr_cholesky((4, 4)), npc.corr_cholesky, lambda t: t[jnp.tril_indices(4, -1)]),
+    "corr_cholesky": (
+        minisvi.corr_cholesky((4, 4)),
+        npc.corr_cholesky,
+        lambda t: t[jnp.tril_indices(4, -1)],
+    ),
     "corr_choleskys": (
         minisvi.corr_cholesky((2, 3, 3)),
         npc.corr_cholesky,
@@ -63,7 +72,9 @@ def test_log_det_equals_autodiff(name, key, rtol):
 
     @jax.jit
     def both(u):
-        jacobian = jax.jacobian(lambda x: free(support.forward_and_log_det(x.reshape(u.shape))[0]))(u.ravel())
+        jacobian = jax.jacobian(lambda x: free(support.forward_and_log_det(x.reshape(u.shape))[0]))(
+            u.ravel()
+        )
         expected = jnp.linalg.slogdet(jacobian)[1] if u.size else 0.0
         return support.forward_and_log_det(u)[1], expected
 
@@ -96,7 +107,9 @@ def test_inverse(name, key, rtol):
 
 def test_far_out_stays_finite(name, key):
     u = point(name, key, scale=25.0)
-    log_det, gradient = jax.jit(jax.value_and_grad(lambda x: SUPPORTS[name][0].forward_and_log_det(x)[1]))(u)
+    log_det, gradient = jax.jit(
+        jax.value_and_grad(lambda x: SUPPORTS[name][0].forward_and_log_det(x)[1])
+    )(u)
     assert np.isfinite(log_det)
     assert np.all(np.isfinite(gradient))
 
@@ -125,5 +138,7 @@ def test_prior_of_numpyro_agrees_in_unconstrained_space(name, key, rtol):
         model = minisvi.Model(support, lambda theta: jnp.sum(priors[name].log_prob(theta)))
         transform = biject_to(priors[name].support)
         theta = transform(u)
-        expected = jnp.sum(priors[name].log_prob(theta)) + jnp.sum(transform.log_abs_det_jacobian(u, theta))
+        expected = jnp.sum(priors[name].log_prob(theta)) + jnp.sum(
+            transform.log_abs_det_jacobian(u, theta)
+        )
         assert jnp.allclose(model.log_density(u), expected, rtol=20 * rtol)

@@ -23,7 +23,7 @@ from minisvi.running.device import BLOCK_CAPACITY
 from minisvi.tools.interrupts import deferred_interrupt
 
 
-def small_svi(optimizer=None, model=None, objective=ELBO(2)):  # noqa: B008
+def small_svi(optimizer=None, model=None, objective=ELBO(2)):
     model = conjugate_model() if model is None else model
     return SVI(model, mean_field(model.latents), optimizer or optax.adam(0.05), objective)
 
@@ -46,7 +46,9 @@ def test_resume_continues_the_same_fit(key):
     rest = svi.resume(half.state, 180, x, progress_bar=False)
     chex.assert_trees_all_equal(whole.state, rest.state)
     np.testing.assert_array_equal(whole.elbo, np.concatenate([half.elbo, rest.elbo]))
-    again = svi.resume(half.state, 180, x, progress_bar=False)  # the former result was not overwritten
+    again = svi.resume(
+        half.state, 180, x, progress_bar=False
+    )  # the former result was not overwritten
     chex.assert_trees_all_equal(again.state, rest.state)
 
 
@@ -91,7 +93,8 @@ def test_second_run_does_not_trace_again(key):
     optimizer = optax.adam(0.1)
 
     def fit(num_steps, x):
-        # Model, guide, objective and engine are built anew each time: equal records share the compilation.
+        # Model, guide, objective and engine are built anew each time: equal records share the
+        # compilation.
         model = Model({"a": real()}, log_joint)
         svi = SVI(model, mean_field(model.latents), optimizer, ELBO(3))
         return svi.run(key, num_steps, x, progress_bar=False)
@@ -143,7 +146,9 @@ def test_vmap_over_keys_and_data_inside_the_users_jit(key):
     states, infos = fits(keys, data)
     for i in range(3):
         one = svi.run(keys[i], n, data[i], progress_bar=False)
-        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], states.params), one.params, rtol=100 * RTOL)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, i=i: a[i], states.params), one.params, rtol=100 * RTOL
+        )
         np.testing.assert_allclose(infos.elbo[i], one.elbo, rtol=100 * RTOL)
 
 
@@ -171,7 +176,8 @@ TREES = {
 
 @pytest.mark.parametrize("name", TREES)
 def test_any_tree_of_latents(name, key):
-    # x ~ N(3 + sum of latents, 1) with N(0, 1) priors; also a zero-size latent, a scalar and one row of data.
+    # x ~ N(3 + sum of latents, 1) with N(0, 1) priors; also a zero-size latent, a scalar and one
+    # row of data.
     latents = real() if name == "bare" else TREES[name](real((2, 0)), positive())
 
     def log_joint(theta, x):
@@ -180,12 +186,16 @@ def test_any_tree_of_latents(name, key):
 
     model = Model(latents, log_joint)
     for guide in (mean_field(latents), minisvi.full_rank(latents), minisvi.delta(latents)):
-        result = SVI(model, guide, optax.adam(0.05)).run(key, 400, jnp.array([4.0]), progress_bar=False)
+        result = SVI(model, guide, optax.adam(0.05)).run(
+            key, 400, jnp.array([4.0]), progress_bar=False
+        )
         draws = Posterior(model, guide, result.params).sample(key, 5)
         assert jax.tree.structure(draws) == jax.tree.structure(latents)
         for leaf, support in zip(jax.tree.leaves(draws), jax.tree.leaves(latents), strict=True):
             assert leaf.shape == (5, *support.shape)
-        total = sum(jnp.sum(leaf, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(draws))
+        total = sum(
+            jnp.sum(leaf, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(draws)
+        )
         assert 0.5 < jnp.mean(total) < 4.0
 
 
@@ -194,7 +204,10 @@ def test_no_data_and_one_row(num_rows, key):
     # With no rows the posterior is the prior and the ELBO at the optimum is log 1 = 0.
     x = conjugate_data()[:num_rows]
     loc, sd, log_evidence = conjugate_posterior(x)
-    svi = small_svi(optax.adam(optax.cosine_decay_schedule(0.3, 3000)), objective=ELBO(4, "sticking_the_landing"))
+    svi = small_svi(
+        optax.adam(optax.cosine_decay_schedule(0.3, 3000)),
+        objective=ELBO(4, "sticking_the_landing"),
+    )
     start = svi.guide.init(key, loc={"w": jnp.asarray([3.0, -20.0, 0.5], FLOAT)})
     result = svi.run(key, 3000, x, params=start, progress_bar=False)
     assert np.allclose((result.params["loc"] - loc) / sd, 0, atol=1e-2)
@@ -203,17 +216,24 @@ def test_no_data_and_one_row(num_rows, key):
 
 def test_float32_latents_under_float64(key):
     model = Model({"a": real((), jnp.float32)}, lambda theta: norm.logpdf(theta["a"], 3.0))
-    result = SVI(model, mean_field(model.latents), optax.adam(0.1)).run(key, 500, progress_bar=False)
+    result = SVI(model, mean_field(model.latents), optax.adam(0.1)).run(
+        key, 500, progress_bar=False
+    )
     assert result.params["loc"].dtype == jnp.float32
     assert abs(result.params["loc"][0] - 3.0) < 0.3
 
 
-# --- Optimisers. One target for all: w ~ N(prior), conjugate, at unit scales, so that none needs tuning. ---
+# --- Optimisers. One target for all: w ~ N(prior), conjugate, at unit scales, so that none needs
+# tuning. ---
 
 
 def unit_model():
-    prior = lambda theta: jnp.sum(norm.logpdf(theta["w"], 1.0))  # noqa: E731
-    return Model({"w": real(3)}, log_prior=prior, log_likelihood=lambda theta, x: norm.logpdf(x, jnp.sum(theta["w"])))
+    prior = lambda theta: jnp.sum(norm.logpdf(theta["w"], 1.0))
+    return Model(
+        {"w": real(3)},
+        log_prior=prior,
+        log_likelihood=lambda theta, x: norm.logpdf(x, jnp.sum(theta["w"])),
+    )
 
 
 UNIT_DATA = jnp.array([4.0, 5.0, 3.5])
@@ -222,7 +242,8 @@ UNIT_MEAN = 1 + (12.5 - 9.0) / (1 + 9.0)  # w_i = 1 + sum(x - 3) / (1 + 3 N), N 
 OPTIMIZERS = {
     "one-cycle": lambda: optax.adam(optax.linear_onecycle_schedule(1500, 0.05)),
     "plateau": lambda: optax.chain(
-        optax.adam(0.02), optax.contrib.reduce_on_plateau(factor=0.5, patience=5, accumulation_size=50)
+        optax.adam(0.02),
+        optax.contrib.reduce_on_plateau(factor=0.5, patience=5, accumulation_size=50),
     ),
     "schedule-free": lambda: optax.contrib.schedule_free_adamw(0.05, warmup_steps=50),
     "dog": lambda: optax.contrib.dog(1.0),
@@ -260,11 +281,15 @@ def test_the_plateau_rule_sees_the_loss(key):
 
 def test_chosen_parts_stay_frozen(key):
     labels = {"loc": "fit", "log_scale": "frozen"}
-    optimizer = optax.multi_transform({"fit": optax.adam(0.1), "frozen": optax.set_to_zero()}, labels)
+    optimizer = optax.multi_transform(
+        {"fit": optax.adam(0.1), "frozen": optax.set_to_zero()}, labels
+    )
     result = small_svi(optimizer).run(key, 200, conjugate_data(), progress_bar=False)
     assert np.array_equal(result.params["log_scale"], small_svi().guide.init(key)["log_scale"])
     masked = optax.masked(optax.set_to_zero(), {"loc": False, "log_scale": True})
-    both = small_svi(optax.chain(optax.adam(0.1), masked)).run(key, 200, conjugate_data(), progress_bar=False)
+    both = small_svi(optax.chain(optax.adam(0.1), masked)).run(
+        key, 200, conjugate_data(), progress_bar=False
+    )
     assert np.array_equal(both.params["log_scale"], result.params["log_scale"])
     assert np.array_equal(both.params["loc"], result.params["loc"])
     assert np.all(np.abs(result.params["loc"]) > 1e-3)
@@ -275,7 +300,10 @@ def test_chosen_parts_stay_frozen(key):
 
 def fails_above(limit):
     """A density that is NaN beyond a bound; the optimum lies at 2."""
-    return Model({"a": real()}, lambda theta: jnp.where(theta["a"] > limit, jnp.nan, norm.logpdf(theta["a"], 2.0)))
+    return Model(
+        {"a": real()},
+        lambda theta: jnp.where(theta["a"] > limit, jnp.nan, norm.logpdf(theta["a"], 2.0)),
+    )
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_key(key):
@@ -293,7 +321,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_key(key):
 def test_skipped_steps_are_counted_and_the_fit_goes_on(key):
     model = fails_above(3.0)  # about one draw in six of the optimum
     svi = SVI(model, mean_field(model.latents), optax.adam(0.01))
-    result = svi.run(key, 1000, params={"loc": jnp.array([1.0]), "log_scale": jnp.array([0.0])}, progress_bar=False)
+    result = svi.run(
+        key,
+        1000,
+        params={"loc": jnp.array([1.0]), "log_scale": jnp.array([0.0])},
+        progress_bar=False,
+    )
     assert result.reason == "finished"
     assert 5 < result.num_skipped < 500
     assert result.num_skipped == np.sum(~np.isfinite(result.elbo))
@@ -380,7 +413,9 @@ def test_the_average_of_no_steps_is_the_start(key):
 def test_runs_outside_the_main_thread(key):
     results = []
     thread = threading.Thread(
-        target=lambda: results.append(small_svi().run(key, 10, conjugate_data(), progress_bar=False))
+        target=lambda: results.append(
+            small_svi().run(key, 10, conjugate_data(), progress_bar=False)
+        )
     )
     thread.start()
     thread.join()

@@ -57,9 +57,15 @@ def test_the_log_of_this_file_leaks_where_one_tracer_meets_two_traces():
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"stop": minisvi.Patience(score="elbo", every=20), "held_out": (Y[:20],)}, id="patience"),
+        pytest.param(
+            {"stop": minisvi.Patience(score="elbo", every=20), "held_out": (Y[:20],)}, id="patience"
+        ),
         pytest.param({"num_restarts": 2}, id="restarts", marks=pytest.mark.slow),
-        pytest.param({"stop": minisvi.Convergence(), "num_steps": 400}, id="convergence", marks=pytest.mark.slow),
+        pytest.param(
+            {"stop": minisvi.Convergence(), "num_steps": 400},
+            id="convergence",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_runs(key, options):
@@ -83,7 +89,9 @@ def test_fit_laplace_and_what_follows(key):
     assert fit.verdict.level == "good"
     assert np.isfinite(minisvi.laplace(key, MODEL, Y).log_evidence)
     fit.posterior.reweighted(key, 600)
-    prediction = fit.draws.predictive(key, lambda key, theta, y: remembered_log(y) * theta["s"], 10, Y, batch_size=3)
+    prediction = fit.draws.predictive(
+        key, lambda key, theta, y: remembered_log(y) * theta["s"], 10, Y, batch_size=3
+    )
     assert prediction.shape == (10, 50)
 
 
@@ -94,11 +102,16 @@ def test_guides_that_look_at_the_data(key, kind):
     def around_mean(params, y):
         z = remembered_log(y)
         scale = jnp.exp(params["log_scale"])
-        return {"m": distrax.Normal(jnp.mean(z) + params["loc"], scale), "s": distrax.Normal(params["log_s"], scale)}
+        return {
+            "m": distrax.Normal(jnp.mean(z) + params["loc"], scale),
+            "s": distrax.Normal(params["log_s"], scale),
+        }
 
     if kind == "custom":
         model = MODEL
-        guide = minisvi.custom(lambda key: {"loc": 0.0, "log_scale": -1.0, "log_s": 0.0}, around_mean)
+        guide = minisvi.custom(
+            lambda key: {"loc": 0.0, "log_scale": -1.0, "log_s": 0.0}, around_mean
+        )
     else:
         model = minisvi.Model(
             {"m": minisvi.local(minisvi.real())},
@@ -106,15 +119,23 @@ def test_guides_that_look_at_the_data(key, kind):
             log_likelihood=lambda theta, y: norm.logpdf(remembered_log(y), theta["m"], 0.5),
         )
         one = minisvi.mean_field(minisvi.real())
-        index = lambda y: (0 * remembered_log(y)).astype(int) + jnp.arange(len(y))  # noqa: E731
-        encode = lambda w, y: {"loc": w * remembered_log(y)[:, None], "log_scale": jnp.zeros((len(y), 1))}  # noqa: E731
+        index = lambda y: (0 * remembered_log(y)).astype(int) + jnp.arange(len(y))
+        encode = lambda w, y: {
+            "loc": w * remembered_log(y)[:, None],
+            "log_scale": jnp.zeros((len(y), 1)),
+        }
         made = {
             "per_row": minisvi.per_row(one, len(Y), index),
             "amortised": minisvi.amortised(one, lambda key: 0.5, encode),
         }
         guide = minisvi.product({"m": made[kind]})
-    for optimizer, objective in ((ADAM, minisvi.ELBO(4)), (optax.lbfgs(), minisvi.FixedDraws(minisvi.ELBO(4)))):
-        result = minisvi.SVI(model, guide, optimizer, objective).run(key, 20, Y, num_restarts=2, progress_bar=False)
+    for optimizer, objective in (
+        (ADAM, minisvi.ELBO(4)),
+        (optax.lbfgs(), minisvi.FixedDraws(minisvi.ELBO(4))),
+    ):
+        result = minisvi.SVI(model, guide, optimizer, objective).run(
+            key, 20, Y, num_restarts=2, progress_bar=False
+        )
         assert np.all(np.isfinite(result.elbo))
     minisvi.judge(key, model, guide, result.params, Y, num_draws=200)
 
@@ -124,16 +145,22 @@ def test_tfp_log_normal_as_a_likelihood(key):
     from tensorflow_probability.substrates.jax import distributions as tfd
 
     def log_joint(theta, y):
-        log_prior = tfd.Normal(0.0, 1.0).log_prob(theta["m"]) + tfd.HalfNormal(1.0).log_prob(theta["s"])
+        log_prior = tfd.Normal(0.0, 1.0).log_prob(theta["m"]) + tfd.HalfNormal(1.0).log_prob(
+            theta["s"]
+        )
         return log_prior + tfd.LogNormal(theta["m"], theta["s"]).log_prob(y).sum()
 
     model = minisvi.Model(LATENTS, log_joint)
     assert minisvi.deterministic(key, model, Y, num_restarts=2).converged
-    assert np.all(np.isfinite(minisvi.SVI(model, GUIDE, ADAM).run(key, 20, Y, progress_bar=False).elbo))
+    assert np.all(
+        np.isfinite(minisvi.SVI(model, GUIDE, ADAM).run(key, 20, Y, progress_bar=False).elbo)
+    )
 
 
 def test_a_function_is_called_as_it_is_and_nothing_of_it_is_remembered():
-    """Eager, it sees the very arguments, and each call is a new one: what it reads elsewhere may have changed."""
+    """Eager, it sees the very arguments, and each call is a new one: what it reads elsewhere may
+    have changed.
+    """
     scale = [2.0]
 
     def log_joint(theta, y, num):

@@ -1,4 +1,6 @@
-"""The verdict: its figures against closed forms and repeated answers, its rule at its limits, spoiled guides."""
+"""The verdict: its figures against closed forms and repeated answers, its rule at its limits,
+spoiled guides.
+"""
 
 import re
 
@@ -113,7 +115,9 @@ def test_an_optimum_without_an_elbo_hides_neither_itself_nor_another(place, mass
         converged=jnp.array([True, False, False]),
         optimum=jnp.array([0, 0, 2]),
     )
-    seen = judged(2, guide, {"loc": jnp.array([-6.0]), "log_scale": jnp.zeros(1)}, MODES, optima=three).verdict
+    seen = judged(
+        2, guide, {"loc": jnp.array([-6.0]), "log_scale": jnp.zeros(1)}, MODES, optima=three
+    ).verdict
     assert seen.level == "not trusted"
     np.testing.assert_allclose(seen.missed, mass, rtol=1e-5)
     assert seen.optima == 1  # of those that have converged; the one that is missed has not
@@ -124,9 +128,16 @@ def test_q_does_not_miss_the_optimum_that_it_is_at():
     model = minisvi.Model({"x": minisvi.real(100)}, lambda theta: jnp.sum(norm.logpdf(theta["x"])))
     guide, loc = minisvi.mean_field(model.latents), jnp.zeros((2, 100)).at[1].set(0.6)
     ends = Optima(
-        jnp.array([0.0, -18.0]), jnp.zeros(2), loc, jnp.zeros((2, 100)), jnp.array([True, False]), jnp.arange(2)
+        jnp.array([0.0, -18.0]),
+        jnp.zeros(2),
+        loc,
+        jnp.zeros((2, 100)),
+        jnp.array([True, False]),
+        jnp.arange(2),
     )
-    found = judged(5, guide, {"loc": loc[0], "log_scale": jnp.full(100, jnp.log(1.02))}, model, optima=ends).verdict
+    found = judged(
+        5, guide, {"loc": loc[0], "log_scale": jnp.full(100, jnp.log(1.02))}, model, optima=ends
+    ).verdict
     assert (found.level, found.missed, found.optima) == ("good", 0.0, 1)
 
 
@@ -140,14 +151,22 @@ def test_a_verdict_needs_a_hundred_draws(num, error):
 
 def test_a_guide_over_both_modes_misses_none():
     guide = minisvi.mean_field(MODES.latents)
-    wide = judged(3, guide, {"loc": jnp.array([-2.4]), "log_scale": jnp.log(jnp.array([6.0]))}, MODES, optima=BOTH)
+    wide = judged(
+        3,
+        guide,
+        {"loc": jnp.array([-2.4]), "log_scale": jnp.log(jnp.array([6.0]))},
+        MODES,
+        optima=BOTH,
+    )
     assert wide.verdict.missed == 0
     assert wide.verdict.level == "good"
     assert abs(wide.draws.mean()["x"] + 2.4) < 0.03 * 5.6
 
 
 def test_a_density_of_nan_is_counted_and_never_trusted():
-    model = minisvi.Model(LATENTS, lambda t: jnp.where(t["x"][1] < 1.5, GAUSSIAN.log_joint(t), jnp.nan))
+    model = minisvi.Model(
+        LATENTS, lambda t: jnp.where(t["x"][1] < 1.5, GAUSSIAN.log_joint(t), jnp.nan)
+    )
     found = judged(4, *gaussian(), model)
     assert found.verdict.level == "not trusted"
     assert f"{found.verdict.broken} draws" in found.verdict.reason
@@ -156,7 +175,9 @@ def test_a_density_of_nan_is_counted_and_never_trusted():
 
 
 def test_a_draw_outside_the_support_only_has_no_weight():
-    model = minisvi.Model(LATENTS, lambda t: jnp.where(t["x"][1] < -1.0, GAUSSIAN.log_joint(t), -jnp.inf))
+    model = minisvi.Model(
+        LATENTS, lambda t: jnp.where(t["x"][1] < -1.0, GAUSSIAN.log_joint(t), -jnp.inf)
+    )
     found = judged(5, *gaussian(), model)
     assert found.verdict.level == "good"
     assert abs(found.verdict.log_evidence - (2.5 - np.log(2))) < 4 * found.verdict.log_evidence_se
@@ -178,7 +199,9 @@ def test_more_draws_are_taken_where_they_are_all_that_is_missing():
 def test_any_guide_can_be_judged():
     import distrax
 
-    custom = minisvi.custom(lambda key: {}, lambda params, *_: {"x": distrax.MultivariateNormalDiag(LOC, SD)})
+    custom = minisvi.custom(
+        lambda key: {}, lambda params, *_: {"x": distrax.MultivariateNormalDiag(LOC, SD)}
+    )
     found = judged(7, custom, {}).verdict
     assert found.level == "good"
     assert found.ess > 0.999  # drawn from keys: no wider draws
@@ -190,10 +213,19 @@ def test_any_guide_can_be_judged():
 RULE = {
     "good by k-hat": ({"khat": 0.69, "ess": 0.35, "error_u": 0.029}, "good"),
     "good with a light tail": ({"khat": 0.39, "ess": 0.05, "error_u": 0.029}, "good"),
-    "few draws with a heavy tail": ({"khat": 0.41, "ess": 0.05, "error_u": 0.029}, "bulk good, tails unverified"),
+    "few draws with a heavy tail": (
+        {"khat": 0.41, "ess": 0.05, "error_u": 0.029},
+        "bulk good, tails unverified",
+    ),
     "good by equal weights": ({"khat": 0.99, "ess": 0.86, "error_u": 0.01}, "good"),
-    "tails unverified": ({"khat": 0.75, "ess": 0.2, "error_u": 0.02}, "bulk good, tails unverified"),
-    "error too large for good": ({"khat": 0.5, "ess": 0.05, "error_u": 0.04}, "bulk good, tails unverified"),
+    "tails unverified": (
+        {"khat": 0.75, "ess": 0.2, "error_u": 0.02},
+        "bulk good, tails unverified",
+    ),
+    "error too large for good": (
+        {"khat": 0.5, "ess": 0.05, "error_u": 0.04},
+        "bulk good, tails unverified",
+    ),
     "error too large": ({"khat": 0.5, "ess": 0.05, "error_u": 0.11}, "not trusted"),
     "few draws carry all": ({"khat": 0.9, "ess": 0.01, "error_u": 0.05}, "not trusted"),
     "no mean": ({"khat": 1.2, "ess": 0.95, "error_u": 0.01}, "not trusted"),
@@ -220,13 +252,55 @@ HELD = {
         BULK,
         "but not the sd of `a`: the error is 0.04 sd",
     ),
-    "an error that is enough for less": (BULK, [MEAN, SD_OF_A._replace(error=0.04)], 0.9, BULK, "^by weights$"),
-    "a tail of theta": ("good", [MEAN, SD_OF_A._replace(khat=0.9)], 0.9, BULK, r"rare draws decide it .*shape 0.90"),
-    "a tail of the weights": ("good", [MEAN, SD_OF_A._replace(khat=0.9)], 0.5, "good", "^by weights$"),
-    "a heavy tail": (BULK, [SD_OF_A._replace(khat=1.1)], 0.5, BULK, r"the weights do not reach it .*shape 1.10"),
-    "an error of NaN": ("good", [MEAN._replace(error=np.nan)], 0.9, BULK, "but not the mean of `a`"),
-    "many": ("good", [SD_OF_A._replace(error=1.0)] * 5, 0.9, BULK, "the sd of `a` and 2 more: the error"),
-    "not trusted before": ("not trusted", [SD_OF_A._replace(error=1.0)], 0.9, "not trusted", "^by weights$"),
+    "an error that is enough for less": (
+        BULK,
+        [MEAN, SD_OF_A._replace(error=0.04)],
+        0.9,
+        BULK,
+        "^by weights$",
+    ),
+    "a tail of theta": (
+        "good",
+        [MEAN, SD_OF_A._replace(khat=0.9)],
+        0.9,
+        BULK,
+        r"rare draws decide it .*shape 0.90",
+    ),
+    "a tail of the weights": (
+        "good",
+        [MEAN, SD_OF_A._replace(khat=0.9)],
+        0.5,
+        "good",
+        "^by weights$",
+    ),
+    "a heavy tail": (
+        BULK,
+        [SD_OF_A._replace(khat=1.1)],
+        0.5,
+        BULK,
+        r"the weights do not reach it .*shape 1.10",
+    ),
+    "an error of NaN": (
+        "good",
+        [MEAN._replace(error=np.nan)],
+        0.9,
+        BULK,
+        "but not the mean of `a`",
+    ),
+    "many": (
+        "good",
+        [SD_OF_A._replace(error=1.0)] * 5,
+        0.9,
+        BULK,
+        "the sd of `a` and 2 more: the error",
+    ),
+    "not trusted before": (
+        "not trusted",
+        [SD_OF_A._replace(error=1.0)],
+        0.9,
+        "not trusted",
+        "^by weights$",
+    ),
 }
 
 
@@ -317,17 +391,27 @@ def test_a_guide_over_theta_misses_an_optimum_in_its_own_space():
     model = minisvi.Model(
         {"x": minisvi.positive()},
         lambda t: (
-            jnp.logaddexp(*(jnp.log(0.5) + norm.logpdf(jnp.log(t["x"]), m, 0.5) for m in (0.0, 7.0))) - jnp.log(t["x"])
+            jnp.logaddexp(
+                *(jnp.log(0.5) + norm.logpdf(jnp.log(t["x"]), m, 0.5) for m in (0.0, 7.0))
+            )
+            - jnp.log(t["x"])
         ),
     )
     loc = jnp.array([[0.0], [7.0]])
-    both = BOTH._replace(elbo=jnp.log(jnp.array([0.5, 0.5])), loc=loc, log_scale=jnp.log(0.5) * jnp.ones((2, 1)))
+    both = BOTH._replace(
+        elbo=jnp.log(jnp.array([0.5, 0.5])), loc=loc, log_scale=jnp.log(0.5) * jnp.ones((2, 1))
+    )
 
     def log_normal(mean, sd):
         import distrax
 
-        return lambda params, *_: {"x": distrax.Transformed(distrax.Normal(mean, sd), distrax.Lambda(jnp.exp))}
+        return lambda params, *_: {
+            "x": distrax.Transformed(distrax.Normal(mean, sd), distrax.Lambda(jnp.exp))
+        }
 
-    one, wide = (minisvi.custom(lambda key: {}, log_normal(*at), constrained=True) for at in ((0.0, 0.5), (3.5, 3.6)))
+    one, wide = (
+        minisvi.custom(lambda key: {}, log_normal(*at), constrained=True)
+        for at in ((0.0, 0.5), (3.5, 3.6))
+    )
     assert judged(9, one, {}, model, optima=both).verdict.missed == 1.0
     assert judged(9, wide, {}, model, optima=both).verdict.missed == 0.0

@@ -1,6 +1,8 @@
-"""A fit's compiled block of steps, called again and again on its own result; its memory; and the models of `scale.py`.
+"""A fit's compiled block of steps, called again and again on its own result; its memory; and the
+models of `scale.py`.
 
-Memory is what XLA plans for the block, arguments, results and temporaries, less those that share a buffer.
+Memory is what XLA plans for the block, arguments, results and temporaries, less those that share a
+buffer.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,18 @@ from engines import pairs
 from jax import Array
 from jax.scipy.stats import norm
 
-from minisvi import ELBO, SVI, Minibatches, Model, amortised, local, mean_field, per_row, product, real
+from minisvi import (
+    ELBO,
+    SVI,
+    Minibatches,
+    Model,
+    amortised,
+    local,
+    mean_field,
+    per_row,
+    product,
+    real,
+)
 from minisvi.running import device
 
 ADAM = optax.adam(1e-3)
@@ -25,8 +38,13 @@ ADAM = optax.adam(1e-3)
 class Block:
     """`num_steps` of a fit, at most 4,096 a call."""
 
-    def __init__(self, svi: SVI, num_steps: int, *data: Any, num_restarts: int = 1, params: Any = None) -> None:
-        program, start = device.program(svi, device.Plan(num_restarts)), lambda key: svi.init(key, *data, params=params)
+    def __init__(
+        self, svi: SVI, num_steps: int, *data: Any, num_restarts: int = 1, params: Any = None
+    ) -> None:
+        program, start = (
+            device.program(svi, device.Plan(num_restarts)),
+            lambda key: svi.init(key, *data, params=params),
+        )
         keys = jax.random.split(jax.random.key(0), num_restarts)
         state = jax.jit(jax.vmap(start))(keys) if num_restarts > 1 else jax.jit(start)(keys[0])
         self._args = np.array([0, num_steps], np.int32), data, None
@@ -42,7 +60,12 @@ class Block:
     def memory(self) -> int:
         """Bytes."""
         m = self._block.memory_analysis()
-        return self.temporary + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        return (
+            self.temporary
+            + m.argument_size_in_bytes
+            + m.output_size_in_bytes
+            - m.alias_size_in_bytes
+        )
 
     @property
     def temporary(self) -> int:
@@ -108,20 +131,24 @@ def hierarchy(kind: str, num: int, size: int) -> tuple[SVI, tuple[Array, Array]]
         "per_row": lambda: per_row(mean_field(real()), num, _index),
         "amortised": lambda: amortised(mean_field(real()), _encoder, _encode),
     }
-    model = Model({"g": real(), "z": local(real())}, log_likelihood=_hierarchy_rows, prior=_hierarchy_prior)
+    model = Model(
+        {"g": real(), "z": local(real())}, log_likelihood=_hierarchy_rows, prior=_hierarchy_prior
+    )
     guide = product({"g": mean_field(real()), "z": parts[kind]()})
     data = jnp.arange(num), 1.0 + jax.random.normal(jax.random.key(1), (num,))
     return SVI(model, guide, ADAM, batches=Minibatches(size)), data
 
 
 def hierarchy_pieces(num: int, size: int, num_steps: int) -> dict[str, Callable[[], Any]]:
-    """The whole step of the per_row guide; without the check that it is finite; its gradient; and Adam alone."""
+    """The whole step of the per_row guide; without the check that it is finite; its gradient; and
+    Adam alone.
+    """
     svi, data = hierarchy("per_row", num, size)
     start = svi.init(jax.random.key(0), *data)
 
     def gradient(params: Any, key: Array, step: Array, data: Any) -> Any:
         batch, scale = svi.batches(step, data)
-        loss = lambda p: -svi.objective(key, svi.model, svi.guide, p, *batch, scale=scale)  # noqa: E731
+        loss = lambda p: -svi.objective(key, svi.model, svi.guide, p, *batch, scale=scale)
         return jax.grad(loss)(params)
 
     def descend(carry: Any, grad: Any) -> Any:
@@ -133,7 +160,9 @@ def hierarchy_pieces(num: int, size: int, num_steps: int) -> dict[str, Callable[
 
     def gradient_alone(carry: Any, step: Array, data: Any) -> Any:
         grad = gradient(carry, jax.random.fold_in(start.key, step), step, data)
-        return jax.tree.map(lambda leaf, g: g + 0 * leaf[:1], carry, grad)  # written whole, as Adam needs it
+        return jax.tree.map(
+            lambda leaf, g: g + 0 * leaf[:1], carry, grad
+        )  # written whole, as Adam needs it
 
     at = start.params, start.opt_state
     grad = jax.tree.map(jnp.ones_like, start.params)
@@ -147,7 +176,9 @@ def hierarchy_pieces(num: int, size: int, num_steps: int) -> dict[str, Callable[
 
 def _scanned(body: Callable[..., Any], start: Any, num_steps: int, args: Any) -> Callable[[], None]:
     steps = jnp.arange(num_steps)
-    run = jax.jit(lambda carry, args: jax.lax.scan(lambda c, i: (body(c, i, args), None), carry, steps)[0])
+    run = jax.jit(
+        lambda carry, args: jax.lax.scan(lambda c, i: (body(c, i, args), None), carry, steps)[0]
+    )
     return lambda: jax.block_until_ready(run(start, args)) and None
 
 
@@ -176,7 +207,9 @@ def _recur(w: Array, hidden: Array, inputs: Array) -> tuple[Array, Array]:
 
 
 def _long_in_pieces(w: Array, series: Array) -> Array:
-    """The same; the backward pass keeps the state of every so many steps, and computes those between again."""
+    """The same; the backward pass keeps the state of every so many steps, and computes those
+    between again.
+    """
     pieces = series.T.reshape(-1, round(series.shape[1] ** 0.5), series.shape[0])
 
     @jax.checkpoint
@@ -195,9 +228,11 @@ def _chunked(rows: Callable[..., Array], num_chunks: int) -> Callable[..., Array
     return log_likelihood
 
 
-def rematerialised(kind: str, num: int, size: int, num_chunks: int, num_steps: int) -> dict[str, Block]:
-    """A fit of the `deep` likelihood, of `num` rows and `size` units in each of 8 layers; or of the `long` one, of so
-    many rows of 1,024 steps.
+def rematerialised(
+    kind: str, num: int, size: int, num_chunks: int, num_steps: int
+) -> dict[str, Block]:
+    """A fit of the `deep` likelihood, of `num` rows and `size` units in each of 8 layers; or of the
+    `long` one, of so many rows of 1,024 steps.
     """
     rows = {"deep": _deep, "long": _long}[kind]
     ways: dict[str, Callable[..., Array]] = {
@@ -215,7 +250,10 @@ def rematerialised(kind: str, num: int, size: int, num_chunks: int, num_steps: i
     params = guide.init(key, loc=0.5 * size**-0.5 * jax.random.normal(key, latents.shape))
     return {
         name: Block(
-            SVI(Model(latents, log_prior=prior, log_likelihood=way), guide, ADAM), num_steps, *data, params=params
+            SVI(Model(latents, log_prior=prior, log_likelihood=way), guide, ADAM),
+            num_steps,
+            *data,
+            params=params,
         )
         for name, way in ways.items()
     }
@@ -239,5 +277,9 @@ def bnn(sizes: tuple[int, ...], num: int, num_steps: int) -> tuple[Block, int]:
         return jnp.asarray(sum(_prior(w.shape[0], w) for w in ws))
 
     x = jax.random.normal(jax.random.key(4), (num, sizes[0]))
-    svi = SVI(Model(latents, log_prior=log_prior, log_likelihood=log_likelihood), mean_field(latents, 0.01), ADAM)
+    svi = SVI(
+        Model(latents, log_prior=log_prior, log_likelihood=log_likelihood),
+        mean_field(latents, 0.01),
+        ADAM,
+    )
     return Block(svi, num_steps, x, x[:, 0]), sum(a * b for a, b in shapes)

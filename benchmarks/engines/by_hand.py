@@ -1,4 +1,6 @@
-"""The floor: the same mathematics in plain JAX and optax, with no library around it and no check of any step."""
+"""The floor: the same mathematics in plain JAX and optax, with no library around it and no check of
+any step.
+"""
 
 import math
 from collections.abc import Callable
@@ -77,5 +79,7 @@ def steady(example: str, num_steps: int, data: tuple[Any, ...]) -> dict[str, Cal
         updates, opt_state = optimizer.update(grad, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state, carry_key), value
 
-    scan = jax.jit(lambda carry, *data: jax.lax.scan(lambda c, _: step(c, data), carry, length=num_steps))
+    scan = jax.jit(
+        lambda carry, *data: jax.lax.scan(lambda c, _: step(c, data), carry, length=num_steps)
+    )
     return {"by hand": lambda: scan((start, optimizer.init(start), first_key), *data)[1]}

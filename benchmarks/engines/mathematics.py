@@ -9,7 +9,14 @@ from jax.nn import softplus
 from jax.scipy.special import gammaln
 
 LOG_2PI = 1.8378770664093453
-SHAPES = {"bias_0": (4,), "bias_1": (3,), "bias_2": (1,), "kernel_0": (2, 4), "kernel_1": (4, 3), "kernel_2": (3, 1)}
+SHAPES = {
+    "bias_0": (4,),
+    "bias_1": (3,),
+    "bias_2": (1,),
+    "kernel_0": (2, 4),
+    "kernel_1": (4, 3),
+    "kernel_2": (3, 1),
+}
 
 Weights = dict[str, Array]
 
@@ -32,7 +39,9 @@ def bnn_log_prior(w: Weights) -> Array:
     """Biases ~ Normal(0, 1), kernels ~ SoftLaplace(0, 1)."""
     biases = [jnp.sum(-0.5 * (b * b + LOG_2PI)) for name, b in w.items() if name.startswith("bias")]
     kernels = [
-        jnp.sum(jnp.log(2 / jnp.pi) - jnp.logaddexp(k, -k)) for name, k in w.items() if name.startswith("kernel")
+        jnp.sum(jnp.log(2 / jnp.pi) - jnp.logaddexp(k, -k))
+        for name, k in w.items()
+        if name.startswith("kernel")
     ]
     return jnp.asarray(sum(biases + kernels))
 

@@ -1,7 +1,8 @@
-"""The same family and bound in both engines: w ~ N(0, I) in D dimensions, y_i ~ N(w_i, 2), one scan jitted once.
+"""The same family and bound in both engines: w ~ N(0, I) in D dimensions, y_i ~ N(w_i, 2), one scan
+jitted once.
 
-The likelihood costs a few flops a coordinate, so that a step's time is the guide's, the bound's and the optimiser's.
-All fits start at the same location, at sd 0.1 without correlation.
+The likelihood costs a few flops a coordinate, so that a step's time is the guide's, the bound's and
+the optimiser's. All fits start at the same location, at sd 0.1 without correlation.
 """
 
 from collections.abc import Callable
@@ -40,14 +41,19 @@ BOUNDS: dict[str, tuple[Any, Any]] = {
     "ELBO": (ELBO(), Trace_ELBO()),
     "closed-form KL": (ELBO(gradient="closed_form_kl"), TraceMeanField_ELBO()),
     "Renyi 0.5": (Renyi(PARTICLES, alpha=0.5), RenyiELBO(alpha=0.5, num_particles=PARTICLES)),
-    "importance-weighted": (ImportanceWeighted(PARTICLES), RenyiELBO(alpha=0, num_particles=PARTICLES)),
+    "importance-weighted": (
+        ImportanceWeighted(PARTICLES),
+        RenyiELBO(alpha=0, num_particles=PARTICLES),
+    ),
 }
 
 
 def problem(dim: int) -> tuple[Array, Array]:
     """The data y and the location of the start, both (D,)."""
     data_key, start_key = jax.random.split(jax.random.key(3))
-    return 1.0 + jax.random.normal(data_key, (dim,)), jax.random.uniform(start_key, (dim,), minval=-2.0, maxval=2.0)
+    return 1.0 + jax.random.normal(data_key, (dim,)), jax.random.uniform(
+        start_key, (dim,), minval=-2.0, maxval=2.0
+    )
 
 
 def num_params(family: str, dim: int) -> int:
@@ -71,7 +77,12 @@ def with_minisvi(family: str, bound: str, dim: int) -> tuple[SVI, Any]:
     if bound == "closed-form KL":
         prior = {"prior": lambda theta: {"w": distrax.Normal(jnp.zeros(dim), jnp.ones(dim))}}
     guide = FAMILIES[family][0](latents)
-    svi = SVI(Model(latents, log_likelihood=log_likelihood, **prior), guide, optax.adam(1e-3), BOUNDS[bound][0])
+    svi = SVI(
+        Model(latents, log_likelihood=log_likelihood, **prior),
+        guide,
+        optax.adam(1e-3),
+        BOUNDS[bound][0],
+    )
     params = guide.init(jax.random.key(0), loc={"w": loc})
     if family == "low_rank":
         params = params | {"factor": jnp.zeros_like(params["factor"])}  # as NumPyro's
@@ -91,13 +102,19 @@ def numpyro_model(y: Array) -> None:
     numpyro.sample("y", dist.Normal(w, NOISE_SD).to_event(1), obs=y)
 
 
-def numpyro_scan(family: str, bound: str, dim: int, num_steps: int, method: str = "update") -> Callable[[], Array]:
-    """The same with NumPyro: `svi.update`, or another method of its SVI, in a scan that is jitted once."""
+def numpyro_scan(
+    family: str, bound: str, dim: int, num_steps: int, method: str = "update"
+) -> Callable[[], Array]:
+    """The same with NumPyro: `svi.update`, or another method of its SVI, in a scan that is jitted
+    once.
+    """
     y, loc = problem(dim)
     guide = FAMILIES[family][1](numpyro_model, init_loc_fn=init_to_value(values={"w": loc}))
     svi = NumpyroSVI(numpyro_model, guide, optax.adam(1e-3), BOUNDS[bound][1])
     state, update = svi.init(jax.random.key(0), y), getattr(svi, method)
-    scan = jax.jit(lambda state, y: jax.lax.scan(lambda s, _: update(s, y), state, length=num_steps))
+    scan = jax.jit(
+        lambda state, y: jax.lax.scan(lambda s, _: update(s, y), state, length=num_steps)
+    )
     return lambda: scan(state, y)[1]
 
 

@@ -1,6 +1,7 @@
 """Where a step's time goes: the step with ever more of it left out, and the random numbers alone.
 
-Everything is a scan of the same number of steps, jitted once, so that buffers are reused and nothing is dispatched.
+Everything is a scan of the same number of steps, jitted once, so that buffers are reused and
+nothing is dispatched.
 """
 
 from collections.abc import Callable
@@ -69,7 +70,9 @@ def step(family: str, dim: int, num_steps: int) -> dict[str, Callable[[], None]]
     }
     for impl in ("rbg", "unsafe_rbg"):
         state = start._replace(key=jax.random.key(0, impl=impl))
-        steps[f"whole step, {impl} keys"] = scanned(lambda s, y: svi.update(s, y)[0], state, num_steps, y)
+        steps[f"whole step, {impl} keys"] = scanned(
+            lambda s, y: svi.update(s, y)[0], state, num_steps, y
+        )
     return steps
 
 
@@ -87,7 +90,9 @@ def random_numbers(dim: int, num_steps: int) -> dict[str, Callable[[], None]]:
     normals = draws(jax.random.normal)
 
     def not_partitionable() -> None:
-        with jax.threefry_partitionable(False):  # one hash for two numbers; a sharded draw then needs communication
+        with jax.threefry_partitionable(
+            False
+        ):  # one hash for two numbers; a sharded draw then needs communication
             normals()
 
     return {
@@ -102,7 +107,11 @@ def random_numbers(dim: int, num_steps: int) -> dict[str, Callable[[], None]]:
 
 
 def scanned(body: Callable[..., Any], start: Any, num_steps: int, *args: Any) -> Callable[[], None]:
-    run = jax.jit(lambda carry, *args: jax.lax.scan(lambda c, _: (body(c, *args), None), carry, length=num_steps)[0])
+    run = jax.jit(
+        lambda carry, *args: jax.lax.scan(
+            lambda c, _: (body(c, *args), None), carry, length=num_steps
+        )[0]
+    )
 
     def call() -> None:
         jax.block_until_ready(run(start, *args))

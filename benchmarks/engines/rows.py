@@ -1,8 +1,10 @@
-"""Logistic regression on rows: minisvi, NumPyro's plate, a loop by hand; the rows alone; and a file of rows.
+"""Logistic regression on rows: minisvi, NumPyro's plate, a loop by hand; the rows alone; and a file
+of rows.
 
-w ~ N(0, I) of D coordinates, y_i ~ Bernoulli(logit = x_i w), N rows; a mean-field normal guide at w = 0, sd 0.1; Adam
-1e-2 from optax; one particle; float32; B rows a step. All are scans of the same number of steps, jitted once. minisvi
-sees all rows in an epoch; NumPyro draws B rows without replacement at each step, and the loop with it.
+w ~ N(0, I) of D coordinates, y_i ~ Bernoulli(logit = x_i w), N rows; a mean-field normal guide at w
+= 0, sd 0.1; Adam 1e-2 from optax; one particle; float32; B rows a step. All are scans of the same
+number of steps, jitted once. minisvi sees all rows in an epoch; NumPyro draws B rows without
+replacement at each step, and the loop with it.
 """
 
 import math
@@ -66,7 +68,9 @@ def rows_alone(num: int, size: int, num_steps: int) -> Call:
         return shuffled(key, step * size % (num - size) + jnp.arange(size), num)
 
     start, steps = jnp.zeros(size, jnp.int32), jnp.arange(num_steps)
-    scan = jax.jit(lambda start, steps: jax.lax.scan(lambda c, i: (c ^ rows(i), None), start, steps)[0])
+    scan = jax.jit(
+        lambda start, steps: jax.lax.scan(lambda c, i: (c ^ rows(i), None), start, steps)[0]
+    )
     return lambda: scan(start, steps)
 
 
@@ -78,10 +82,14 @@ def with_numpyro(x: Array, y: Array, size: int, num_steps: int) -> Call:
         with numpyro.plate("rows", num, subsample_size=size) as rows:
             numpyro.sample("y", dist.Bernoulli(logits=x[rows] @ w), obs=y[rows])
 
-    guide = autoguide.AutoNormal(model, init_loc_fn=init_to_value(values={"w": jnp.zeros(dim)}), init_scale=SCALE)
+    guide = autoguide.AutoNormal(
+        model, init_loc_fn=init_to_value(values={"w": jnp.zeros(dim)}), init_scale=SCALE
+    )
     svi = NumpyroSVI(model, guide, ADAM, Trace_ELBO())
     state = svi.init(jax.random.key(0), x, y)
-    scan = jax.jit(lambda state, x, y: jax.lax.scan(lambda s, _: svi.update(s, x, y), state, length=num_steps))
+    scan = jax.jit(
+        lambda state, x, y: jax.lax.scan(lambda s, _: svi.update(s, x, y), state, length=num_steps)
+    )
     return lambda: scan(state, x, y)[1]
 
 
@@ -91,7 +99,9 @@ def by_hand(x: Array, y: Array, size: int, num_steps: int) -> Call:
     def loss(params: dict[str, Array], key: Array, x: Array, y: Array) -> Array:
         eps = jax.random.normal(key, (dim,))
         w = params["loc"] + jnp.exp(params["log_scale"]) * eps
-        log_q = -0.5 * jnp.sum(eps**2) - dim / 2 * math.log(2 * math.pi) - jnp.sum(params["log_scale"])
+        log_q = (
+            -0.5 * jnp.sum(eps**2) - dim / 2 * math.log(2 * math.pi) - jnp.sum(params["log_scale"])
+        )
         return log_q - log_prior(w) - num / size * jnp.sum(log_likelihood(w, x, y))
 
     def step(carry: Any, x: Array, y: Array) -> tuple[Any, Array]:
@@ -104,7 +114,9 @@ def by_hand(x: Array, y: Array, size: int, num_steps: int) -> Call:
 
     params = _start(dim)
     carry = params, ADAM.init(params), jax.random.key(0)
-    scan = jax.jit(lambda carry, x, y: jax.lax.scan(lambda c, _: step(c, x, y), carry, length=num_steps))
+    scan = jax.jit(
+        lambda carry, x, y: jax.lax.scan(lambda c, _: step(c, x, y), carry, length=num_steps)
+    )
     return lambda: scan(carry, x, y)[1]
 
 
@@ -131,7 +143,9 @@ def write(path: Path, num: int, dim: int) -> np.memmap:
 
 def in_order(table: np.ndarray, size: int) -> Callable[[int], Iterator[np.ndarray]]:
     """For a stream: the batches of one pass over the table, from a number on."""
-    return lambda first: (table[i * size : (i + 1) * size] for i in range(first, len(table) // size))
+    return lambda first: (
+        table[i * size : (i + 1) * size] for i in range(first, len(table) // size)
+    )
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,9 @@ class InOrder:
 
     def __call__(self, step: Array, data: tuple[Any, ...]) -> tuple[tuple[Any, ...], float]:
         first = step % (self.num_rows(data) // self.size) * self.size
-        batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, self.size), data)
+        batch = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, self.size), data
+        )
         return batch, self.num_rows(data) / self.size
 
 
@@ -159,7 +175,10 @@ def network(w: dict[str, Array], table: Array) -> Array:
 
 def of_table(name: str, dim: int) -> SVI:
     """`logistic`, or a `network` with a hidden layer of 32, of the rows of a table."""
-    latents = {"logistic": real(dim), "network": {"hidden": real((dim, HIDDEN)), "out": real(HIDDEN)}}[name]
+    latents = {
+        "logistic": real(dim),
+        "network": {"hidden": real((dim, HIDDEN)), "out": real(HIDDEN)},
+    }[name]
     likelihood = {"logistic": logistic, "network": network}[name]
     model = Model(latents, log_prior=log_prior, log_likelihood=likelihood)
     return SVI(model, mean_field(latents, SCALE), ADAM)

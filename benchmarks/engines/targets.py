@@ -16,7 +16,9 @@ from minisvi import Model, positive, real
 class Target(NamedTuple):
     model: Model
     data: tuple[Array, ...]
-    posterior: tuple[Any, Array] | None = None  # the tree of locations and the variances, where they are known
+    posterior: tuple[Any, Array] | None = (
+        None  # the tree of locations and the variances, where they are known
+    )
 
 
 def conjugate(dim: int = 8, num_rows: int = 7) -> Target:
@@ -31,9 +33,15 @@ def conjugate(dim: int = 8, num_rows: int = 7) -> Target:
     model = Model(
         {"w": real(dim)},
         prior=lambda _: {"w": distrax.Normal(prior_loc, prior_sd)},
-        log_likelihood=lambda theta, x: jnp.sum(norm.logpdf(x, theta["w"][None], noise_sd[None]), axis=-1),
+        log_likelihood=lambda theta, x: jnp.sum(
+            norm.logpdf(x, theta["w"][None], noise_sd[None]), axis=-1
+        ),
     )
-    return Target(model, (jnp.asarray(x, float),), ({"w": jnp.asarray(loc, float)}, jnp.asarray(1 / precision, float)))
+    return Target(
+        model,
+        (jnp.asarray(x, float),),
+        ({"w": jnp.asarray(loc, float)}, jnp.asarray(1 / precision, float)),
+    )
 
 
 def logistic_regression() -> Target:
@@ -49,8 +57,11 @@ def logistic_regression() -> Target:
         return -jnp.logaddexp(0.0, -sign * (x @ theta["beta"]))
 
     dim = x.shape[1]
-    prior: Callable[[Any], Any] = lambda _: {"beta": distrax.Normal(jnp.zeros(dim), jnp.ones(dim))}  # noqa: E731
-    return Target(Model({"beta": real(dim)}, prior=prior, log_likelihood=log_likelihood), (jnp.asarray(x, float), sign))
+    prior: Callable[[Any], Any] = lambda _: {"beta": distrax.Normal(jnp.zeros(dim), jnp.ones(dim))}
+    return Target(
+        Model({"beta": real(dim)}, prior=prior, log_likelihood=log_likelihood),
+        (jnp.asarray(x, float), sign),
+    )
 
 
 def eight_schools() -> Target:

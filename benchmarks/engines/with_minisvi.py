@@ -26,9 +26,13 @@ def engine(example: str) -> SVI:
     return SVI(model, mean_field(latents), optax.adam(0.01))
 
 
-def fit(example: str, num_steps: int, data: tuple[Any, ...], progress_bar: bool = True) -> tuple[Any, Any]:
+def fit(
+    example: str, num_steps: int, data: tuple[Any, ...], progress_bar: bool = True
+) -> tuple[Any, Any]:
     """`svi.run`: parameters and the loss of each step."""
-    result = engine(example).run(key(), num_steps, *data, params=STARTS[example], progress_bar=progress_bar)
+    result = engine(example).run(
+        key(), num_steps, *data, params=STARTS[example], progress_bar=progress_bar
+    )
     return result.params, -result.elbo
 
 

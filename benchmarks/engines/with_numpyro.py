@@ -1,4 +1,6 @@
-"""The two fits with NumPyro, as its documentation writes them: the same optax optimisers, sites by name."""
+"""The two fits with NumPyro, as its documentation writes them: the same optax optimisers, sites by
+name.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -25,12 +27,17 @@ def gamma_guide(z: Array) -> None:
     loc = numpyro.param("loc", 0.5)
     scale = numpyro.param("scale", 0.1, constraint=dist.constraints.positive)
     base = dist.Normal(loc, scale)
-    numpyro.sample("concentration", dist.TransformedDistribution(base, dist.transforms.ExpTransform()))
+    numpyro.sample(
+        "concentration", dist.TransformedDistribution(base, dist.transforms.ExpTransform())
+    )
 
 
 def bnn_model(x: Array, y: Array) -> None:
     priors = {name: dist.Normal if name.startswith("bias") else dist.SoftLaplace for name in SHAPES}
-    w = {name: numpyro.sample(name, priors[name](0.0, 1.0).expand(shape).to_event()) for name, shape in SHAPES.items()}
+    w = {
+        name: numpyro.sample(name, priors[name](0.0, 1.0).expand(shape).to_event())
+        for name, shape in SHAPES.items()
+    }
     with numpyro.plate("data", len(y)):
         numpyro.sample("y", dist.Bernoulli(logits=logits(w, x)), obs=y)
 
@@ -52,5 +59,9 @@ def steady(example: str, num_steps: int, data: tuple[Any, ...]) -> dict[str, Cal
     """A compiled fit that returns its losses: `svi.update` in a scan that is jitted once."""
     svi = engine(example)
     state = svi.init(key(), *data)
-    scan = jax.jit(lambda state, *data: jax.lax.scan(lambda s, _: svi.update(s, *data), state, length=num_steps))
+    scan = jax.jit(
+        lambda state, *data: jax.lax.scan(
+            lambda s, _: svi.update(s, *data), state, length=num_steps
+        )
+    )
     return {"numpyro scan": lambda: scan(state, *data)[1]}

@@ -53,7 +53,9 @@ class Settings:
 def cascade(
     key: Array, model: Model, data: Any, settings: Settings, verdicts: list[Verdict]
 ) -> Iterator[tuple[str, Guide, Any, Deterministic]]:
-    """Name, guide, parameters and deterministic fit of each stage, which is judged, in `verdicts`, before the next."""
+    """Name, guide, parameters and deterministic fit of each stage, which is judged, in `verdicts`,
+    before the next.
+    """
     rows_key, key, last_key = jax.random.split(key, 3)
     det = _from_several_starts(key, rows_key, model, data, settings)
     loc, cov = _gaussian(det)
@@ -69,12 +71,15 @@ def cascade(
             return
     if verdicts[-1].elbo < det.elbo:
         variances = np.exp(2 * np.asarray(det.params["log_scale"]))
-        cov = variances if cov.ndim == 1 else np.diag(variances)  # of one shape, which is compiled once
+        cov = (
+            variances if cov.ndim == 1 else np.diag(variances)
+        )  # of one shape, which is compiled once
     name, guide = _last(model, trees.spec(model.latents).shape[0], settings.batch_size)
     settings.display.begin(name)
     params = _init(guide, last_key, loc, cov)
     options = {
-        name: getattr(settings, name) for name in ("batch_size", "deadline", "checkpoint_dir", "checkpoint_every")
+        name: getattr(settings, name)
+        for name in ("batch_size", "deadline", "checkpoint_dir", "checkpoint_every")
     }
     for state in stochastic(last_key, model, guide, *data, params=params, **options):
         yield f"{name}, {state.step} steps", guide, state.params, det
@@ -85,16 +90,19 @@ def cascade(
 
 
 def _no_other_helps(verdict: Verdict) -> bool:
-    """Whether a better guide would be no use: it is good; or the weights are nearly equal, so that what is missing is
-    missing in theta's moments themselves; or the density is rounding.
+    """Whether a better guide would be no use: it is good; or the weights are nearly equal, so that
+    what is missing is missing in theta's moments themselves; or the density is rounding.
     """
     nearly_equal = verdict.of_weights == "good" and verdict.ess >= HIGH_ESS
     return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
 
 
-def _from_several_starts(key: Array, rows_key: Array, model: Model, data: Any, settings: Settings) -> Deterministic:
-    """The best of several starts. With a `batch_size` they descend on some of the rows, which cost less, and the best
-    goes on with all of them: no posterior of some rows is near enough to that of all for its weights to be good.
+def _from_several_starts(
+    key: Array, rows_key: Array, model: Model, data: Any, settings: Settings
+) -> Deterministic:
+    """The best of several starts. With a `batch_size` they descend on some of the rows, which cost
+    less, and the best goes on with all of them: no posterior of some rows is near enough to that of
+    all for its weights to be good.
     """
     rows, scale = data, None
     if settings.batch_size is not None:
@@ -116,19 +124,34 @@ def _from_several_starts(key: Array, rows_key: Array, model: Model, data: Any, s
 
 
 def _again(
-    name: str, key: Array, model: Model, data: Any, settings: Settings, det: Deterministic, num_draws: int
+    name: str,
+    key: Array,
+    model: Model,
+    data: Any,
+    settings: Settings,
+    det: Deterministic,
+    num_draws: int,
 ) -> Deterministic:
-    """From where `det` ended, on all rows and so many draws; with its optima, which are all starts'."""
+    """From where `det` ended, on all rows and so many draws; with its optima, which are all
+    starts'.
+    """
     settings.display.begin(name)
     start = trees.unravel(model.latents, np.asarray(det.params["loc"]))
-    options = {"start": start, "num_restarts": 1, "num_draws": num_draws, "restart_draws": num_draws}
+    options = {
+        "start": start,
+        "num_restarts": 1,
+        "num_draws": num_draws,
+        "restart_draws": num_draws,
+    }
     return _remembered(name, key, model, data, settings, options)._replace(optima=det.optima)
 
 
 def _remembered(
     name: str, key: Array, model: Model, rows: Any, settings: Settings, options: dict[str, Any]
 ) -> Deterministic:
-    """The deterministic fit, or what the checkpoints have of it. What the budget cut short is not kept."""
+    """The deterministic fit, or what the checkpoints have of it. What the budget cut short is not
+    kept.
+    """
     options = {"max_draws": options["num_draws"], "deadline": settings.deadline} | options
     if settings.checkpoint_dir is None:
         return deterministic(key, model, *rows, **options)
@@ -138,7 +161,9 @@ def _remembered(
         return det[2:3] + (det.fixed.eps,) + det[4:]
 
     like = {"loc": 0, "log_scale": 0}, 0, 0, 0, 0, 0, Optima(*6 * [0])  # type: ignore[arg-type]
-    params, eps, *rest = checkpoint.remembered(settings.checkpoint_dir / name, arrays, like, settings.deadline)
+    params, eps, *rest = checkpoint.remembered(
+        settings.checkpoint_dir / name, arrays, like, settings.deadline
+    )
     fixed = Fixed(eps, rows, options.get("scale"))
     return Deterministic(model, mean_field(model.latents), params, fixed, *rest)
 
@@ -149,7 +174,9 @@ def _init(guide: Any, key: Array, loc: Any, cov: np.ndarray) -> Any:
 
 
 def _gaussian(det: Deterministic) -> tuple[Any, np.ndarray]:
-    """The mean field's loc, as a tree, and the linear response; or its variances, where that is too large or absurd."""
+    """The mean field's loc, as a tree, and the linear response; or its variances, where that is too
+    large or absurd.
+    """
     loc, log_scale = np.asarray(det.params["loc"]), np.asarray(det.params["log_scale"])
     with np.errstate(over="ignore"):  # of a fit that runs away
         cov = variances = np.exp(2 * log_scale)
@@ -164,7 +191,11 @@ def _first(det: Deterministic, loc: Any, cov: np.ndarray) -> tuple[str, Guide, A
     if cov.ndim == 1:
         return "mean field", det.guide, det.params
     guide = full_rank(det.model.latents)
-    return "linear response", guide, _init(guide, jax.random.key(0), loc, cov)  # the key is not used
+    return (
+        "linear response",
+        guide,
+        _init(guide, jax.random.key(0), loc, cov),
+    )  # the key is not used
 
 
 def _last(model: Model, size: int, batch_size: int | None) -> tuple[str, Guide]:
@@ -172,8 +203,12 @@ def _last(model: Model, size: int, batch_size: int | None) -> tuple[str, Guide]:
         return "low rank", whitened(low_rank(model.latents, RANK, 1.0), diagonal=True)
     if batch_size is not None:
         return "full rank by minibatches", whitened(full_rank(model.latents, 1.0))
-    width = 32 if size <= 32 else 64  # the narrower one fits small posteriors as well, in half the time
-    return "flow", whitened(affine_coupling(mean_field(model.latents, 1.0), network=mlp(width, width)))
+    width = (
+        32 if size <= 32 else 64
+    )  # the narrower one fits small posteriors as well, in half the time
+    return "flow", whitened(
+        affine_coupling(mean_field(model.latents, 1.0), network=mlp(width, width))
+    )
 
 
 def _some_rows(key: Array, data: Any, num_rows: int) -> tuple[Any, float | None]:

@@ -1,7 +1,8 @@
 """A likelihood by rows, less what it is at one point: differences before sums.
 
-The sum of N rows' terms may be so large that numbers of its dtype are a nat apart, while what matters are differences
-of a nat or less. The terms' own differences have all their digits, and are small near the reference.
+The sum of N rows' terms may be so large that numbers of its dtype are a nat apart, while what
+matters are differences of a nat or less. The terms' own differences have all their digits, and are
+small near the reference.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from minisvi.tools.sharding import to_host
 
 
 class Centred(NamedTuple):
-    """A model that wants the arrays of `reference` behind its data, and the `offset` in nats that its density lacks."""
+    """A model that wants the arrays of `reference` behind its data, and the `offset` in nats that
+    its density lacks.
+    """
 
     model: Model
     reference: tuple[Array, ...] = ()
@@ -29,8 +32,8 @@ class Centred(NamedTuple):
 def centred(model: Model, u: Any, data: tuple[Any, ...]) -> Centred:
     """The model with log p(D_i | theta) - log p(D_i | T(u)) in place of each row's term.
 
-    `reference` holds the rows' terms at the tree u, and `offset` is their sum in double precision. A model without a
-    term per row stays as it is, and so does one that is not finite there.
+    `reference` holds the rows' terms at the tree u, and `offset` is their sum in double precision.
+    A model without a term per row stays as it is, and so does one that is not finite there.
     """
     if model.log_likelihood is None or not model.per_row:
         return Centred(model)
@@ -38,7 +41,9 @@ def centred(model: Model, u: Any, data: tuple[Any, ...]) -> Centred:
     offset = float(np.sum(to_host(reference), dtype=np.float64))
     if not np.isfinite(offset):
         return Centred(model)
-    return Centred(replace(model, log_likelihood=_Differences(model.log_likelihood)), (reference,), offset)
+    return Centred(
+        replace(model, log_likelihood=_Differences(model.log_likelihood)), (reference,), offset
+    )
 
 
 @partial(jax.jit, static_argnames="model")

@@ -1,13 +1,14 @@
 """Draws of q and of wider versions of it, so that the weights show what lies beyond its tails.
 
-A guide fitted by the ELBO is narrower than the posterior, and its own draws seldom reach what it lacks. Where q is a
-function of n normals, u = T(eps), importance sampling may take place over eps: of ten draws eight are from N(0, I), one
-is wider in all its coordinates alike and one in a single one,
+A guide fitted by the ELBO is narrower than the posterior, and its own draws seldom reach what it
+lacks. Where q is a function of n normals, u = T(eps), importance sampling may take place over eps:
+of ten draws eight are from N(0, I), one is wider in all its coordinates alike and one in a single
+one,
 
     m(eps) = 0.8 N(eps; 0, I) + 0.1 N(eps; 0, r^2 I) + 0.1 / n sum_j N(eps; 0, I + (s^2 - 1) e_j e_j^T),
 
-and a weight is p(u, D) N(eps; 0, I) / (q(u) m(eps)): a defensive mixture (Hesterberg 1995; Owen & Zhou 2000), which
-costs a fifth of the ESS where q is exact.
+and a weight is p(u, D) N(eps; 0, I) / (q(u) m(eps)): a defensive mixture (Hesterberg 1995; Owen &
+Zhou 2000), which costs a fifth of the ESS where q is exact.
 """
 
 from functools import partial
@@ -30,8 +31,8 @@ def is_plain(num_draws: int) -> Array:
 
 
 def noise(key: Array, guide: Guide, params: Any, data: Any, num_draws: int) -> tuple[Array, Array]:
-    """What `base.draw` makes S draws from, and log N(eps; 0, I) - log m(eps), (S,). Keys and zeros where q can only be
-    drawn from a key: then all are plain.
+    """What `base.draw` makes S draws from, and log N(eps; 0, I) - log m(eps), (S,). Keys and zeros
+    where q can only be drawn from a key: then all are plain.
     """
     return _noise(key, num_draws, jax.eval_shape(partial(_normals, guide), params, data))
 
@@ -45,13 +46,18 @@ def _normals(guide: Guide, params: Any, data: Any) -> Array | None:
     return jnp.zeros(size, getattr(q, "noise_dtype", None) or jnp.result_type(float))
 
 
-@partial(jax.jit, static_argnames=("num_draws", "spec"))  # not the guide: one program for all with as many normals
+@partial(
+    jax.jit, static_argnames=("num_draws", "spec")
+)  # not the guide: one program for all with as many normals
 def _noise(key: Array, num_draws: int, spec: jax.ShapeDtypeStruct | None) -> tuple[Array, Array]:
     if spec is None:
         return jax.random.split(key, num_draws), jnp.zeros(num_draws)
     size = spec.shape[0]
     normal_key, place_key = jax.random.split(key)
-    kind, place = jnp.arange(num_draws) % 10, jax.random.randint(place_key, (num_draws,), 0, size)[:, None]
+    kind, place = (
+        jnp.arange(num_draws) % 10,
+        jax.random.randint(place_key, (num_draws,), 0, size)[:, None],
+    )
     radius = jnp.sqrt(1 + 3 * jnp.sqrt(2 / size))
     single = jnp.where(jnp.arange(size)[None] == place, _WIDE, 1.0)
     scale = jnp.where(kind[:, None] == 9, single, jnp.where(kind[:, None] == 8, radius, 1.0))

@@ -31,7 +31,9 @@ _ORDER = ("not trusted", "bulk good, tails unverified", "good")
 
 
 class Stage(NamedTuple):
-    """One stage of the cascade: a fitted guide, and what was judged of it. `seconds` are those of both."""
+    """One stage of the cascade: a fitted guide, and what was judged of it. `seconds` are those of
+    both.
+    """
 
     name: str
     guide: Guide
@@ -45,10 +47,11 @@ class Fit:
     """What `fit` comes to. Its figures are those of the best stage, by level and then by ESS.
 
     - `draws`: theta with importance weights (`mean`, `sd`, `quantiles`, `resample`, `predictive`).
-    - `verdict`: whether to trust them; print it. `log_evidence` and `elbo`, in nats, are among its figures.
+    - `verdict`: whether to trust them; print it. `log_evidence` and `elbo`, in nats, are among its
+      figures.
     - `guide`, `params`: q itself, without weights; `posterior` has it with the data.
-    - `stages`: all that were tried; `deterministic`: the first fit, with its restarts and whether it converged, which
-      is the optimiser's business and says nothing of q.
+    - `stages`: all that were tried; `deterministic`: the first fit, with its restarts and whether
+      it converged, which is the optimiser's business and says nothing of q.
     """
 
     model: Model
@@ -58,7 +61,9 @@ class Fit:
 
     @property
     def best(self) -> Stage:
-        return max(self.stages, key=lambda s: (_ORDER.index(s.judged.verdict.level), s.judged.verdict.ess))
+        return max(
+            self.stages, key=lambda s: (_ORDER.index(s.judged.verdict.level), s.judged.verdict.ess)
+        )
 
     @property
     def guide(self) -> Guide:
@@ -81,7 +86,9 @@ class Fit:
         return Posterior(self.model, self.guide, self.params, self.data)
 
     def to_arviz(self, key: Array, num_samples: int = 2000) -> Any:
-        """`minisvi.to_arviz` of draws resampled by their weights, which `sample_stats["log_weight"]` keeps."""
+        """`minisvi.to_arviz` of draws resampled by their weights, which
+        `sample_stats["log_weight"]` keeps.
+        """
         weighted = Draws((self.draws.theta, self.draws.log_weights), self.draws.log_weights)
         theta, log_weights = weighted.resample(key, num_samples).theta
         return to_arviz(plain(theta, num_samples), self.model, *self.data, log_weights=log_weights)
@@ -109,36 +116,45 @@ def fit(
 ) -> Fit:
     """Posterior draws, the log evidence and a verdict, from a model and nothing else.
 
-    Each stage starts from the last one's result and ends in `judge`; the first that is good is the last.
+    Each stage starts from the last one's result and ends in `judge`; the first that is good is the
+    last.
 
-    1. The deterministic mean field, from eight starts, or four for more than 64 latents; its linear response C; and
+    1. The deterministic mean field, from eight starts, or four for more than 64 latents; its linear
+    response C; and
        q = N(loc, C).
-    2. Where its fixed draws promised more than a nat too much: the same on four times as many.
-    3. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if its ELBO is higher,
+    2. Where its fixed draws promised more than a nat too much: the same on four times as many. 3. A
+    flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if its
+    ELBO is higher,
        by sticking the landing: 2,000 steps; and 6,000 more unless it is good and within 0.01 nats of the evidence, for
        a flow has no tails yet to judge it by where it has just left its Gaussian.
 
-    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank Gaussian in its
-    coordinates. With a `batch_size` the starts of stage 1 see 16 times as many rows, and the best goes on with all;
-    stage 3 is a Gaussian of any covariance, on minibatches; all stages are judged on all rows.
+    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank
+    Gaussian in its coordinates. With a `batch_size` the starts of stage 1 see 16 times as many
+    rows, and the best goes on with all; stage 3 is a Gaussian of any covariance, on minibatches;
+    all stages are judged on all rows.
 
     **Arguments**
 
-    - `batch_size`: rows a step, in 1..N; for a factored model. TypeError or ValueError for any other.
+    - `batch_size`: rows a step, in 1..N; for a factored model. TypeError or ValueError for any
+      other.
     - `start`: a tree u for the first of the starts.
-    - `num_draws`: of q, for the weights, at least 100; four times as many where only their error is in the way.
-    - `seconds`: a budget, looked at between stages and inside them between blocks of steps. What is there when it is
-      spent is judged, and returned.
-    - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does. The same call goes on from there;
-      ValueError if that is of another fit.
+    - `num_draws`: of q, for the weights, at least 100; four times as many where only their error is
+      in the way.
+    - `seconds`: a budget, looked at between stages and inside them between blocks of steps. What is
+      there when it is spent is judged, and returned.
+    - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does. The same call
+      goes on from there; ValueError if that is of another fit.
 
-    Ctrl-C returns the stages that have been judged, or the first one as it is, `not trusted`, after what is being
-    computed; the reason says so. A second one interrupts as usual.
+    Ctrl-C returns the stages that have been judged, or the first one as it is, `not trusted`, after
+    what is being computed; the reason says so. A second one interrupts as usual.
 
-    Equal models and shapes are compiled once; equal keys give equal fits, unless the budget ends them.
+    Equal models and shapes are compiled once; equal keys give equal fits, unless the budget ends
+    them.
     """
     if any(isinstance(part, Stream) for part in data):
-        raise TypeError("`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run")
+        raise TypeError(
+            "`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run"
+        )
     data = inputs.arrays(data)
     check_num_draws(num_draws)
     checks.seconds(seconds)
@@ -150,13 +166,21 @@ def fit(
     begin = time.monotonic()
     directory = None if checkpoint_dir is None else Path(checkpoint_dir).absolute()
     if directory is not None:
-        about = {"model": model, "data": data, "batch_size": batch_size, "start": start, "key": fingerprint(key)}
+        about = {
+            "model": model,
+            "data": data,
+            "batch_size": batch_size,
+            "start": start,
+            "key": fingerprint(key),
+        }
         claim(directory, describe("fit", about))
     stages: list[Stage] = []
     verdicts: list[Verdict] = []
     options: dict[str, Any] = {"num_draws": num_draws, "max_draws": 4 * num_draws}
     with StageDisplay(progress_bar) as display, deferred_interrupt() as ctrl_c:
-        settings = Settings(batch_size, start, begin + seconds, directory, checkpoint_every, display)
+        settings = Settings(
+            batch_size, start, begin + seconds, directory, checkpoint_every, display
+        )
         for name, guide, params, det in cascade(key, model, data, settings, verdicts):
             if ctrl_c.is_set():
                 break
@@ -174,7 +198,9 @@ def fit(
         if ctrl_c.is_set():
             stages = [_interrupted(stage) for stage in stages]
         if not stages:
-            judged = unjudged(judge_key, model, guide, params, data, "interrupted before anything was judged")
+            judged = unjudged(
+                judge_key, model, guide, params, data, "interrupted before anything was judged"
+            )
             stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
     return Fit(model, data, tuple(stages), det)
 

@@ -1,4 +1,6 @@
-"""The stochastic fit: any guide by sticking the landing, with a rate that rises and falls; on minibatches too."""
+"""The stochastic fit: any guide by sticking the landing, with a rate that rises and falls; on
+minibatches too.
+"""
 
 import itertools
 import time
@@ -32,18 +34,21 @@ def stochastic(
     checkpoint_dir: Path | None = None,
     checkpoint_every: float = 60.0,
 ) -> Iterator[SVIState]:
-    """The state after each of some runs of Adam, one going on from the other, as long as the caller asks for more.
+    """The state after each of some runs of Adam, one going on from the other, as long as the caller
+    asks for more.
 
-    In every run the rate warms up for a tenth of its `num_steps` and then falls to zero by a cosine, so that the last
-    iterate has no noise left to average. Sticking the landing, whose noise is none where q is the posterior, is noisy
-    far from it: start at `params` near by, of a `whitened` guide, for which one rate suits all latents (Kim et al.
-    2024).
+    In every run the rate warms up for a tenth of its `num_steps` and then falls to zero by a
+    cosine, so that the last iterate has no noise left to average. Sticking the landing, whose noise
+    is none where q is the posterior, is noisy far from it: start at `params` near by, of a
+    `whitened` guide, for which one rate suits all latents (Kim et al. 2024).
 
-    `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there. Each run has its checkpoints in a
-    directory of its own, below `checkpoint_dir`.
+    `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there. Each run has its
+    checkpoints in a directory of its own, below `checkpoint_dir`.
     """
     if len(num_steps) != len(learning_rates):
-        raise ValueError(f"expected one of `learning_rates` for each of `num_steps`; got {learning_rates}, {num_steps}")
+        raise ValueError(
+            f"expected one of `learning_rates` for each of `num_steps`; got {learning_rates}, {num_steps}"
+        )
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
     optimizer = _optimizer(num_steps, learning_rates)
     svi = SVI(model, guide, optimizer, ELBO(num_particles, "sticking_the_landing"), batches)
@@ -65,7 +70,12 @@ def stochastic(
 
 
 @lru_cache
-def _optimizer(num_steps: tuple[int, ...], rates: tuple[float, ...]) -> optax.GradientTransformation:
+def _optimizer(
+    num_steps: tuple[int, ...], rates: tuple[float, ...]
+) -> optax.GradientTransformation:
     # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
-    runs = [optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num) for rate, num in zip(rates, num_steps)]
+    runs = [
+        optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num)
+        for rate, num in zip(rates, num_steps)
+    ]
     return optax.adam(optax.join_schedules(runs, list(itertools.accumulate(num_steps))[:-1]))

@@ -11,7 +11,9 @@ from minisvi.tools import checks
 
 
 class Form(NamedTuple):
-    """What the batches of a stream have in common: a tree, and by leaf its name, shape and dtype in the first batch."""
+    """What the batches of a stream have in common: a tree, and by leaf its name, shape and dtype in
+    the first batch.
+    """
 
     treedef: Any
     names: tuple[str, ...]
@@ -23,8 +25,12 @@ class Form(NamedTuple):
         """ValueError unless all leaves have as many rows, one at least, of numbers."""
         named = checks.named_leaves(batch, what="a batch")
         shapes = {name: np.shape(leaf) for name, leaf in named.items()}
-        if len({shape[:1] for shape in shapes.values()}) != 1 or {(), (0,)} & {shape[:1] for shape in shapes.values()}:
-            raise ValueError(f"expected arrays with equally many rows, one at least; got shapes {shapes}")
+        if len({shape[:1] for shape in shapes.values()}) != 1 or {(), (0,)} & {
+            shape[:1] for shape in shapes.values()
+        }:
+            raise ValueError(
+                f"expected arrays with equally many rows, one at least; got shapes {shapes}"
+            )
         dtypes = tuple(np.asarray(leaf).dtype for leaf in named.values())
         for name, dtype in zip(named, dtypes):
             if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
@@ -41,11 +47,15 @@ class Form(NamedTuple):
         dtypes = [jax.dtypes.canonicalize_dtype(dtype) for dtype in self.dtypes]
         return [np.zeros((num_batches, *shape), dtype) for shape, dtype in zip(self.shapes, dtypes)]
 
-    def put(self, batch: Any, slots: list[np.ndarray], skip_nan: bool) -> tuple[int, np.ndarray | None]:
-        """Write a batch into its slots, (B, ...) each; returns its number of rows, and which of them do not count.
+    def put(
+        self, batch: Any, slots: list[np.ndarray], skip_nan: bool
+    ) -> tuple[int, np.ndarray | None]:
+        """Write a batch into its slots, (B, ...) each; returns its number of rows, and which of
+        them do not count.
 
-        These, with a NaN and `skip_nan`, become copies of one that counts, and so do those beyond a smaller batch.
-        ValueError or TypeError for a batch of another form, for a NaN otherwise, and if no row is left.
+        These, with a NaN and `skip_nan`, become copies of one that counts, and so do those beyond a
+        smaller batch. ValueError or TypeError for a batch of another form, for a NaN otherwise, and
+        if no row is left.
         """
         arrays = self._arrays(batch)
         num = len(arrays[0])
@@ -62,14 +72,18 @@ class Form(NamedTuple):
 
     def _arrays(self, batch: Any) -> list[np.ndarray]:
         if jax.tree.structure(batch) != self.treedef:
-            raise ValueError(f"expected a tree with leaves {self.names}; got leaves {checks.leaf_names(batch)}")
+            raise ValueError(
+                f"expected a tree with leaves {self.names}; got leaves {checks.leaf_names(batch)}"
+            )
         arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
         num = arrays[0].shape[0] if arrays[0].ndim else None
         for name, array, shape, dtype in zip(self.names, arrays, self.shapes, self.dtypes):
             if array.shape != (num, *shape[1:]):
                 raise ValueError(f"`{name}`: expected shape {(num, *shape[1:])}; got {array.shape}")
             if not 1 <= len(array) <= self.num_rows:
-                raise ValueError(f"`{name}`: expected 1 to {self.num_rows} rows, as the first batch has; got {num}")
+                raise ValueError(
+                    f"`{name}`: expected 1 to {self.num_rows} rows, as the first batch has; got {num}"
+                )
             if array.dtype != dtype:
                 raise TypeError(f"`{name}`: expected {dtype}; got {array.dtype}")
         return arrays
@@ -90,8 +104,8 @@ class Form(NamedTuple):
 
 @dataclass
 class Packed:
-    """Room for S batches from number `first` on, of which `num` are there: `arrays` (S, B, ...), a leaf each and last
-    the weights of the rows.
+    """Room for S batches from number `first` on, of which `num` are there: `arrays` (S, B, ...), a
+    leaf each and last the weights of the rows.
     """
 
     form: Form
@@ -105,7 +119,9 @@ class Packed:
         return cls(form, first, [*form.empty(size), weights])
 
     def add(self, batch: Any, num_data: float, skip_nan: bool) -> int:
-        """The next batch, whose rows stand for `num_data`; returns how many were left out, and raises as `Form.put`."""
+        """The next batch, whose rows stand for `num_data`; returns how many were left out, and
+        raises as `Form.put`.
+        """
         *leaves, weights = (array[self.num] for array in self.arrays)
         num, bad = self.form.put(batch, leaves, skip_nan)
         dropped = 0 if bad is None else int(bad.sum())

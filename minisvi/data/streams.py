@@ -1,5 +1,5 @@
-"""D from outside: batches of a Python iterable, read by a thread and sent to the device in blocks, while the former
-block computes.
+"""D from outside: batches of a Python iterable, read by a thread and sent to the device in blocks,
+while the former block computes.
 """
 
 import itertools
@@ -27,8 +27,8 @@ _CLOSE_SECONDS = 1.0  # for a source to give the batch that it is at, before its
 
 
 class StreamError(RuntimeError):
-    """A source of batches raised, hung, or gave what it must not; the message has the batch's number. `result` is the
-    fit up to the last good batch, where there is one.
+    """A source of batches raised, hung, or gave what it must not; the message has the batch's
+    number. `result` is the fit up to the last good batch, where there is one.
     """
 
     result: Any = None
@@ -36,23 +36,29 @@ class StreamError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Batches that come from outside, in place of data: `svi.run(key, num_steps, Stream(batches, num_data=N))`.
+    """Batches that come from outside, in place of data: `svi.run(key, num_steps, Stream(batches,
+    num_data=N))`.
 
-    Step t sees batch number t. A row has the weight N / b in the likelihood, b being the rows of its batch.
+    Step t sees batch number t. A row has the weight N / b in the likelihood, b being the rows of
+    its batch.
 
     **Arguments**
 
-    - `source`: an iterable of batches, or a function of a batch's number that returns an iterator from there on. A
-      batch is an array, or a tuple or list of trees of arrays, which is what the likelihood gets after theta; the
-      leading axis is the rows. The first batch is the largest: a smaller one is filled up with rows of weight zero.
-      A fit that goes on at step t reads an iterable from its beginning and drops t batches, which is exact if it gives
-      the same ones again; a function can seek.
-    - `num_data`: N, how many rows the posterior is of. No loader knows it: `len` may count batches, or rows a process.
-    - `nan`: a row with a NaN in it ends the fit (`"refuse"`), or is left out and counted (`"skip"`).
+    - `source`: an iterable of batches, or a function of a batch's number that returns an iterator
+      from there on. A batch is an array, or a tuple or list of trees of arrays, which is what the
+      likelihood gets after theta; the leading axis is the rows. The first batch is the largest: a
+      smaller one is filled up with rows of weight zero. A fit that goes on at step t reads an
+      iterable from its beginning and drops t batches, which is exact if it gives the same ones
+      again; a function can seek.
+    - `num_data`: N, how many rows the posterior is of. No loader knows it: `len` may count batches,
+      or rows a process.
+    - `nan`: a row with a NaN in it ends the fit (`"refuse"`), or is left out and counted
+      (`"skip"`).
     - `timeout`: seconds that a batch may take.
-    - `sharding`: a `NamedSharding` of a batch's rows over devices, such as `NamedSharding(mesh, P("rows"))`. Of several
-      processes each reads its own source, and a batch is the rows of all, each process's being as good as any other's,
-      and in the first batch as many. The devices divide the rows of the first batch.
+    - `sharding`: a `NamedSharding` of a batch's rows over devices, such as `NamedSharding(mesh,
+      P("rows"))`. Of several processes each reads its own source, and a batch is the rows of all,
+      each process's being as good as any other's, and in the first batch as many. The devices
+      divide the rows of the first batch.
 
     The fit ends when the stream does, with the reason "exhausted"; epochs are the source's affair.
     """
@@ -72,10 +78,14 @@ class Stream:
 
 
 class Reader:
-    """A stream at work. `example` is data of its form, for static checks; then `start`, and `block` time after time."""
+    """A stream at work. `example` is data of its form, for static checks; then `start`, and `block`
+    time after time.
+    """
 
     def __init__(self, stream: Stream, begin: int) -> None:
-        """For a fit that begins with batch number `begin`; the form is that of number 0 all the same."""
+        """For a fit that begins with batch number `begin`; the form is that of number 0 all the
+        same.
+        """
         self._stream = stream
         self._iterator: Iterator[Any] | None = None
         self._number, self._since = 0, time.monotonic()  # of the batch that comes next
@@ -90,27 +100,37 @@ class Reader:
         self.example = (self._sent(begin, Packed.empty(self._form, begin, self._capacity).arrays),)
 
     def start(self, first: int, last: int, num_dropped: int) -> None:
-        """Read the batches from number `first` to before `last`, `num_dropped` rows having been left out before."""
+        """Read the batches from number `first` to before `last`, `num_dropped` rows having been
+        left out before.
+        """
         self._end, self._last, self._num_dropped = first, last, num_dropped
         self._dropped: dict[int, int] = {}
         self._block = self.example[0]
         self._read_on()
 
     def block(self, step: int, limit: int, over: Callable[[], bool]) -> tuple[tuple[Block], int]:
-        """Data for the steps from `step` on, and for how many, `limit` at most; 0 at the end of the stream, and where
-        the fit is `over` before the next batch has come.
+        """Data for the steps from `step` on, and for how many, `limit` at most; 0 at the end of the
+        stream, and where the fit is `over` before the next batch has come.
         """
         if step == self._end:
             block, num = self._next(over)
             if num:
-                self._block, self._end, self._num_dropped = block, self._end + num, self.num_dropped(step)
-                self._dropped = {number: num for number, num in self._dropped.items() if number >= step}
+                self._block, self._end, self._num_dropped = (
+                    block,
+                    self._end + num,
+                    self.num_dropped(step),
+                )
+                self._dropped = {
+                    number: num for number, num in self._dropped.items() if number >= step
+                }
                 self._read_on()
         return (self._block,), min(limit, self._end - step)
 
     def num_dropped(self, step: int) -> int:
         """Rows left out of the batches before number `step`."""
-        return self._num_dropped + sum(num for number, num in [*self._dropped.items()] if number < step)
+        return self._num_dropped + sum(
+            num for number, num in [*self._dropped.items()] if number < step
+        )
 
     def close(self) -> None:
         """No batch is asked for any more."""
@@ -204,7 +224,11 @@ class Reader:
         self._go_to(packed.first)
         share, num = self._share(), min(self._capacity, self._last - packed.first)
         begin = time.monotonic()
-        while packed.num < num and not self._closed and (packed.num == 0 or time.monotonic() - begin < _BLOCK_SECONDS):
+        while (
+            packed.num < num
+            and not self._closed
+            and (packed.num == 0 or time.monotonic() - begin < _BLOCK_SECONDS)
+        ):
             number, batch = self._number, self._take()
             if batch is None:
                 self._number = number
@@ -218,11 +242,15 @@ class Reader:
         return self._sent(packed.first, packed.arrays)
 
     def _share(self) -> float:
-        """What this process's rows stand for: as much as any other's, for theirs are not known here."""
+        """What this process's rows stand for: as much as any other's, for theirs are not known
+        here.
+        """
         sharding = self._stream.sharding
         if sharding is None:
             return self._stream.num_data
-        return self._stream.num_data / len({device.process_index for device in sharding.mesh.devices.flat})
+        return self._stream.num_data / len(
+            {device.process_index for device in sharding.mesh.devices.flat}
+        )
 
     def _sent(self, first: int, arrays: list[np.ndarray]) -> Block:
         sharding = self._stream.sharding
@@ -230,7 +258,9 @@ class Reader:
             *leaves, weights = jax.device_put(arrays)
         else:
             rows = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[:1]))
-            *leaves, weights = [jax.make_array_from_process_local_data(rows, leaf) for leaf in arrays]
+            *leaves, weights = [
+                jax.make_array_from_process_local_data(rows, leaf) for leaf in arrays
+            ]
         return Block(np.int32(first), jax.tree.unflatten(self._form.treedef, leaves), weights)
 
 

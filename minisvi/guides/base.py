@@ -1,7 +1,9 @@
-"""q_phi(u): the contract of a guide, and what an objective may ask of the distributions that guides give.
+"""q_phi(u): the contract of a guide, and what an objective may ask of the distributions that guides
+give.
 
-A guide is a family of distributions over the latents: two pure functions in a frozen, hashable record. Its parameters
-phi are a plain pytree outside it, so the family with its gradient stopped is `distribution(stop_gradient(params))`.
+A guide is a family of distributions over the latents: two pure functions in a frozen, hashable
+record. Its parameters phi are a plain pytree outside it, so the family with its gradient stopped is
+`distribution(stop_gradient(params))`.
 """
 
 from typing import Any, Protocol
@@ -12,22 +14,26 @@ from jax import Array
 
 
 class Distribution(Protocol):
-    """q, one member of a family. Draws are trees like the model's latents; log densities are scalars in nats.
+    """q, one member of a family. Draws are trees like the model's latents; log densities are
+    scalars in nats.
 
     Two methods are owed. The rest is asked for by the functions below, and each may be left out:
 
     - `entropy()`: H[q] = -E_q[log q], where it is known;
-    - `noise_size` and `from_noise(noise)`: the draw as a function of that many independent standard normals, or of a
-      key; what antithetic and quasi-random draws need;
+    - `noise_size` and `from_noise(noise)`: the draw as a function of that many independent standard
+      normals, or of a key; what antithetic and quasi-random draws need;
     - `strata(noise)`: draws of every component of a mixture, with their log weights;
-    - `reparameterised`: False if draws carry no gradient, and `score_log_prob(u)` if only some parts of them do;
+    - `reparameterised`: False if draws carry no gradient, and `score_log_prob(u)` if only some
+      parts of them do;
     - `scaled(scale)`: the same with the log densities of local latents counted as their rows are;
     - `parts`: a tree of independent distributions, for closed-form KLs;
     - `affine()`: the (loc, factor) that takes the draws to about the standard normal, for flows.
     """
 
     def sample_and_log_prob(self, *, seed: Array) -> tuple[Any, Array]:
-        """A draw u and log q(u), in one pass; reparameterised, unless the distribution says otherwise."""
+        """A draw u and log q(u), in one pass; reparameterised, unless the distribution says
+        otherwise.
+        """
         ...
 
     def log_prob(self, u: Any, /) -> Array:
@@ -36,8 +42,8 @@ class Distribution(Protocol):
 
 
 class Guide(Protocol):
-    """A family of distributions. `constrained` is a bool, or a prefix tree of bools over the latents: True where the
-    draws are theta itself, inside the support, rather than u.
+    """A family of distributions. `constrained` is a bool, or a prefix tree of bools over the
+    latents: True where the draws are theta itself, inside the support, rather than u.
     """
 
     @property
@@ -48,15 +54,19 @@ class Guide(Protocol):
         ...
 
     def distribution(self, params: Any, /, *data: Any) -> Any:
-        """The member of the family at `params`; `data` serves amortised guides, and others ignore it.
+        """The member of the family at `params`; `data` serves amortised guides, and others ignore
+        it.
 
-        A guide with a tree `on`, of the parts of a product that it depends on, gets their draws before the data.
+        A guide with a tree `on`, of the parts of a product that it depends on, gets their draws
+        before the data.
         """
         ...
 
 
 class FromNoise:
-    """Base of distributions whose draw is `from_noise` of `noise_size` independent standard normals."""
+    """Base of distributions whose draw is `from_noise` of `noise_size` independent standard
+    normals.
+    """
 
     noise_dtype: Any = None
 
@@ -67,7 +77,9 @@ class FromNoise:
 
 
 def is_distribution(node: Any) -> bool:
-    """True for a Distrax, TFP or minisvi distribution (TFP has no `sample_and_log_prob` of this name)."""
+    """True for a Distrax, TFP or minisvi distribution (TFP has no `sample_and_log_prob` of this
+    name).
+    """
     return hasattr(node, "sample_and_log_prob") or hasattr(node, "experimental_sample_and_log_prob")
 
 
@@ -86,8 +98,8 @@ def noise_size(q: Any) -> int | None:
 
 
 def strata(q: Any, noise: Array) -> tuple[Any, Array, Array]:
-    """(u, log q(u), log weight) of C draws along a leading axis, E_q[f] being that of sum_c weight_c f(u_c). C = 1
-    unless q is, or holds, a mixture.
+    """(u, log q(u), log weight) of C draws along a leading axis, E_q[f] being that of sum_c
+    weight_c f(u_c). C = 1 unless q is, or holds, a mixture.
     """
     if hasattr(q, "strata"):
         return q.strata(noise)
@@ -110,7 +122,9 @@ def is_reparameterised(q: Any) -> bool:
 
 
 def score_log_prob(q: Any, u: Any) -> Array:
-    """log q(u) of the parts that are not reparameterised, whose gradient is the score; 0 if there are none."""
+    """log q(u) of the parts that are not reparameterised, whose gradient is the score; 0 if there
+    are none.
+    """
     if hasattr(q, "score_log_prob"):
         return q.score_log_prob(u)
     return jnp.zeros(()) if is_reparameterised(q) else jnp.sum(q.log_prob(u))
@@ -122,7 +136,9 @@ def entropy(q: Any) -> Array:
         return jnp.sum(q.entropy())
     except (AttributeError, NotImplementedError):
         name = type(q).__name__
-        raise ValueError(f"{name} has no closed-form entropy: take gradient='reparameterised'") from None
+        raise ValueError(
+            f"{name} has no closed-form entropy: take gradient='reparameterised'"
+        ) from None
 
 
 def scaled(q: Any, scale: Any) -> Any:

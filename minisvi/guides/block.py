@@ -1,4 +1,6 @@
-"""A Gaussian between mean field and full rank: any covariance inside groups of latents, none between them."""
+"""A Gaussian between mean field and full rank: any covariance inside groups of latents, none
+between them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from minisvi.tools import checks
 
 
 class Blocks(NamedTuple):
-    """L block-diagonal after a permutation: one triangular factor for each static array of indices into the vector."""
+    """L block-diagonal after a permutation: one triangular factor for each static array of indices
+    into the vector.
+    """
 
     rows: tuple[Any, ...]
     factors: tuple[Triangular, ...]
@@ -43,14 +47,25 @@ class Block(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        named, known = [name for group in self.groups for name in group], list(checks.named_leaves(self.latents))
+        named, known = (
+            [name for group in self.groups for name in group],
+            list(checks.named_leaves(self.latents)),
+        )
         if sorted(named) != sorted(known):
-            raise ValueError(f"block: expected each of the latents {known} in one group; got {list(self.groups)}")
+            raise ValueError(
+                f"block: expected each of the latents {known} in one group; got {list(self.groups)}"
+            )
 
     def _index(self) -> tuple[np.ndarray, ...]:
-        sizes = {name: int(np.prod(s.unconstrained.shape)) for name, s in checks.named_leaves(self.latents).items()}
+        sizes = {
+            name: int(np.prod(s.unconstrained.shape))
+            for name, s in checks.named_leaves(self.latents).items()
+        }
         ends = dict(zip(sizes, np.cumsum(list(sizes.values()))))
-        return tuple(np.concatenate([np.arange(ends[n] - sizes[n], ends[n]) for n in group]) for group in self.groups)
+        return tuple(
+            np.concatenate([np.arange(ends[n] - sizes[n], ends[n]) for n in group])
+            for group in self.groups
+        )
 
     def init(self, key: Array, /, loc: Any = None, cov: Any = None) -> dict[str, Any]:
         vector, cov = self._start(key, loc, cov)
@@ -66,7 +81,8 @@ class Block(Family):
 def block(latents: Any, groups: Sequence[Sequence[str]], scale: float = 0.1) -> Block:
     """A Gaussian that is full rank inside each group of latents and independent between groups.
 
-    `groups`: dotted paths of latents, each latent in one group, such as `[["w", "b"], ["tau"]]`. Parameters `loc` (D,)
-    and `scale_tril`, one matrix a group, as in `full_rank`. ValueError if a latent is missing, unknown or named twice.
+    `groups`: dotted paths of latents, each latent in one group, such as `[["w", "b"], ["tau"]]`.
+    Parameters `loc` (D,) and `scale_tril`, one matrix a group, as in `full_rank`. ValueError if a
+    latent is missing, unknown or named twice.
     """
     return Block(trees.latents_of(latents), scale, tuple(tuple(group) for group in groups))

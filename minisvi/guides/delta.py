@@ -1,7 +1,8 @@
 """A point: the maximum a posteriori, or parameters that are learnt and not inferred.
 
-The point is given over theta, so no log-determinant enters: with a prior the ELBO is log p(theta, D) and its maximum
-the MAP in the constrained space; without one it is maximum likelihood, as for plain network weights.
+The point is given over theta, so no log-determinant enters: with a prior the ELBO is log p(theta,
+D) and its maximum the MAP in the constrained space; without one it is maximum likelihood, as for
+plain network weights.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,9 @@ from minisvi.tools.record import Record
 
 @dataclass(frozen=True)
 class Categoricals(FromNoise):
-    """z_i ~ Categorical(softmax(logits_i)) for a tree of logits (*shape, n); by inversion of one normal each."""
+    """z_i ~ Categorical(softmax(logits_i)) for a tree of logits (*shape, n); by inversion of one
+    normal each.
+    """
 
     logits: Any
     reparameterised = False
@@ -31,7 +33,9 @@ class Categoricals(FromNoise):
         for logits in leaves:
             shape, end = logits.shape[:-1], start + logits[..., 0].size
             cdf = jnp.cumsum(jax.nn.softmax(logits), axis=-1)[..., :-1]
-            draws.append(jnp.sum(ndtr(eps[start:end]).reshape(*shape, 1) > cdf, axis=-1, dtype=jnp.int32))
+            draws.append(
+                jnp.sum(ndtr(eps[start:end]).reshape(*shape, 1) > cdf, axis=-1, dtype=jnp.int32)
+            )
             start = end
         z = jax.tree.unflatten(treedef, draws)
         return z, self.log_prob(z)
@@ -43,7 +47,10 @@ class Categoricals(FromNoise):
         return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(term, self.logits, z)), 0.0))
 
     def entropy(self) -> Array:
-        terms = [-jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x)) for x in jax.tree.leaves(self.logits)]
+        terms = [
+            -jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x))
+            for x in jax.tree.leaves(self.logits)
+        ]
         return jnp.asarray(sum(terms, 0.0))
 
 
@@ -57,7 +64,9 @@ class Categorical(Record):
     def __post_init__(self) -> None:
         for name, support in checks.named_leaves(self.latents).items():
             if support.num_values is None:
-                raise ValueError(f"categorical: expected a `finite` support for latent `{name}`; got {support}")
+                raise ValueError(
+                    f"categorical: expected a `finite` support for latent `{name}`; got {support}"
+                )
 
     def init(self, key: Array, /) -> Any:
         del key
@@ -71,7 +80,7 @@ class Categorical(Record):
 def categorical(latents: Any) -> Categorical:
     """Independent categoricals over a tree of `finite` latents, for `gradient="score_function"`.
 
-    Parameters: logits (*shape, n) for each latent, zero at first, which is the uniform distribution. ValueError for a
-    latent that is not finite.
+    Parameters: logits (*shape, n) for each latent, zero at first, which is the uniform
+    distribution. ValueError for a latent that is not finite.
     """
     return Categorical(trees.latents_of(latents))

@@ -1,4 +1,6 @@
-"""The layers of a flow: Distrax bijectors of vectors, with parameters from a network whose readout starts at zero."""
+"""The layers of a flow: Distrax bijectors of vectors, with parameters from a network whose readout
+starts at zero.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from minisvi.tools.record import Record
 def affine(params: Array) -> Any:
     """z -> z exp(s) + t from params (..., 2), s softly clipped to (-3, 3).
 
-    The clip keeps draws finite. Andrade (2024) has 0.1 for its upper limit, which triples the gap on Neal's funnel.
+    The clip keeps draws finite. Andrade (2024) has 0.1 for its upper limit, which triples the gap
+    on Neal's funnel.
     """
     import distrax  # heavy (it brings TFP), so only when a flow is used
 
@@ -25,10 +28,12 @@ def affine(params: Array) -> Any:
 
 @dataclass(frozen=True)
 class Spline:
-    """A monotone rational-quadratic spline on [-bound, bound], then `affine`, from params (..., 3 bins + 3).
+    """A monotone rational-quadratic spline on [-bound, bound], then `affine`, from params (..., 3
+    bins + 3).
 
-    The spline alone is the identity beyond its bound, where tails would be out of its reach. Its parameters are softly
-    clipped to (-1, 1): slopes without a limit are soon so steep that float32 cannot invert them.
+    The spline alone is the identity beyond its bound, where tails would be out of its reach. Its
+    parameters are softly clipped to (-1, 1): slopes without a limit are soon so steep that float32
+    cannot invert them.
     """
 
     bound: float
@@ -37,7 +42,9 @@ class Spline:
         import distrax
 
         bins = _soft_clip(params[..., 2:], 1.0)
-        inner = distrax.RationalQuadraticSpline(bins, -self.bound, self.bound, boundary_slopes="identity")
+        inner = distrax.RationalQuadraticSpline(
+            bins, -self.bound, self.bound, boundary_slopes="identity"
+        )
         return distrax.Chain([affine(params[..., :2]), inner])
 
 
@@ -71,13 +78,16 @@ def _dense(key: Array, num_inputs: int, num_outputs: int) -> dict[str, Array]:
 
 
 def _readout(params: Any, weights: Array, features: Array) -> Array:
-    # Over the root of the width, so that a step of the optimiser moves a wide layer no further than a narrow one.
+    # Over the root of the width, so that a step of the optimiser moves a wide layer no further than
+    # a narrow one.
     return weights @ features / features.size**0.5 + params["bias"]
 
 
 @dataclass(frozen=True, eq=False)
 class Coupling(Record):
-    """The first half of the coordinates, in a layer's order, stay and feed the network; `transform` moves the rest."""
+    """The first half of the coordinates, in a layer's order, stay and feed the network; `transform`
+    moves the rest.
+    """
 
     transform: Callable[[Array], Any]
     num_params: int
@@ -103,14 +113,20 @@ class Coupling(Record):
 
 @dataclass(frozen=True, eq=False)
 class Autoregressive(Record):
-    """z_i -> z_i exp(s_i) + t_i with s_i and t_i functions of the coordinates before i in a layer's order (MADE)."""
+    """z_i -> z_i exp(s_i) + t_i with s_i and t_i functions of the coordinates before i in a layer's
+    order (MADE).
+    """
 
     hidden: int
 
     def init(self, key: Array, spec: jax.ShapeDtypeStruct) -> dict[str, Any]:
         size, (one, two) = spec.shape[0], jax.random.split(key)
         layers = [_dense(one, size, self.hidden), _dense(two, self.hidden, self.hidden)]
-        return {"network": layers, "readout": jnp.zeros((size, 2, self.hidden)), "bias": jnp.zeros((size, 2))}
+        return {
+            "network": layers,
+            "readout": jnp.zeros((size, 2, self.hidden)),
+            "bias": jnp.zeros((size, 2)),
+        }
 
     def bijector(self, params: Any, order: Array) -> Any:
         degree = jnp.arange(self.hidden) % max(order.size - 1, 1)

@@ -16,8 +16,9 @@ from minisvi.tools.record import Record
 class Family(Record):
     """Gaussian families: parameters `loc` (D,) and those of a factor.
 
-    `init(key, loc=u, cov=c)` starts at a tree u, such as `model.unconstrain(theta)` or a Laplace fit's, with the
-    covariance c, (D, D) or variances (D,), as near as the family comes. ValueError for other shapes, or scale <= 0.
+    `init(key, loc=u, cov=c)` starts at a tree u, such as `model.unconstrain(theta)` or a Laplace
+    fit's, with the covariance c, (D, D) or variances (D,), as near as the family comes. ValueError
+    for other shapes, or scale <= 0.
     """
 
     latents: Any
@@ -30,7 +31,9 @@ class Family(Record):
 
     def _start(self, key: Array, loc: Any, cov: Any) -> tuple[Array, Array]:
         vector = trees.start(self.latents, key, loc)
-        return vector, jnp.full_like(vector, self.scale**2) if cov is None else trees.covariance(cov, vector)
+        return vector, jnp.full_like(vector, self.scale**2) if cov is None else trees.covariance(
+            cov, vector
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +49,13 @@ class MeanField(Family):
 
     def init(self, key: Array, /, loc: Any = None, cov: Any = None) -> dict[str, Array]:
         vector, cov = self._start(key, loc, cov)
-        # Of a full covariance the sd given all others: the mean-field optimum on a Gaussian (Bishop 2006, eq. 10.12).
-        log_scale = 0.5 * jnp.log(cov) if cov.ndim == 1 else -0.5 * jnp.log(jnp.diagonal(jnp.linalg.inv(cov)))
+        # Of a full covariance the sd given all others: the mean-field optimum on a Gaussian (Bishop
+        # 2006, eq. 10.12).
+        log_scale = (
+            0.5 * jnp.log(cov)
+            if cov.ndim == 1
+            else -0.5 * jnp.log(jnp.diagonal(jnp.linalg.inv(cov)))
+        )
         return {"loc": vector, "log_scale": log_scale}
 
     def distribution(self, params: Any, /, *data: Any) -> LocationScale:
@@ -77,20 +85,24 @@ def log_cholesky(cov: Array) -> Array:
 
 
 def mean_field(latents: Any, scale: float = 0.1, df: float | None = None) -> MeanField:
-    """N(loc, diag(exp(log_scale))^2), the factorised Gaussian (Kucukelbir et al. 2017, section 2.4).
+    """N(loc, diag(exp(log_scale))^2), the factorised Gaussian (Kucukelbir et al. 2017, section
+    2.4).
 
     `latents` is a tree of supports, or the model that has them, here and for every other family.
 
-    Parameters `loc` (D,) and `log_scale` (D,). It starts, as NumPyro's AutoNormal, at loc ~ uniform(-2, 2) and every
-    scale at `scale`; `init(key, loc=u, cov=c)` starts elsewhere (see `Family`). With `df`, Student's t of that many
-    degrees of freedom in place of each normal, for heavy tails. ValueError unless scale > 0 and df > 0.
+    Parameters `loc` (D,) and `log_scale` (D,). It starts, as NumPyro's AutoNormal, at loc ~
+    uniform(-2, 2) and every scale at `scale`; `init(key, loc=u, cov=c)` starts elsewhere (see
+    `Family`). With `df`, Student's t of that many degrees of freedom in place of each normal, for
+    heavy tails. ValueError unless scale > 0 and df > 0.
     """
     return MeanField(trees.latents_of(latents), scale, df)
 
 
 def full_rank(latents: Any, scale: float = 0.1) -> FullRank:
-    """N(loc, L L^T), the Gaussian with any covariance, by its Cholesky factor (Kucukelbir et al. 2017, section 2.4).
+    """N(loc, L L^T), the Gaussian with any covariance, by its Cholesky factor (Kucukelbir et al.
+    2017, section 2.4).
 
-    Parameters `loc` (D,) and `scale_tril` (D, D): L below the diagonal, log L on it. Starts like `mean_field`.
+    Parameters `loc` (D,) and `scale_tril` (D, D): L below the diagonal, log L on it. Starts like
+    `mean_field`.
     """
     return FullRank(trees.latents_of(latents), scale)

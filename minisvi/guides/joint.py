@@ -1,4 +1,6 @@
-"""q(u) = prod_i q_i(u_i | some of the others): distributions of parts, products of guides, and guides of your own."""
+"""q(u) = prod_i q_i(u_i | some of the others): distributions of parts, products of guides, and
+guides of your own.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from minisvi.tools import checks
 
 @dataclass(frozen=True)
 class Dependent:
-    """A part given the draws of others: `make(draws)` is its distribution, `draws` those of the parts named `on`."""
+    """A part given the draws of others: `make(draws)` is its distribution, `draws` those of the
+    parts named `on`.
+    """
 
     on: tuple[str, ...]
     make: Callable[[dict[str, Any]], Any]
@@ -32,9 +36,11 @@ def _is_part(node: Any) -> bool:
 
 @dataclass(frozen=True)
 class Joint(base.FromNoise):
-    """q over a tree of distributions, each over a leaf, or a subtree, of the latents; some may depend on others.
+    """q over a tree of distributions, each over a leaf, or a subtree, of the latents; some may
+    depend on others.
 
-    log q(u) = sum_i log q_i(u_i | u_on(i)). A part may be a batch of independent scalars: its terms are summed.
+    log q(u) = sum_i log q_i(u_i | u_on(i)). A part may be a batch of independent scalars: its terms
+    are summed.
     """
 
     parts: Any
@@ -45,10 +51,16 @@ class Joint(base.FromNoise):
         waiting: dict[str, Any] = checks.named_leaves(self.parts, _is_part)
         order: dict[str, Any] = {}
         while waiting:
-            ready = [n for n, part in waiting.items() if all(d in order for d in getattr(part, "on", ()))]
+            ready = [
+                n for n, part in waiting.items() if all(d in order for d in getattr(part, "on", ()))
+            ]
             if not ready:
-                needs = {name: part.on for name, part in waiting.items() if isinstance(part, Dependent)}
-                raise ValueError(f"parts depend on {needs}: expected parts of {[*order]}, and no circle")
+                needs = {
+                    name: part.on for name, part in waiting.items() if isinstance(part, Dependent)
+                }
+                raise ValueError(
+                    f"parts depend on {needs}: expected parts of {[*order]}, and no circle"
+                )
             order |= {name: waiting.pop(name) for name in ready}
         return order
 
@@ -60,12 +72,16 @@ class Joint(base.FromNoise):
 
     def _tree(self, draws: dict[str, Any]) -> Any:
         treedef = jax.tree.structure(self.parts, is_leaf=_is_part)
-        return jax.tree.unflatten(treedef, [draws[name] for name in checks.named_leaves(self.parts, _is_part)])
+        return jax.tree.unflatten(
+            treedef, [draws[name] for name in checks.named_leaves(self.parts, _is_part)]
+        )
 
     def _at(self, u: Any) -> list[tuple[Any, Any]]:
         """Each part's distribution, and its subtree of u."""
         named = self._named
-        subtrees = dict(zip(checks.named_leaves(self.parts, _is_part), self._flatten(u), strict=True))
+        subtrees = dict(
+            zip(checks.named_leaves(self.parts, _is_part), self._flatten(u), strict=True)
+        )
         return [(_resolve(part, subtrees), subtrees[name]) for name, part in named.items()]
 
     def _flatten(self, u: Any) -> list[Any]:
@@ -97,7 +113,9 @@ class Joint(base.FromNoise):
         return any(base.is_stratified(part) for part in self._named.values())
 
     def strata(self, noise: Array) -> tuple[Any, Array, Array]:
-        """All combinations of the parts' strata: the first part's C_1 draws, each with the second part's C_2, ..."""
+        """All combinations of the parts' strata: the first part's C_1 draws, each with the second
+        part's C_2, ...
+        """
         draws: dict[str, Any] = {}
         log_q = log_weight = jnp.zeros(1)
         for (name, part), piece in self._pieces(noise):
@@ -129,8 +147,12 @@ class Joint(base.FromNoise):
         return jnp.asarray(sum((base.entropy(part) for part in self._named.values()), 0.0))
 
     def scaled(self, scale: Any) -> "Joint":
-        return Joint(jax.tree.map(lambda part: base.scaled(part, scale), self.parts, is_leaf=_is_part))
+        return Joint(
+            jax.tree.map(lambda part: base.scaled(part, scale), self.parts, is_leaf=_is_part)
+        )
 
 
 def _resolve(part: Any, draws: dict[str, Any]) -> Any:
-    return part.make({name: draws[name] for name in part.on}) if isinstance(part, Dependent) else part
+    return (
+        part.make({name: draws[name] for name in part.on}) if isinstance(part, Dependent) else part
+    )

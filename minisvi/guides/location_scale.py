@@ -32,7 +32,9 @@ class Diagonal(NamedTuple):
 
 
 class Triangular(NamedTuple):
-    """L = the matrix's entries below the diagonal, and exp of those on it; those above are not used."""
+    """L = the matrix's entries below the diagonal, and exp of those on it; those above are not
+    used.
+    """
 
     matrix: Array
 
@@ -105,7 +107,9 @@ class LocationScale(FromNoise):
             return None
         import distrax  # heavy: only a closed-form KL asks for it
 
-        loc, scale = (trees.unravel(self.latents, v) for v in (self.loc, jnp.exp(self.factor.log_scale)))
+        loc, scale = (
+            trees.unravel(self.latents, v) for v in (self.loc, jnp.exp(self.factor.log_scale))
+        )
         return jax.tree.map(distrax.Normal, loc, scale)
 
     def affine(self) -> tuple[Array, Any]:

@@ -1,4 +1,6 @@
-"""A Gaussian whose covariance is diagonal plus a factor: linear in D, for latents too many for a D x D matrix."""
+"""A Gaussian whose covariance is diagonal plus a factor: linear in D, for latents too many for a D
+x D matrix.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -39,19 +41,27 @@ class DiagonalPlusFactor(FromNoise):
     def from_noise(self, eps: Array) -> tuple[Any, Array]:
         eps = eps.astype(self.loc.dtype)
         x = eps[: self.loc.size] + self.factor @ eps[self.loc.size :]
-        return trees.unravel(self.latents, self.loc + jnp.exp(self.log_scale) * x), self._log_prob(x)
+        return trees.unravel(self.latents, self.loc + jnp.exp(self.log_scale) * x), self._log_prob(
+            x
+        )
 
     def log_prob(self, u: Any, /) -> Array:
         return self._log_prob((trees.ravel(self.latents, u) - self.loc) * jnp.exp(-self.log_scale))
 
     def _log_prob(self, x: Array) -> Array:
-        cholesky = self._cholesky()  # once: the products of its gradient are ones that XLA would not share
+        cholesky = (
+            self._cholesky()
+        )  # once: the products of its gradient are ones that XLA would not share
         y = jax.scipy.linalg.cho_solve((cholesky, True), self.factor.T @ x)
         rest = x - self.factor @ y  # a sum of squares, where |x|^2 - x^T F y would cancel
-        return -0.5 * (jnp.sum(rest * rest) + jnp.sum(y * y) + x.size * LOG_2PI) - self._log_det(cholesky)
+        return -0.5 * (jnp.sum(rest * rest) + jnp.sum(y * y) + x.size * LOG_2PI) - self._log_det(
+            cholesky
+        )
 
     def _cholesky(self) -> Array:
-        return jnp.linalg.cholesky(jnp.eye(self.factor.shape[1], dtype=self.loc.dtype) + self.factor.T @ self.factor)
+        return jnp.linalg.cholesky(
+            jnp.eye(self.factor.shape[1], dtype=self.loc.dtype) + self.factor.T @ self.factor
+        )
 
     def _log_det(self, cholesky: Array) -> Array:
         return jnp.sum(self.log_scale) + jnp.sum(jnp.log(jnp.diagonal(cholesky)))
@@ -79,22 +89,32 @@ class LowRank(Family):
         scale = 1 / jnp.sqrt(jnp.diagonal(jnp.linalg.inv(cov)))
         values, vectors = jnp.linalg.eigh(cov / jnp.outer(scale, scale))
         top = jnp.sqrt(jnp.maximum(values[::-1][: self.rank] - 1, 1e-4))
-        return {"loc": vector, "log_scale": jnp.log(scale), "factor": vectors[:, ::-1][:, : self.rank] * top[None]}
+        return {
+            "loc": vector,
+            "log_scale": jnp.log(scale),
+            "factor": vectors[:, ::-1][:, : self.rank] * top[None],
+        }
 
     def distribution(self, params: Any, /, *data: Any) -> DiagonalPlusFactor:
         del data
-        return DiagonalPlusFactor(self.latents, params["loc"], params["log_scale"], params["factor"])
+        return DiagonalPlusFactor(
+            self.latents, params["loc"], params["log_scale"], params["factor"]
+        )
 
 
 def low_rank(latents: Any, rank: int, scale: float = 0.1) -> LowRank:
-    """N(loc, S (I + F F^T) S), diagonal plus rank R (Ong, Nott & Smith 2018), parametrised as NumPyro's.
+    """N(loc, S (I + F F^T) S), diagonal plus rank R (Ong, Nott & Smith 2018), parametrised as
+    NumPyro's.
 
-    Parameters `loc` (D,), `log_scale` (D,) with S = diag(exp(log_scale)), and `factor` F (D, R). A draw and its log
-    density take O(D R), and one R x R matrix, the same for all particles, O(D R^2) a step; nothing is D x D. Starts
-    like `mean_field`, with a small random F. TypeError or ValueError unless rank is an integer in 1..D.
+    Parameters `loc` (D,), `log_scale` (D,) with S = diag(exp(log_scale)), and `factor` F (D, R). A
+    draw and its log density take O(D R), and one R x R matrix, the same for all particles, O(D R^2)
+    a step; nothing is D x D. Starts like `mean_field`, with a small random F. TypeError or
+    ValueError unless rank is an integer in 1..D.
     """
     latents = trees.latents_of(latents)
     size = trees.spec(latents).shape[0]
     if checks.positive_integer("rank", rank) > size:
-        raise ValueError(f"`rank` must be in 1..{size}, the number of unconstrained latents; got {rank}")
+        raise ValueError(
+            f"`rank` must be in 1..{size}, the number of unconstrained latents; got {rank}"
+        )
     return LowRank(latents, scale, rank)

@@ -1,4 +1,6 @@
-"""A guide in the coordinates of a Gaussian: u = loc + L x, x from any family, so that all latents are of one scale."""
+"""A guide in the coordinates of a Gaussian: u = loc + L x, x from any family, so that all latents
+are of one scale.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,24 +54,32 @@ class Whitened(Wrapper):
         cov = jnp.ones_like(zero) if cov is None else trees.covariance(cov, zero)
         variances = cov if cov.ndim == 1 else jnp.diagonal(cov)
         factor = 0.5 * jnp.log(variances) if self.diagonal else log_cholesky(cov)
-        return {"loc": vector, "factor": factor, "x": self.guide.init(key, loc=trees.unravel(self.latents, zero))}
+        return {
+            "loc": vector,
+            "factor": factor,
+            "x": self.guide.init(key, loc=trees.unravel(self.latents, zero)),
+        }
 
     def distribution(self, params: Any, /, *data: Any) -> Affine:
         loc, factor = stop_gradient((params["loc"], params["factor"]))
         x = self.guide.distribution(params["x"], *data)
-        return Affine(self.latents, x, loc, Diagonal(factor) if self.diagonal else Triangular(factor))
+        return Affine(
+            self.latents, x, loc, Diagonal(factor) if self.diagonal else Triangular(factor)
+        )
 
 
 def whitened(guide: Any, diagonal: bool = False) -> Whitened:
-    """u = loc + L x, x ~ `guide`, in coordinates where a Gaussian that is known already would be N(0, I).
+    """u = loc + L x, x ~ `guide`, in coordinates where a Gaussian that is known already would be
+    N(0, I).
 
-    `guide` is a Gaussian family, such as `full_rank(latents)`, or a flow over one; TypeError for any other, which could
-    not be told to start about the origin.
+    `guide` is a Gaussian family, such as `full_rank(latents)`, or a flow over one; TypeError for
+    any other, which could not be told to start about the origin.
 
-    `init(key, loc=u, cov=c)` takes the Gaussian, as from `laplace` or `linear_response`: a tree u, and a covariance
-    (D, D) or variances (D,); if `diagonal`, for many latents, only these are used and kept. `loc` and L, the `factor`,
-    stay as they are, and the guide's own parameters, `x`, are fitted. One learning rate then suits all latents, and a
-    gradient sees no correlation (Kim et al. 2024, section 4).
+    `init(key, loc=u, cov=c)` takes the Gaussian, as from `laplace` or `linear_response`: a tree u,
+    and a covariance (D, D) or variances (D,); if `diagonal`, for many latents, only these are used
+    and kept. `loc` and L, the `factor`, stay as they are, and the guide's own parameters, `x`, are
+    fitted. One learning rate then suits all latents, and a gradient sees no correlation (Kim et al.
+    2024, section 4).
     """
     base = guide
     while isinstance(base, Flow):

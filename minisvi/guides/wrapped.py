@@ -1,4 +1,6 @@
-"""What guides around a guide share, and what distributions do that push another one's draws through a bijection."""
+"""What guides around a guide share, and what distributions do that push another one's draws through
+a bijection.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,11 @@ from minisvi.tools.record import Record
 
 def split(noise: Array, num: int) -> Array:
     """The noise of each of `num` equal parts: so many pieces of the normals, or keys."""
-    return noise.reshape(num, -1) if jnp.issubdtype(noise.dtype, jnp.floating) else jax.random.split(noise, num)
+    return (
+        noise.reshape(num, -1)
+        if jnp.issubdtype(noise.dtype, jnp.floating)
+        else jax.random.split(noise, num)
+    )
 
 
 class Wrapper(Record):

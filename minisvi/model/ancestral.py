@@ -1,4 +1,6 @@
-"""Draws from a prior that is given latent by latent: each after those that its distribution depends on."""
+"""Draws from a prior that is given latent by latent: each after those that its distribution depends
+on.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +18,8 @@ Priors = Callable[[Any], dict[str, Any]]
 
 
 def draw(prior: Any, key: Array, shape: tuple[int, ...]) -> Array:
-    """A draw of this shape, of which the distribution may have the last axes, from a Distrax, TFP or NumPyro one.
+    """A draw of this shape, of which the distribution may have the last axes, from a Distrax, TFP
+    or NumPyro one.
 
     ValueError if its own shape is not the end of `shape`, or it cannot be drawn from.
     """
@@ -34,27 +37,38 @@ def draw(prior: Any, key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def levels(latents: Any, priors: Priors) -> list[list[str]]:
-    """The latents' names in groups, each of which depends on those before it alone. ValueError if there is a circle."""
+    """The latents' names in groups, each of which depends on those before it alone. ValueError if
+    there is a circle.
+    """
     depends = _parents(latents, priors)
     known: list[str] = []
     groups: list[list[str]] = []
     while len(known) < len(depends):
-        group = [name for name, parents in depends.items() if name not in known and parents <= set(known)]
+        group = [
+            name for name, parents in depends.items() if name not in known and parents <= set(known)
+        ]
         if not group:
-            circle = {name: sorted(parents) for name, parents in depends.items() if name not in known}
-            raise ValueError(f"`prior`: expected no circle; got latents that depend on each other: {circle}")
+            circle = {
+                name: sorted(parents) for name, parents in depends.items() if name not in known
+            }
+            raise ValueError(
+                f"`prior`: expected no circle; got latents that depend on each other: {circle}"
+            )
         groups.append(group)
         known += group
     return groups
 
 
 def _parents(latents: Any, priors: Priors) -> dict[str, set[str]]:
-    """The latents that the prior of each depends on, read off the program that computes its log density."""
+    """The latents that the prior of each depends on, read off the program that computes its log
+    density.
+    """
     theta = trees.at_zero(latents)
     values = checks.named_leaves(theta)
 
     def terms(theta: Any) -> list[Array]:
-        # At a value that is no function of theta, so that only what the distribution depends on counts.
+        # At a value that is no function of theta, so that only what the distribution depends on
+        # counts.
         return [jnp.sum(prior.log_prob(values[name])) for name, prior in priors(theta).items()]
 
     jaxpr = jax.make_jaxpr(terms)(theta).jaxpr
@@ -67,14 +81,18 @@ def _parents(latents: Any, priors: Priors) -> dict[str, set[str]]:
 
 
 def sample(key: Array, latents: Any, priors: Priors, groups: list[list[str]]) -> Any:
-    """One draw of theta, the latents of a group at a time; ValueError names the latent whose prior is of no use."""
+    """One draw of theta, the latents of a group at a time; ValueError names the latent whose prior
+    is of no use.
+    """
     theta = trees.at_zero(latents)  # placeholders for what is not drawn yet
     names, treedef = list(checks.named_leaves(latents)), jax.tree.structure(latents)
     keys = dict(zip(names, jax.random.split(key, len(names))))
     supports, values = checks.named_leaves(latents), checks.named_leaves(theta)
     for group in groups:
         given = priors(jax.tree.unflatten(treedef, values.values()))
-        values |= {name: _draw_named(name, given[name], keys[name], supports[name]) for name in group}
+        values |= {
+            name: _draw_named(name, given[name], keys[name], supports[name]) for name in group
+        }
     return jax.tree.unflatten(treedef, values.values())
 
 

@@ -1,8 +1,9 @@
-"""T: the closed forms behind the supports, each theta = T(u) with its log-determinant in one stable pass.
+"""T: the closed forms behind the supports, each theta = T(u) with its log-determinant in one stable
+pass.
 
-The maps equal NumPyro's `biject_to`, so that both engines optimise the same function; this is also why the
-matrix-valued ones are written here: TFP fills a triangle in another order and takes another map to correlations. Every
-map works on leading axes too.
+The maps equal NumPyro's `biject_to`, so that both engines optimise the same function; this is also
+why the matrix-valued ones are written here: TFP fills a triangle in another order and takes another
+map to correlations. Every map works on leading axes too.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ class Bijector(Protocol):
         ...
 
     def inverse(self, theta: Array, /) -> Array:
-        """u with T(u) = theta; NaN, or a u that T sends elsewhere, if theta lies outside the support."""
+        """u with T(u) = theta; NaN, or a u that T sends elsewhere, if theta lies outside the
+        support.
+        """
         ...
 
 
@@ -58,7 +61,9 @@ class Sigmoid:
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         width = self.high - self.low
-        return self.low + width * jax.nn.sigmoid(u), jnp.log(width) + log_sigmoid(u) + log_sigmoid(-u)
+        return self.low + width * jax.nn.sigmoid(u), jnp.log(width) + log_sigmoid(u) + log_sigmoid(
+            -u
+        )
 
     def inverse(self, theta: Array) -> Array:
         return jnp.log(theta - self.low) - jnp.log(self.high - theta)
@@ -66,7 +71,9 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class StickBreaking:
-    """theta_k = z_k prod_{j<k} (1 - z_j), z_k = sigmoid(u_k - log(K - k)), k = 1..K-1 (Stan reference manual, 10.7)."""
+    """theta_k = z_k prod_{j<k} (1 - z_j), z_k = sigmoid(u_k - log(K - k)), k = 1..K-1 (Stan
+    reference manual, 10.7).
+    """
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         x = u - _log_num_left(u)
@@ -100,12 +107,16 @@ class Ordered:
 
 @dataclass(frozen=True)
 class LowerCholesky:
-    """Row by row, the entries below the diagonal come first in u, then the logarithms of the diagonal."""
+    """Row by row, the entries below the diagonal come first in u, then the logarithms of the
+    diagonal.
+    """
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         n = round((np.sqrt(1 + 8 * u.shape[-1]) - 1) / 2)
         below, log_diagonal = u[..., : u.shape[-1] - n], u[..., u.shape[-1] - n :]
-        theta = jnp.zeros((*u.shape[:-1], n, n), u.dtype).at[..., *np.tril_indices(n, -1)].set(below)
+        theta = (
+            jnp.zeros((*u.shape[:-1], n, n), u.dtype).at[..., *np.tril_indices(n, -1)].set(below)
+        )
         return theta.at[..., *np.diag_indices(n)].set(jnp.exp(log_diagonal)), log_diagonal
 
     def inverse(self, theta: Array) -> Array:
@@ -116,13 +127,21 @@ class LowerCholesky:
 
 @dataclass(frozen=True)
 class CorrelationCholesky:
-    """theta_ij = r_ij prod_{k<j} sqrt(1 - r_ik^2), r = tanh(u) below the diagonal, 1 on it (Stan, 10.12)."""
+    """theta_ij = r_ij prod_{k<j} sqrt(1 - r_ik^2), r = tanh(u) below the diagonal, 1 on it (Stan,
+    10.12).
+    """
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         n = round((1 + np.sqrt(1 + 8 * u.shape[-1])) / 2)
         index = (..., *np.tril_indices(n, -1))
-        log_sech2 = 2 * (jnp.log(2.0) - u - softplus(-2 * u))  # log(1 - tanh(u)^2), without cancellation
-        r = jnp.broadcast_to(jnp.eye(n, dtype=u.dtype), (*u.shape[:-1], n, n)).at[index].set(jnp.tanh(u))
+        log_sech2 = 2 * (
+            jnp.log(2.0) - u - softplus(-2 * u)
+        )  # log(1 - tanh(u)^2), without cancellation
+        r = (
+            jnp.broadcast_to(jnp.eye(n, dtype=u.dtype), (*u.shape[:-1], n, n))
+            .at[index]
+            .set(jnp.tanh(u))
+        )
         half = jnp.zeros_like(r).at[index].set(log_sech2 / 2)
         log_rest = jnp.cumsum(half, axis=-1) - half
         return r * jnp.exp(log_rest), log_sech2 + log_rest[index]

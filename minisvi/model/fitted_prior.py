@@ -12,27 +12,33 @@ from minisvi.tools import checks
 
 
 def with_prior(model: Model, guide: Any, params: Any, weight: float = 1.0) -> Model:
-    """The model with a fitted guide in its prior's place, for rows that come after those the guide was fitted to:
+    """The model with a fitted guide in its prior's place, for rows that come after those the guide
+    was fitted to:
 
         log p(theta) = weight (log q(u) - log|det J_T(u)|),    u = T^-1(theta)
 
-    Rows being independent given theta, this is Bayes' rule in two steps, up to how near q came to the posterior; the
-    ELBO is then a bound on the log evidence of the new rows given the old ones.
+    Rows being independent given theta, this is Bayes' rule in two steps, up to how near q came to
+    the posterior; the ELBO is then a bound on the log evidence of the new rows given the old ones.
 
     **Arguments**
 
     - `guide`, `params`: of the same latents; none of them local, and the guide not amortised.
-    - `weight`: below one the past counts for less, which is what a drifting stream needs (the power prior, Ibrahim &
-      Chen 2000); the prior is then not normalised. With as many rows a day it remembers 1 / (1 - weight) days.
+    - `weight`: below one the past counts for less, which is what a drifting stream needs (the power
+      prior, Ibrahim & Chen 2000); the prior is then not normalised. With as many rows a day it
+      remembers 1 / (1 - weight) days.
 
-    The parameters are constants of the new model: its first fit compiles. ValueError for a model that is not factored,
-    or has local latents, and for another guide's parameters.
+    The parameters are constants of the new model: its first fit compiles. ValueError for a model
+    that is not factored, or has local latents, and for another guide's parameters.
     """
     if model.log_likelihood is None:
-        raise ValueError("with_prior needs a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`")
+        raise ValueError(
+            "with_prior needs a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`"
+        )
     local = [name for name, support in checks.named_leaves(model.latents).items() if support.local]
     if local:
-        raise ValueError(f"with_prior: latents {local} are local, and the new rows have latents of their own")
+        raise ValueError(
+            f"with_prior: latents {local} are local, and the new rows have latents of their own"
+        )
     if not 0 < weight <= 1:
         raise ValueError(f"`weight` must be in (0, 1]; got {weight}")
     checks.same_tree("params", jax.eval_shape(guide.init, jax.random.key(0)), params)
@@ -42,8 +48,8 @@ def with_prior(model: Model, guide: Any, params: Any, weight: float = 1.0) -> Mo
 
 @dataclass(frozen=True, eq=False)
 class _FittedPrior:
-    """Compared by identity, for arrays have no hash. `latents` are those of the guide, theta itself where it is over
-    theta.
+    """Compared by identity, for arrays have no hash. `latents` are those of the guide, theta itself
+    where it is over theta.
     """
 
     latents: Any

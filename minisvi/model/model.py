@@ -1,8 +1,8 @@
 """log p(theta, D): the log joint, and the same density in unconstrained space.
 
-A model is a function. `Model(latents, log_joint)` takes the whole log joint; the factored form, a prior and
-`log_likelihood(theta, *data)`, is what annealing and closed-form KLs need, and with one term per row of data also
-minibatches and pointwise scores.
+A model is a function. `Model(latents, log_joint)` takes the whole log joint; the factored form, a
+prior and `log_likelihood(theta, *data)`, is what annealing and closed-form KLs need, and with one
+term per row of data also minibatches and pointwise scores.
 """
 
 import warnings
@@ -30,22 +30,25 @@ class Model(Record):
 
     **Arguments**
 
-    - `latents`: any pytree of supports (dict, tuple, NamedTuple, dataclass); fixes names, shapes and constraints.
-    - `log_joint(theta, *data)`: log p(theta, D), a scalar in nats, normalised or not. Or, in its place,
-    - `log_likelihood(theta, *data)`: log p(D_i | theta), shape (N,), one term per row, rows independent given theta,
-      where the rows are the leading axis of the data's first array; or log p(D | theta), a scalar, with
-      `per_row=False`; and
+    - `latents`: any pytree of supports (dict, tuple, NamedTuple, dataclass); fixes names, shapes
+      and constraints.
+    - `log_joint(theta, *data)`: log p(theta, D), a scalar in nats, normalised or not. Or, in its
+      place,
+    - `log_likelihood(theta, *data)`: log p(D_i | theta), shape (N,), one term per row, rows
+      independent given theta, where the rows are the leading axis of the data's first array; or log
+      p(D | theta), a scalar, with `per_row=False`; and
     - `log_prior(theta)`: log p(theta), a scalar; or
-    - `prior(theta)`: the NumPyro, TFP or Distrax distribution of each latent given the others, in a tree like the
-      latents; None, for a latent or a subtree of them, is flat.
+    - `prior(theta)`: the NumPyro, TFP or Distrax distribution of each latent given the others, in a
+      tree like the latents; None, for a latent or a subtree of them, is flat.
 
-    `per_row=False` is for likelihoods that have no term per row, such as those of time series and Gaussian processes.
-    Minibatches, held-out scores, local latents and ArviZ's `log_likelihood` need rows, and such a model has none.
+    `per_row=False` is for likelihoods that have no term per row, such as those of time series and
+    Gaussian processes. Minibatches, held-out scores, local latents and ArviZ's `log_likelihood`
+    need rows, and such a model has none.
 
-    The prior of a `local` latent counts N/B times in a minibatch: give it by `prior`, or inside `log_likelihood`.
-    Equal models (equal latents, the same function objects) share one compilation. TypeError or ValueError for latents
-    that are no supports, or of which two have the same dotted path, as `{"a": {"b": ...}, "a.b": ...}` have, and for
-    other forms of a model.
+    The prior of a `local` latent counts N/B times in a minibatch: give it by `prior`, or inside
+    `log_likelihood`. Equal models (equal latents, the same function objects) share one compilation.
+    TypeError or ValueError for latents that are no supports, or of which two have the same dotted
+    path, as `{"a": {"b": ...}, "a.b": ...}` have, and for other forms of a model.
     """
 
     latents: Any
@@ -61,13 +64,24 @@ class Model(Record):
         self._check_rows()
 
     def _check_functions(self) -> None:
-        functions = {name: getattr(self, name) for name in ("log_joint", "log_prior", "log_likelihood", "prior")}
+        functions = {
+            name: getattr(self, name)
+            for name in ("log_joint", "log_prior", "log_likelihood", "prior")
+        }
         given = {name: function for name, function in functions.items() if function is not None}
         for name, function in given.items():
             if not callable(function):
-                raise TypeError(f"Model: `{name}` must be a function {name}(theta, ...); got {function!r}")
-        if set(given) not in ({"log_joint"}, {"log_prior", "log_likelihood"}, {"prior", "log_likelihood"}):
-            by_name = ". Only `log_joint` goes by position: give `prior=..., log_likelihood=...` by name"
+                raise TypeError(
+                    f"Model: `{name}` must be a function {name}(theta, ...); got {function!r}"
+                )
+        if set(given) not in (
+            {"log_joint"},
+            {"log_prior", "log_likelihood"},
+            {"prior", "log_likelihood"},
+        ):
+            by_name = (
+                ". Only `log_joint` goes by position: give `prior=..., log_likelihood=...` by name"
+            )
             raise TypeError(
                 "Model: expected either `log_joint`, or both `log_prior` and `log_likelihood`, or `prior` in place of "
                 f"`log_prior`; got {list(given)}{by_name if 'log_joint' in given else ''}"
@@ -79,16 +93,24 @@ class Model(Record):
         if self.per_row:
             return
         if self.log_likelihood is None:
-            raise TypeError("Model: `per_row=False` is said of a `log_likelihood`; got a `log_joint`")
-        local = [name for name, support in checks.named_leaves(self.latents).items() if support.local]
+            raise TypeError(
+                "Model: `per_row=False` is said of a `log_likelihood`; got a `log_joint`"
+            )
+        local = [
+            name for name, support in checks.named_leaves(self.latents).items() if support.local
+        ]
         if local:
-            raise ValueError(f"latents {local} are local, one for each row, and `per_row=False` says there are no rows")
+            raise ValueError(
+                f"latents {local} are local, one for each row, and `per_row=False` says there are no rows"
+            )
 
     def log_density(self, u: Any, *data: Any, scale: Any = None) -> Array:
-        """log p(T(u), D) + log|det J_T(u)|: a scalar in nats, the target density on unconstrained space.
+        """log p(T(u), D) + log|det J_T(u)|: a scalar in nats, the target density on unconstrained
+        space.
 
-        `scale` = N/B multiplies the likelihood of B of the N rows, which makes it unbiased (Hoffman et al. 2013, eq.
-        20); an array (B,) is each row's own factor. ValueError if it is given and the model is not factored.
+        `scale` = N/B multiplies the likelihood of B of the N rows, which makes it unbiased (Hoffman
+        et al. 2013, eq. 20); an array (B,) is each row's own factor. ValueError if it is given and
+        the model is not factored.
         """
         if self.log_joint is None:
             log_prior, log_likelihood = self.log_terms(u, *data, scale=scale)
@@ -103,11 +125,16 @@ class Model(Record):
         return sum((jnp.sum(term) for term in self.terms(theta, *data).values()), jnp.zeros(()))
 
     def terms(self, theta: Any, *data: Any) -> dict[str, Array]:
-        """The log joint, or the log prior and the log likelihood, of each row unless there are none, by name."""
+        """The log joint, or the log prior and the log likelihood, of each row unless there are
+        none, by name.
+        """
         if self.log_likelihood is None:
             assert self.log_joint is not None
             return {"log_joint": self.log_joint(theta, *fresh(data))}
-        return {"log_prior": self.prior_term(theta), "log_likelihood": self._likelihood(theta, *data)}
+        return {
+            "log_prior": self.prior_term(theta),
+            "log_likelihood": self._likelihood(theta, *data),
+        }
 
     def rows(self, theta: Any, *data: Any) -> Array:
         """log p(D_i | theta), (N,), in nats; ValueError if the model has no term per row."""
@@ -120,11 +147,13 @@ class Model(Record):
         return self.log_likelihood(theta, *fresh(data))
 
     def log_terms(self, u: Any, *data: Any, scale: Any = None) -> tuple[Array, Array]:
-        """The two terms of `log_density`: the prior's, with log|det J_T|, and the likelihood's. ValueError if the model
-        is not factored.
+        """The two terms of `log_density`: the prior's, with log|det J_T|, and the likelihood's.
+        ValueError if the model is not factored.
         """
         if self.log_likelihood is None:
-            raise ValueError("expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`")
+            raise ValueError(
+                "expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`"
+            )
         if scale is not None:
             checks.factored(self)
         theta, log_det = trees.constrain(self.latents, u, scale)
@@ -139,40 +168,61 @@ class Model(Record):
         priors = self.priors(theta)
         terms = [
             trees.weigh(support, priors[name].log_prob(value), scale)
-            for (name, support), value in zip(checks.named_leaves(self.latents).items(), jax.tree.leaves(theta))
+            for (name, support), value in zip(
+                checks.named_leaves(self.latents).items(), jax.tree.leaves(theta)
+            )
             if priors[name] is not None
         ]
         return jnp.asarray(sum(terms, 0.0))
 
     def priors(self, theta: Any) -> dict[str, Any]:
-        """The prior of each latent by its dotted path, given the others; ValueError unless `prior` has all of them."""
+        """The prior of each latent by its dotted path, given the others; ValueError unless `prior`
+        has all of them.
+        """
         assert self.prior is not None
         prior, is_prior = self.prior(theta), lambda node: node is None or hasattr(node, "log_prob")
         try:
-            tree = jax.tree.map(lambda p, part: jax.tree.map(lambda _: p, part), prior, self.latents, is_leaf=is_prior)
+            tree = jax.tree.map(
+                lambda p, part: jax.tree.map(lambda _: p, part),
+                prior,
+                self.latents,
+                is_leaf=is_prior,
+            )
         except ValueError:
             known, found = checks.leaf_names(self.latents), checks.leaf_names(prior, is_prior)
-            raise ValueError(f"`prior`: expected a tree with leaves {known}; got leaves {found}") from None
+            raise ValueError(
+                f"`prior`: expected a tree with leaves {known}; got leaves {found}"
+            ) from None
         return checks.named_leaves(tree, is_prior)
 
     def sample_prior(self, key: Array, num_samples: int, *data: Any) -> Any:
-        """Draws of theta from `prior`, a tree like the latents, each leaf with a leading axis of `num_samples`.
+        """Draws of theta from `prior`, a tree like the latents, each leaf with a leading axis of
+        `num_samples`.
 
-        Each latent is drawn after those that its prior depends on. `data` are for local latents, and only say how many
-        rows there are. The priors are Distrax, TFP or NumPyro distributions. ValueError for a model without `prior`, a
-        latent whose prior is flat, local latents without data, and priors that depend on each other in a circle.
+        Each latent is drawn after those that its prior depends on. `data` are for local latents,
+        and only say how many rows there are. The priors are Distrax, TFP or NumPyro distributions.
+        ValueError for a model without `prior`, a latent whose prior is flat, local latents without
+        data, and priors that depend on each other in a circle.
         """
         num_samples = checks.positive_integer("num_samples", num_samples)
         latents = trees.with_rows(self.latents, inputs.arrays(data))
         self._check_prior_is_proper(latents, data)
-        return _sample_prior(self, _Latents(latents), jax.random.split(checks.prng_key(key), num_samples))
+        return _sample_prior(
+            self, _Latents(latents), jax.random.split(checks.prng_key(key), num_samples)
+        )
 
     def _check_prior_is_proper(self, latents: Any, data: tuple[Any, ...]) -> None:
         if self.prior is None:
-            raise ValueError("sample_prior draws from distributions: expected a model with `prior`; got a log density")
-        local = [name for name, support in checks.named_leaves(self.latents).items() if support.local]
+            raise ValueError(
+                "sample_prior draws from distributions: expected a model with `prior`; got a log density"
+            )
+        local = [
+            name for name, support in checks.named_leaves(self.latents).items() if support.local
+        ]
         if local and not data:
-            raise ValueError(f"latents {local} are local: expected data, whose rows say how many there are; got none")
+            raise ValueError(
+                f"latents {local} are local: expected data, whose rows say how many there are; got none"
+            )
         flat: list[str] = []
 
         def look(theta: Any) -> None:
@@ -187,29 +237,39 @@ class Model(Record):
         return trees.constrain(self.latents, u)[0]
 
     def unconstrain(self, theta: Any) -> Any:
-        """u = T^-1(theta); ValueError names the leaf that is misspelt, misshapen or outside its support."""
+        """u = T^-1(theta); ValueError names the leaf that is misspelt, misshapen or outside its
+        support.
+        """
         return trees.unconstrain(self.latents, theta)
 
     def over(self, constrained: Any) -> "Model":
-        """The same model with T the identity wherever `constrained`, a prefix tree of bools, is True.
+        """The same model with T the identity wherever `constrained`, a prefix tree of bools, is
+        True.
 
-        For guides with a part over theta itself: there log q is a density over theta, so no log-determinant is due.
+        For guides with a part over theta itself: there log q is a density over theta, so no
+        log-determinant is due.
         """
         if not any(jax.tree.leaves(constrained)):
             return self
 
         def identity(flag: bool, latents: Any) -> Any:
-            return jax.tree.map(lambda s: replace(s, bijector=real().bijector), latents) if flag else latents
+            return (
+                jax.tree.map(lambda s: replace(s, bijector=real().bijector), latents)
+                if flag
+                else latents
+            )
 
         return replace(self, latents=jax.tree.map(identity, constrained, self.latents))
 
     def check(self, *data: Any) -> None:
-        """Raise on a mistake of a term (see `checks.density_term`): by shapes alone, nothing is computed or compiled.
+        """Raise on a mistake of a term (see `checks.density_term`): by shapes alone, nothing is
+        computed or compiled.
 
-        A prior that is known to have mass outside of its latent's support gives a `PriorSupportWarning`, once a model.
-        Only where data are known and hold numbers that are not finite are the terms computed, once, at T(0): ValueError
-        names these numbers where a term is not finite because of them. Data on a mesh with explicit axes are refused
-        (see `sharding.check_axes`).
+        A prior that is known to have mass outside of its latent's support gives a
+        `PriorSupportWarning`, once a model. Only where data are known and hold numbers that are not
+        finite are the terms computed, once, at T(0): ValueError names these numbers where a term is
+        not finite because of them. Data on a mesh with explicit axes are refused (see
+        `sharding.check_axes`).
         """
         data = inputs.arrays(data)
         check_axes(data)
@@ -223,20 +283,34 @@ class Model(Record):
             checks.density_term("log_joint", self.log_joint, (), latents, theta, *data)
             return
         assert self.log_likelihood is not None
-        checks.density_term("prior" if self.prior else "log_prior", self.prior_term, (), latents, theta)
-        checks.density_term("log_likelihood", self.log_likelihood, self._likelihood_shape(data), latents, theta, *data)
+        checks.density_term(
+            "prior" if self.prior else "log_prior", self.prior_term, (), latents, theta
+        )
+        checks.density_term(
+            "log_likelihood",
+            self.log_likelihood,
+            self._likelihood_shape(data),
+            latents,
+            theta,
+            *data,
+        )
         for complaint in self._complaints(theta):
             _warn(self, complaint)
 
     def _complaints(self, theta: Any) -> list[str]:
-        """What there is to say of the supports of the priors, which are made at shapes and not at numbers."""
+        """What there is to say of the supports of the priors, which are made at shapes and not at
+        numbers.
+        """
         if self.prior is None:
             return []
         found: list[str | None] = []
 
         def look(theta: Any) -> None:
             priors, supports = self.priors(theta), checks.named_leaves(self.latents)
-            found.extend(prior_supports.complaint(name, supports[name], prior) for name, prior in priors.items())
+            found.extend(
+                prior_supports.complaint(name, supports[name], prior)
+                for name, prior in priors.items()
+            )
 
         jax.eval_shape(look, theta)
         return [complaint for complaint in found if complaint is not None]
@@ -253,7 +327,8 @@ _said: WeakKeyDictionary[Model, set[str]] = WeakKeyDictionary()
 
 
 def _warn(model: Model, complaint: str) -> None:
-    # Python's own filter would say it at every check: `catch_warnings` makes it forget what it has said.
+    # Python's own filter would say it at every check: `catch_warnings` makes it forget what it has
+    # said.
     said = _said.setdefault(model, set())
     if complaint not in said:
         said.add(complaint)

@@ -1,7 +1,8 @@
 """Whether a prior has mass outside of its latent's support, as far as its library tells.
 
-NumPyro's distributions have a constraint as their `support`, TFP's a bijector onto it, and Distrax's are told by their
-class. Only supports that are intervals, the same for all coordinates, are compared; of others nothing is said.
+NumPyro's distributions have a constraint as their `support`, TFP's a bijector onto it, and
+Distrax's are told by their class. Only supports that are intervals, the same for all coordinates,
+are compared; of others nothing is said.
 """
 
 import math
@@ -25,7 +26,12 @@ _DISTRAX = {
     "Gamma": _POSITIVE,
     "Beta": _UNIT,
 }
-_TFP: dict[str, Bounds] = {"Identity": _REALS, "Exp": _POSITIVE, "Softplus": _POSITIVE, "Sigmoid": _UNIT}
+_TFP: dict[str, Bounds] = {
+    "Identity": _REALS,
+    "Exp": _POSITIVE,
+    "Softplus": _POSITIVE,
+    "Sigmoid": _UNIT,
+}
 _NOT_INTERVALS: dict[type, str] = {
     bijectors.StickBreaking: "on the simplex",
     bijectors.Ordered: "ordered",
@@ -35,11 +41,15 @@ _NOT_INTERVALS: dict[type, str] = {
 
 
 class PriorSupportWarning(UserWarning):
-    """A prior has mass where its latent cannot be, so that the log evidence is off by a constant or more."""
+    """A prior has mass where its latent cannot be, so that the log evidence is off by a constant or
+    more.
+    """
 
 
 def complaint(name: str, support: Support, prior: Any) -> str | None:
-    """What to warn of, in words, if the prior is known to have mass outside of the latent's support."""
+    """What to warn of, in words, if the prior is known to have mass outside of the latent's
+    support.
+    """
     if support.num_values is not None or prior is None:
         return None
     inside, outside = _latent(support), bounds(prior)
@@ -62,7 +72,10 @@ def bounds(prior: Any) -> Bounds | None:
     if hasattr(prior, "experimental_default_event_space_bijector"):
         return _of_tfp(prior.experimental_default_event_space_bijector())
     if type(prior).__module__.startswith("distrax"):
-        return next((_DISTRAX[kind.__name__] for kind in type(prior).__mro__ if kind.__name__ in _DISTRAX), None)
+        return next(
+            (_DISTRAX[kind.__name__] for kind in type(prior).__mro__ if kind.__name__ in _DISTRAX),
+            None,
+        )
     return _of_constraint(getattr(prior, "support", None))
 
 
@@ -105,7 +118,10 @@ def _latent(support: Support) -> tuple[Bounds | None, str] | None:
     """The latent's interval, or None where it is a smaller set than that, and what it is in words."""
     bijector = support.bijector
     if isinstance(bijector, bijectors.Exp):
-        return (bijector.lower, math.inf), "positive" if bijector.lower == 0 else f"above {bijector.lower:g}"
+        return (
+            bijector.lower,
+            math.inf,
+        ), "positive" if bijector.lower == 0 else f"above {bijector.lower:g}"
     if isinstance(bijector, bijectors.Sigmoid):
         return (bijector.low, bijector.high), f"between {bijector.low:g} and {bijector.high:g}"
     if type(bijector) in _NOT_INTERVALS and support.shape[-1] > 1:
@@ -119,7 +135,9 @@ def _beyond(outside: Bounds, inside: Bounds | None) -> bool:
     (low, high), (least, most) = outside, inside
     assert least is not None
     assert most is not None
-    return (low is not None and low < least - _rounding(least)) or (high is not None and high > most + _rounding(most))
+    return (low is not None and low < least - _rounding(least)) or (
+        high is not None and high > most + _rounding(most)
+    )
 
 
 def _rounding(bound: float) -> float:
@@ -133,5 +151,13 @@ def _words(interval: Bounds) -> str:
     if interval == _POSITIVE:
         return "all positive numbers"
     if low is None or low == -math.inf:
-        return f"the numbers below {high:g}" if high is not None and high < math.inf else "numbers without a bound"
-    return f"the numbers above {low:g}" if high is None or high == math.inf else f"the numbers from {low:g} to {high:g}"
+        return (
+            f"the numbers below {high:g}"
+            if high is not None and high < math.inf
+            else "numbers without a bound"
+        )
+    return (
+        f"the numbers above {low:g}"
+        if high is None or high == math.inf
+        else f"the numbers from {low:g} to {high:g}"
+    )

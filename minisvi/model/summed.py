@@ -1,4 +1,6 @@
-"""Finite latents summed out of a model exactly, by vmap over their values and logsumexp: no enumeration machinery."""
+"""Finite latents summed out of a model exactly, by vmap over their values and logsumexp: no
+enumeration machinery.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +19,18 @@ MAX_STATES = 4096
 
 
 def sum_out(model: Model, *names: str) -> Model:
-    """The model without its finite latents `names`: log p(theta, D) = logsumexp_z log p(theta, z, D).
+    """The model without its finite latents `names`: log p(theta, D) = logsumexp_z log p(theta, z,
+    D).
 
-    `names` are keys of `model.latents`, a dict. Local ones are summed row by row, n values for each row, where the
-    rows' terms say all about them: log p(D_i | theta) = logsumexp_z [log p(D_i | theta, z) + log p(z | theta)], with
-    p(z) from `prior`, or inside `log_likelihood`; the model stays factored (priors of other local latents, which may
-    depend on z, move into its likelihood). Others are summed jointly over all their values, at most 4,096, and the
-    model becomes a log joint.
+    `names` are keys of `model.latents`, a dict. Local ones are summed row by row, n values for each
+    row, where the rows' terms say all about them: log p(D_i | theta) = logsumexp_z [log p(D_i |
+    theta, z) + log p(z | theta)], with p(z) from `prior`, or inside `log_likelihood`; the model
+    stays factored (priors of other local latents, which may depend on z, move into its likelihood).
+    Others are summed jointly over all their values, at most 4,096, and the model becomes a log
+    joint.
 
-    ValueError for a name that is no finite latent, for too many values, for local and other latents at once, and for
-    local ones of a model that is not factored.
+    ValueError for a name that is no finite latent, for too many values, for local and other latents
+    at once, and for local ones of a model that is not factored.
     """
     kept = {name: support for name, support in _supports(model, names).items() if name not in names}
     if not model.latents[names[0]].local:
@@ -35,10 +39,14 @@ def sum_out(model: Model, *names: str) -> Model:
     return Model(kept, log_likelihood=_RowSum(model, names), **rest)
 
 
-def log_conditional(model: Model, names: str | tuple[str, ...], theta: Any, *data: Any) -> tuple[Any, Array]:
-    """log p(z | theta, D) of what `sum_out` left out, at the other latents' theta; one name, or a tuple of them.
+def log_conditional(
+    model: Model, names: str | tuple[str, ...], theta: Any, *data: Any
+) -> tuple[Any, Array]:
+    """log p(z | theta, D) of what `sum_out` left out, at the other latents' theta; one name, or a
+    tuple of them.
 
-    Returns the S values of z (a dict of arrays, S in front) and their log probabilities, (S,), or (B, S) if local.
+    Returns the S values of z (a dict of arrays, S in front) and their log probabilities, (S,), or
+    (B, S) if local.
     """
     names = (names,) if isinstance(names, str) else tuple(names)
     _supports(model, names)
@@ -49,17 +57,31 @@ def log_conditional(model: Model, names: str | tuple[str, ...], theta: Any, *dat
 
 def _supports(model: Model, names: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(model.latents, dict) or not names:
-        raise ValueError(f"sum_out: expected names of latents in a dict; got {list(names)} of {model.latents}")
-    finite = [name for name, s in model.latents.items() if getattr(s, "num_values", None) is not None]
+        raise ValueError(
+            f"sum_out: expected names of latents in a dict; got {list(names)} of {model.latents}"
+        )
+    finite = [
+        name for name, s in model.latents.items() if getattr(s, "num_values", None) is not None
+    ]
     if any(name not in finite for name in names):
-        raise ValueError(f"sum_out: expected some of the finite latents {finite}; got {list(names)}")
+        raise ValueError(
+            f"sum_out: expected some of the finite latents {finite}; got {list(names)}"
+        )
     if len({model.latents[name].local for name in names}) > 1:
-        raise ValueError(f"sum_out: expected latents that are all local, or none; got {list(names)}: sum in two calls")
+        raise ValueError(
+            f"sum_out: expected latents that are all local, or none; got {list(names)}: sum in two calls"
+        )
     if model.latents[names[0]].local and model.log_likelihood is None:
-        raise ValueError("sum_out of local latents needs a factored model, with one likelihood term per row")
-    count = math.prod(model.latents[n].num_values ** math.prod(model.latents[n].shape) for n in names)
+        raise ValueError(
+            "sum_out of local latents needs a factored model, with one likelihood term per row"
+        )
+    count = math.prod(
+        model.latents[n].num_values ** math.prod(model.latents[n].shape) for n in names
+    )
     if count > MAX_STATES:
-        raise ValueError(f"sum_out: {list(names)} have {count} joint values: expected at most {MAX_STATES}")
+        raise ValueError(
+            f"sum_out: {list(names)} have {count} joint values: expected at most {MAX_STATES}"
+        )
     return model.latents
 
 
@@ -70,10 +92,13 @@ def _values(model: Model, names: tuple[str, ...]) -> dict[str, Array]:
     grid = np.indices(radices).reshape(len(radices), -1).T
     ends = np.cumsum(list(sizes.values()))
     blocks = {name: grid[:, end - sizes[name] : end] for name, end in zip(names, ends)}
-    return {n: jnp.asarray(b.reshape(-1, *model.latents[n].shape), jnp.int32) for n, b in blocks.items()}
+    return {
+        n: jnp.asarray(b.reshape(-1, *model.latents[n].shape), jnp.int32) for n, b in blocks.items()
+    }
 
 
-# Records, and not closures, so that equal models summed out alike are equal and share one compilation.
+# Records, and not closures, so that equal models summed out alike are equal and share one
+# compilation.
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +115,18 @@ class _Sum(Record):
 
 class _JointSum(_Sum):
     def terms(self, theta: Any, *data: Any) -> Array:
-        return jax.vmap(lambda z: self.model.joint({**theta, **z}, *data))(_values(self.model, self.names))
+        return jax.vmap(lambda z: self.model.joint({**theta, **z}, *data))(
+            _values(self.model, self.names)
+        )
 
 
 class _RowSum(_Sum):
     def terms(self, theta: Any, *data: Any) -> Array:
         model, leaves = self.model, jax.tree.leaves(data)
         if not leaves:
-            raise ValueError("sum_out of local latents: expected data, whose leading axis is the rows; got none")
+            raise ValueError(
+                "sum_out of local latents: expected data, whose leading axis is the rows; got none"
+            )
         num = jnp.shape(leaves[0])[0]
 
         def rows(z: dict[str, Array]) -> Array:
@@ -110,8 +139,12 @@ class _RowSum(_Sum):
         """Of all local latents, since those that are kept may depend on z; (num,)."""
         priors = {} if self.model.prior is None else self.model.priors(theta)
         values, supports = checks.named_leaves(theta), checks.named_leaves(self.model.latents)
-        local = [name for name, prior in priors.items() if prior is not None and supports[name].local]
-        terms = [jnp.reshape(priors[name].log_prob(values[name]), (num, -1)).sum(-1) for name in local]
+        local = [
+            name for name, prior in priors.items() if prior is not None and supports[name].local
+        ]
+        terms = [
+            jnp.reshape(priors[name].log_prob(values[name]), (num, -1)).sum(-1) for name in local
+        ]
         return sum(terms, jnp.zeros(num))
 
 
@@ -122,8 +155,15 @@ class _Without(Record):
 
     def __call__(self, theta: Any) -> Any:
         # What is kept here is over globals, which depend on no row's z, so that any value will do.
-        zeros = {name: jnp.zeros((1, *self.model.latents[name].shape), jnp.int32) for name in self.names}
+        zeros = {
+            name: jnp.zeros((1, *self.model.latents[name].shape), jnp.int32) for name in self.names
+        }
         priors = self.model.priors({**theta, **zeros})
-        kept = {name: support for name, support in self.model.latents.items() if name not in self.names}
-        leaves = [None if support.local else priors[path] for path, support in checks.named_leaves(kept).items()]
+        kept = {
+            name: support for name, support in self.model.latents.items() if name not in self.names
+        }
+        leaves = [
+            None if support.local else priors[path]
+            for path, support in checks.named_leaves(kept).items()
+        ]
         return jax.tree.unflatten(jax.tree.structure(kept), leaves)

@@ -1,7 +1,8 @@
-"""T and log|det J_T|: what values a latent may take, and the map onto them from unconstrained space.
+"""T and log|det J_T|: what values a latent may take, and the map onto them from unconstrained
+space.
 
-A support is a shape, a dtype and a bijector T: R^n -> support (`bijectors` has the closed forms). The log-determinant
-is in nats, summed over the whole array.
+A support is a shape, a dtype and a bijector T: R^n -> support (`bijectors` has the closed forms).
+The log-determinant is in nats, summed over the whole array.
 """
 
 from dataclasses import dataclass, replace
@@ -20,8 +21,9 @@ Shape = int | tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Support(Record):
-    """A latent's shape, bijector and dtype (None: JAX's default float). `num_values` is set for a discrete latent;
-    `local` says that there is one such latent for each row of the data, along a leading axis (see `local`).
+    """A latent's shape, bijector and dtype (None: JAX's default float). `num_values` is set for a
+    discrete latent; `local` says that there is one such latent for each row of the data, along a
+    leading axis (see `local`).
     """
 
     shape: tuple[int, ...]
@@ -41,7 +43,9 @@ class Support(Record):
 
     @property
     def unconstrained(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of u (of one row), which is smaller than theta for a simplex or a triangular matrix."""
+        """Shape and dtype of u (of one row), which is smaller than theta for a simplex or a
+        triangular matrix.
+        """
         theta = jax.ShapeDtypeStruct(self.shape, self.value_dtype)
         return jax.eval_shape(lambda x: self.bijector.inverse(x).astype(self.value_dtype), theta)
 
@@ -58,7 +62,8 @@ class Support(Record):
 def _support(name: str, shape: Shape, bijector: Any, dtype: Any, *before: Any) -> Support:
     """A support of this name, which was called with `before`, the shape and the dtype.
 
-    TypeError or ValueError unless the shape is one, or if its second size was given where the dtype belongs.
+    TypeError or ValueError unless the shape is one, or if its second size was given where the dtype
+    belongs.
     """
     sizes = checks.shape(name, shape)
     if isinstance(dtype, int):
@@ -91,7 +96,9 @@ def unit_interval(shape: Shape = (), dtype: Any = None) -> Support:
 
 
 def interval(low: float, high: float, shape: Shape = (), dtype: Any = None) -> Support:
-    """low < theta < high, by the logistic function; ValueError unless low < high, and both are finite."""
+    """low < theta < high, by the logistic function; ValueError unless low < high, and both are
+    finite.
+    """
     lower = checks.finite_number("interval: `low`", low)
     upper = checks.finite_number("interval: `high`", high)
     if not lower < upper:
@@ -100,16 +107,17 @@ def interval(low: float, high: float, shape: Shape = (), dtype: Any = None) -> S
 
 
 def finite(num_values: int, shape: Shape = ()) -> Support:
-    """theta in {0, ..., num_values - 1}, int32: a discrete latent, for guides such as `categorical`, or to be summed
-    out of the model by `sum_out`. ValueError unless num_values >= 1.
+    """theta in {0, ..., num_values - 1}, int32: a discrete latent, for guides such as
+    `categorical`, or to be summed out of the model by `sum_out`. ValueError unless num_values >= 1.
     """
     n = checks.positive_integer("num_values", num_values)
     return Support(checks.shape("finite", shape), bijectors.Identity(), jnp.int32, num_values=n)
 
 
 def local(support: Any) -> Any:
-    """The same support, or tree of supports, once for each row of the data: theta has a leading axis of B rows, the
-    batch at hand. In a minibatch its prior, log-determinant and log q count N/B times, as the rows' likelihood does.
+    """The same support, or tree of supports, once for each row of the data: theta has a leading
+    axis of B rows, the batch at hand. In a minibatch its prior, log-determinant and log q count N/B
+    times, as the rows' likelihood does.
     """
     return jax.tree.map(lambda s: replace(s, local=True), support)
 

@@ -1,7 +1,7 @@
 """A tree of latents: T leaf by leaf, and one flat vector for all of them.
 
-The vector is what the built-in guides work on: one random call, one small optimiser state and few kernels, whatever the
-tree.
+The vector is what the built-in guides work on: one random call, one small optimiser state and few
+kernels, whatever the tree.
 """
 
 import math
@@ -24,13 +24,17 @@ def latents_of(model: Any) -> Any:
     latents = model.latents if hasattr(model, "log_density") else model
     for name, support in checks.named_leaves(latents, what="latents").items():
         if not isinstance(support, Support):
-            raise TypeError(f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}")
+            raise TypeError(
+                f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}"
+            )
     return latents
 
 
 def shapes_of(latents: Any) -> Any:
     """Tree of shapes and dtypes of theta."""
-    return jax.tree.map(lambda support: jax.ShapeDtypeStruct(support.shape, support.value_dtype), latents)
+    return jax.tree.map(
+        lambda support: jax.ShapeDtypeStruct(support.shape, support.value_dtype), latents
+    )
 
 
 def unconstrained_like(latents: Any) -> Any:
@@ -39,10 +43,14 @@ def unconstrained_like(latents: Any) -> Any:
 
 
 def constrain(latents: Any, u: Any, scale: Any = None) -> tuple[Any, Array]:
-    """theta = T(u) for a tree of supports, and the sum of log|det J_T(u)|; local ones count as `scale` says."""
+    """theta = T(u) for a tree of supports, and the sum of log|det J_T(u)|; local ones count as
+    `scale` says.
+    """
 
     def one(support: Support, leaf: Array) -> tuple[Array, Array]:
-        forward = jax.vmap(support.forward_and_log_det) if support.local else support.forward_and_log_det
+        forward = (
+            jax.vmap(support.forward_and_log_det) if support.local else support.forward_and_log_det
+        )
         value, log_det = forward(leaf)
         return value, weigh(support, log_det, scale)
 
@@ -54,15 +62,21 @@ def constrain(latents: Any, u: Any, scale: Any = None) -> tuple[Any, Array]:
 
 def at_zero(latents: Any) -> Any:
     """T(0): a theta inside the supports."""
-    zeros = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), unconstrained_like(latents))
+    zeros = jax.tree.map(
+        lambda spec: jnp.zeros(spec.shape, spec.dtype), unconstrained_like(latents)
+    )
     return constrain(latents, zeros)[0]
 
 
 def weigh(support: Support, terms: Array, scale: Any) -> Array:
-    """The sum of a latent's terms. Those of a local one, whose leading axis is the rows, count as the rows do: the rows
-    that are not in the batch have one too.
+    """The sum of a latent's terms. Those of a local one, whose leading axis is the rows, count as
+    the rows do: the rows that are not in the batch have one too.
     """
-    return weighted_sum(terms.reshape(len(terms), -1).sum(-1), scale) if support.local else jnp.sum(terms)
+    return (
+        weighted_sum(terms.reshape(len(terms), -1).sum(-1), scale)
+        if support.local
+        else jnp.sum(terms)
+    )
 
 
 def weighted_sum(rows: Array, scale: Any) -> Array:
@@ -76,16 +90,25 @@ def with_rows(latents: Any, data: Any) -> Any:
     """The latents of a batch: local ones get the leading axis of the data's first array."""
     leaves = jax.tree.leaves(data)
     rows = jnp.shape(leaves[0])[:1] if leaves else ()
-    return jax.tree.map(lambda s: replace(s, shape=(*rows, *s.shape), local=False) if s.local else s, latents)
+    return jax.tree.map(
+        lambda s: replace(s, shape=(*rows, *s.shape), local=False) if s.local else s, latents
+    )
 
 
 def unconstrain(latents: Any, theta: Any) -> Any:
-    """u = T^-1(theta) for a tree of supports; ValueError names a leaf of the wrong shape or outside its support."""
+    """u = T^-1(theta) for a tree of supports; ValueError names a leaf of the wrong shape or outside
+    its support.
+    """
     theta = jax.tree.map(jnp.asarray, theta)
     checks.same_tree("latent", shapes_of(latents), theta)
-    u = jax.tree.map(lambda support, leaf: support.inverse(leaf.astype(support.value_dtype)), latents, theta)
+    u = jax.tree.map(
+        lambda support, leaf: support.inverse(leaf.astype(support.value_dtype)), latents, theta
+    )
     for name, support, leaf, start in zip(
-        checks.named_leaves(latents), jax.tree.leaves(latents), jax.tree.leaves(theta), jax.tree.leaves(u)
+        checks.named_leaves(latents),
+        jax.tree.leaves(latents),
+        jax.tree.leaves(theta),
+        jax.tree.leaves(u),
     ):
         if not isinstance(start, jax.core.Tracer):  # a traced value is not known yet
             _check_inside(name, support, leaf, start)
@@ -95,9 +118,13 @@ def unconstrain(latents: Any, theta: Any) -> Any:
 def _check_inside(name: str, support: Support, theta: Array, u: Array) -> None:
     tolerance = jnp.finfo(support.value_dtype).eps ** 0.5
     again, _ = support.forward_and_log_det(u)
-    if not (jnp.all(jnp.isfinite(u)) and jnp.allclose(again, theta, rtol=tolerance, atol=tolerance)):
+    if not (
+        jnp.all(jnp.isfinite(u)) and jnp.allclose(again, theta, rtol=tolerance, atol=tolerance)
+    ):
         kind = type(support.bijector).__name__.lstrip("_")
-        raise ValueError(f"latent `{name}`: expected a value inside the support ({kind}); got {theta}")
+        raise ValueError(
+            f"latent `{name}`: expected a value inside the support ({kind}); got {theta}"
+        )
 
 
 def spec(latents: Any) -> jax.ShapeDtypeStruct:
@@ -134,7 +161,9 @@ def unravel(latents: Any, vector: Any) -> Any:
 
 
 def start(latents: Any, key: Array, loc: Any = None) -> Array:
-    """Initial location, shape (D,): the tree `loc`, or uniform(-2, 2). ValueError names a leaf of another shape."""
+    """Initial location, shape (D,): the tree `loc`, or uniform(-2, 2). ValueError names a leaf of
+    another shape.
+    """
     vector = spec(latents)
     if loc is None:
         return jax.random.uniform(key, vector.shape, vector.dtype, -2.0, 2.0)
@@ -151,11 +180,17 @@ def covariance(cov: Any, loc: Array) -> Array:
 
 
 def strongly_typed(tree: Any) -> Any:
-    """Leaves as arrays of their own dtype: a weakly typed one, made from a Python float, would turn strong in the first
-    step and compile again.
+    """Leaves as arrays of their own dtype: a weakly typed one, made from a Python float, would turn
+    strong in the first step and compile again.
     """
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
+    return jax.tree.map(
+        lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree
+    )
 
 
 def all_finite(tree: Any) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]))
+    return jnp.all(
+        jnp.stack(
+            [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]
+        )
+    )

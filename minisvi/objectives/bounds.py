@@ -19,16 +19,17 @@ from minisvi.tools.record import Record
 
 @dataclass(frozen=True)
 class Renyi(Objective):
-    """The variational Renyi bound, log(mean_k w_k^(1 - alpha)) / (1 - alpha) (Li & Turner 2016, eq. 5 and 8).
+    """The variational Renyi bound, log(mean_k w_k^(1 - alpha)) / (1 - alpha) (Li & Turner 2016, eq.
+    5 and 8).
 
-    `alpha`, any finite number: 0 is the importance-weighted bound, 1 the ELBO, to which it is continuous. For alpha < 0
-    the exact bound lies above the evidence; the estimate from K draws is below it in the mean. ValueError if not
-    finite.
+    `alpha`, any finite number: 0 is the importance-weighted bound, 1 the ELBO, to which it is
+    continuous. For alpha < 0 the exact bound lies above the evidence; the estimate from K draws is
+    below it in the mean. ValueError if not finite.
 
-    `gradient`: `"reparameterised"`, the total derivative; or `"doubly_reparameterised"`, which turns the score of q,
-    whose signal to noise falls with K, into a second path derivative,
-    sum_k (alpha v_k + (1 - alpha) v_k^2) dlog w_k/du du_k/dphi, v = softmax((1 - alpha) log w) (Tucker et al. 2019, eq.
-    8; any alpha: Bauer & Mnih 2021). It is zero where q is the posterior.
+    `gradient`: `"reparameterised"`, the total derivative; or `"doubly_reparameterised"`, which
+    turns the score of q, whose signal to noise falls with K, into a second path derivative, sum_k
+    (alpha v_k + (1 - alpha) v_k^2) dlog w_k/du du_k/dphi, v = softmax((1 - alpha) log w) (Tucker et
+    al. 2019, eq. 8; any alpha: Bauer & Mnih 2021). It is zero where q is the posterior.
     """
 
     alpha: float = 0.0
@@ -40,7 +41,9 @@ class Renyi(Objective):
         if not -float("inf") < self.alpha < float("inf"):
             raise ValueError(f"`alpha` must be a finite number; got {self.alpha}")
 
-    def __call__(self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any) -> Array:
+    def __call__(
+        self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
+    ) -> Array:
         double, power = self.gradient == "doubly_reparameterised", 1 - self.alpha
         log_q = "path" if double else "total"
         q, _, particles = self.particles(log_q, key, model, guide, params, *data, **batch)
@@ -49,12 +52,15 @@ class Renyi(Objective):
             return bound
         check_unstratified(q, self.gradient)
         v = jax.nn.softmax(power * particles.log_w)
-        return _with_gradient_of(stop_gradient(self.alpha * v + power * v**2) @ particles.log_w, bound)
+        return _with_gradient_of(
+            stop_gradient(self.alpha * v + power * v**2) @ particles.log_w, bound
+        )
 
 
 @dataclass(frozen=True)
 class ImportanceWeighted(Renyi):
-    """The importance-weighted bound, log mean_k w_k <= log p(D), which rises with K (Burda et al. 2016, eq. 8).
+    """The importance-weighted bound, log mean_k w_k <= log p(D), which rises with K (Burda et al.
+    2016, eq. 8).
 
     `gradient` as in `Renyi`, of which it is alpha = 0.
     """
@@ -64,12 +70,13 @@ class ImportanceWeighted(Renyi):
 
 @dataclass(frozen=True)
 class CUBO(Objective):
-    """Minus the chi upper bound, -log(mean_k w_k^n) / n with n = `order` > 1 (Dieng et al. 2017, eq. 5).
+    """Minus the chi upper bound, -log(mean_k w_k^n) / n with n = `order` > 1 (Dieng et al. 2017,
+    eq. 5).
 
-    CUBO >= log p(D) >= ELBO is a sandwich of the evidence, and a fit by it covers the posterior's mass. The estimate
-    from few draws is low in the mean, the more so the farther q is from the posterior, so that a fit from afar runs
-    away: start it from an ELBO's. It is the Renyi bound at alpha = 1 - n, with the same gradients. ValueError unless
-    order > 1.
+    CUBO >= log p(D) >= ELBO is a sandwich of the evidence, and a fit by it covers the posterior's
+    mass. The estimate from few draws is low in the mean, the more so the farther q is from the
+    posterior, so that a fit from afar runs away: start it from an ELBO's. It is the Renyi bound at
+    alpha = 1 - n, with the same gradients. ValueError unless order > 1.
     """
 
     order: float = 2.0
@@ -81,18 +88,21 @@ class CUBO(Objective):
         if not 1 < self.order < float("inf"):
             raise ValueError(f"`order` must be a finite number > 1; got {self.order}")
 
-    def __call__(self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any) -> Array:
+    def __call__(
+        self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
+    ) -> Array:
         shared = {f.name: getattr(self, f.name) for f in fields(Objective)}
         return -Renyi(**shared, alpha=1 - self.order)(key, model, guide, params, *data, **batch)
 
 
 @dataclass(frozen=True)
 class ForwardKL(Objective):
-    """-KL(p(theta | D) || q), by self-normalised importance weights v = softmax(log w) of q's own draws.
+    """-KL(p(theta | D) || q), by self-normalised importance weights v = softmax(log w) of q's own
+    draws.
 
-    Estimate: log mean_k w_k - sum_k v_k log w_k <= 0. Gradient: sum_k v_k grad log q(u_k), the draws stopped, so that
-    discrete latents are welcome (reweighted wake-sleep: Bornschein & Bengio 2015, eq. 10). Both are biased as 1/K.
-    ValueError unless K >= 2.
+    Estimate: log mean_k w_k - sum_k v_k log w_k <= 0. Gradient: sum_k v_k grad log q(u_k), the
+    draws stopped, so that discrete latents are welcome (reweighted wake-sleep: Bornschein & Bengio
+    2015, eq. 10). Both are biased as 1/K. ValueError unless K >= 2.
     """
 
     num_particles: int = 10
@@ -103,9 +113,13 @@ class ForwardKL(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_particles < 2:
-            raise ValueError("self-normalised weights of one draw are 1: `num_particles` must be >= 2; got 1")
+            raise ValueError(
+                "self-normalised weights of one draw are 1: `num_particles` must be >= 2; got 1"
+            )
 
-    def __call__(self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any) -> Array:
+    def __call__(
+        self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
+    ) -> Array:
         _, _, particles = self.particles("score", key, model, guide, params, *data, **batch)
         v = stop_gradient(jax.nn.softmax(particles.log_w + particles.log_weight))
         minus_kl = log_power_mean(particles, 1.0) - v @ particles.log_w
@@ -114,9 +128,10 @@ class ForwardKL(Objective):
 
 @dataclass(frozen=True)
 class FixedDraws(Record):
-    """An objective at the same draws in every step, those of `seed`: deterministic, for `optax.lbfgs` and true tests of
-    convergence (Giordano, Ingram & Broderick 2024). Only for guides of few parameters to a draw, such as `mean_field`:
-    with fewer draws than dimensions the optimum of a full-rank guide or a flow does not exist. Score it afresh.
+    """An objective at the same draws in every step, those of `seed`: deterministic, for
+    `optax.lbfgs` and true tests of convergence (Giordano, Ingram & Broderick 2024). Only for guides
+    of few parameters to a draw, such as `mean_field`: with fewer draws than dimensions the optimum
+    of a full-rank guide or a flow does not exist. Score it afresh.
     """
 
     objective: Objective
@@ -134,7 +149,8 @@ def log_power_mean(particles: Particles, power: float) -> Array:
     x = power * particles.log_w
     if abs(power) > 0.01:
         return jax.nn.logsumexp(x + particles.log_weight) / power
-    # So near the limit the sum of exponentials is 1 up to rounding, which the division would blow up.
+    # So near the limit the sum of exponentials is 1 up to rounding, which the division would blow
+    # up.
     top = stop_gradient(jnp.max(x))
     return (top + jnp.log1p(particles.mean(jnp.expm1(x - top)))) / power
 

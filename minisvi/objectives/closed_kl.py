@@ -1,4 +1,6 @@
-"""KL(q_i || p_i) in closed form, latent by latent, for the parts of a guide and the priors of a model that have one."""
+"""KL(q_i || p_i) in closed form, latent by latent, for the parts of a guide and the priors of a
+model that have one.
+"""
 
 from typing import Any
 
@@ -12,11 +14,12 @@ from minisvi.model.model import Model
 
 
 def sampled_minus_closed(q: Any, model: Model, u: Any, scale: Any) -> Array:
-    """sum_i (log q_i(u_i) - log p_i(theta_i)) - KL(q_i || p_i) over the latents whose KL is closed, given the others'
-    draw.
+    """sum_i (log q_i(u_i) - log p_i(theta_i)) - KL(q_i || p_i) over the latents whose KL is closed,
+    given the others' draw.
 
-    Its mean is zero: added to log w it puts the closed KL in the sampled one's place. Only latents that T leaves as
-    they are count, since q_i and p_i have to be densities of the same variable. ValueError if the model has no `prior`.
+    Its mean is zero: added to log w it puts the closed KL in the sampled one's place. Only latents
+    that T leaves as they are count, since q_i and p_i have to be densities of the same variable.
+    ValueError if the model has no `prior`.
     """
     if model.prior is None:
         raise ValueError(
@@ -26,7 +29,9 @@ def sampled_minus_closed(q: Any, model: Model, u: Any, scale: Any) -> Array:
     leaves = jax.tree_util.tree_leaves_with_path(u)
     terms = [
         trees.weigh(support, _terms(parts[path], prior, leaf), scale)
-        for (path, leaf), support, prior in zip(leaves, jax.tree.leaves(model.latents), priors.values(), strict=True)
+        for (path, leaf), support, prior in zip(
+            leaves, jax.tree.leaves(model.latents), priors.values(), strict=True
+        )
         if path in parts and isinstance(support.bijector, bijectors.Identity) and prior is not None
     ]
     return jnp.asarray(sum(terms, 0.0))
@@ -52,6 +57,8 @@ def _terms(q: Any, p: Any, u: Array) -> Array:
         divergence = q.kl_divergence(p)
     except (AttributeError, NotImplementedError):
         return jnp.zeros(jnp.shape(u)[:1])
-    if divergence.shape != jnp.broadcast_shapes(q.batch_shape):  # a prior of another shape than the latent
+    if divergence.shape != jnp.broadcast_shapes(
+        q.batch_shape
+    ):  # a prior of another shape than the latent
         return jnp.zeros(jnp.shape(u)[:1])
     return q.log_prob(u) - p.log_prob(u) - divergence

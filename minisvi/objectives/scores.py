@@ -1,4 +1,6 @@
-"""How good q is, in numbers that no gradient is taken of: the ELBO at fresh draws, and scores of held-out rows."""
+"""How good q is, in numbers that no gradient is taken of: the ELBO at fresh draws, and scores of
+held-out rows.
+"""
 
 from typing import Any
 
@@ -14,7 +16,9 @@ _PAIR = ELBO(2, "score_function")
 CHUNK = 8  # pairs at a time, to bound the memory
 
 
-def elbo(key: Array, model: Any, guide: Any, params: Any, num_pairs: int, *data: Any, scale: Any = None) -> Array:
+def elbo(
+    key: Array, model: Any, guide: Any, params: Any, num_pairs: int, *data: Any, scale: Any = None
+) -> Array:
     """`num_pairs` independent estimates of the ELBO, of two draws each, in nats."""
 
     def estimate(key: Array) -> Array:
@@ -27,7 +31,9 @@ def elbo(key: Array, model: Any, guide: Any, params: Any, num_pairs: int, *data:
 def log_predictive(
     key: Array, model: Any, guide: Any, params: Any, num_draws: int, num_rows: int, held_out: Any
 ) -> Array:
-    """(1/M) sum_i log (1/S) sum_s p(row_i | theta_s), theta_s ~ q, of M held-out rows: a scalar in nats per row."""
+    """(1/M) sum_i log (1/S) sum_s p(row_i | theta_s), theta_s ~ q, of M held-out rows: a scalar in
+    nats per row.
+    """
     del num_rows
     q, target = guide.distribution(params, *held_out), model.over(guide.constrained)
 
@@ -47,7 +53,11 @@ def log_predictive(
 def validation_elbo(
     key: Array, model: Any, guide: Any, params: Any, num_draws: int, num_rows: int, held_out: Any
 ) -> Array:
-    """(1/M) E_q[log p(D_val | theta)] - (1/N) KL, N = `num_rows`: a minibatch's ELBO over N; in nats per row."""
+    """(1/M) E_q[log p(D_val | theta)] - (1/N) KL, N = `num_rows`: a minibatch's ELBO over N; in
+    nats per row.
+    """
     num_held_out = jax.tree.leaves(held_out)[0].shape[0]
-    values = elbo(key, model, guide, params, -(-num_draws // 2), *held_out, scale=num_rows / num_held_out)
+    values = elbo(
+        key, model, guide, params, -(-num_draws // 2), *held_out, scale=num_rows / num_held_out
+    )
     return jnp.mean(values) / num_rows

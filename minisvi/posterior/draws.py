@@ -1,4 +1,6 @@
-"""What a posterior says, from weighted draws of theta: plain ones, or those reweighted towards the exact posterior."""
+"""What a posterior says, from weighted draws of theta: plain ones, or those reweighted towards the
+exact posterior.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,10 +20,12 @@ from minisvi.tools.inputs import arrays
 
 
 class Draws(NamedTuple):
-    """S draws of theta, and the logarithms of their normalised weights, (S,); -log S each for plain draws.
+    """S draws of theta, and the logarithms of their normalised weights, (S,); -log S each for plain
+    draws.
 
-    `theta` is a tree in the shape of the latents, each leaf with a leading axis S. All methods are pure, and count a
-    draw as its weight says: one of weight zero does not count, whatever its value.
+    `theta` is a tree in the shape of the latents, each leaf with a leading axis S. All methods are
+    pure, and count a draw as its weight says: one of weight zero does not count, whatever its
+    value.
     """
 
     theta: Any
@@ -40,7 +44,8 @@ class Draws(NamedTuple):
         return self.quantiles(0.5)
 
     def quantiles(self, probabilities: Any) -> Any:
-        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see `quantiles`).
+        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own (see
+        `quantiles`).
 
         ValueError for a probability outside [0, 1].
         """
@@ -52,27 +57,37 @@ class Draws(NamedTuple):
         return summarise(self.theta, self.log_weights)
 
     def map(self, f: Callable[[Any], Any]) -> "Draws":
-        """The draws of f(theta), with the same weights: f takes one theta, and returns a tree of arrays.
+        """The draws of f(theta), with the same weights: f takes one theta, and returns a tree of
+        arrays.
 
-        It serves what is a function of theta and has a posterior of its own: contrasts such as `a[1] - a[0]`,
-        predictions without noise, other units. The mean of a bool, such as `theta["slope"] > 0`, is its probability.
-        Keep `f` at hand: an equal function and equal shapes are not compiled again.
+        It serves what is a function of theta and has a posterior of its own: contrasts such as
+        `a[1] - a[0]`, predictions without noise, other units. The mean of a bool, such as
+        `theta["slope"] > 0`, is its probability. Keep `f` at hand: an equal function and equal
+        shapes are not compiled again.
         """
         return Draws(_mapped(f, self.theta, self.log_weights.size), self.log_weights)
 
     def resample(self, key: Array, num_samples: int) -> "Draws":
-        """`num_samples` of the draws with equal weights: without replacement, the next always by the weights that are
-        left (Gumbel top-k, Kool et al. 2019), so that the first n of them are a resample of n.
+        """`num_samples` of the draws with equal weights: without replacement, the next always by
+        the weights that are left (Gumbel top-k, Kool et al. 2019), so that the first n of them are
+        a resample of n.
 
-        Without replacement the sample is biased towards q unless S is many times `num_samples` and the weights' ESS
-        more than it: all S draws are q's own. ValueError if fewer draws than `num_samples` have a weight.
+        Without replacement the sample is biased towards q unless S is many times `num_samples` and
+        the weights' ESS more than it: all S draws are q's own. ValueError if fewer draws than
+        `num_samples` have a weight.
         """
         num_samples = checks.positive_integer("num_samples", num_samples)
         known = not isinstance(self.log_weights, jax.core.Tracer)
-        most = int(np.sum(np.asarray(self.log_weights) > -np.inf)) if known else self.log_weights.size
+        most = (
+            int(np.sum(np.asarray(self.log_weights) > -np.inf)) if known else self.log_weights.size
+        )
         if num_samples > most:
-            raise ValueError(f"`num_samples` must be in 1..{most}, the draws that have a weight; got {num_samples}")
-        noise = jax.random.gumbel(checks.prng_key(key), self.log_weights.shape, self.log_weights.dtype)
+            raise ValueError(
+                f"`num_samples` must be in 1..{most}, the draws that have a weight; got {num_samples}"
+            )
+        noise = jax.random.gumbel(
+            checks.prng_key(key), self.log_weights.shape, self.log_weights.dtype
+        )
         _, rows = jax.lax.top_k(self.log_weights + noise, num_samples)
         return plain(jax.tree.map(lambda leaf: leaf[rows], self.theta), num_samples)
 
@@ -87,8 +102,8 @@ class Draws(NamedTuple):
     ) -> Any:
         """fn(key, theta, *inputs) at `resample(key, num_samples)`, stacked along a leading axis.
 
-        `batch_size` and `out` bound the memory, and equal functions and shapes are compiled once: see
-        `Posterior.predictive`.
+        `batch_size` and `out` bound the memory, and equal functions and shapes are compiled once:
+        see `Posterior.predictive`.
         """
         checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
         inputs = arrays(inputs)
@@ -121,17 +136,21 @@ def plain(theta: Any, num_samples: int) -> Draws:
 
 @jax.jit
 def quantiles(x: Array, log_weights: Array, probabilities: Any) -> Array:
-    """Weighted quantiles of x (S, ...), one for each of `probabilities`, whose shape comes in front of x's own.
+    """Weighted quantiles of x (S, ...), one for each of `probabilities`, whose shape comes in front
+    of x's own.
 
-    The mean of the weighted quantile function over a window [a, a + 1/n], a = p (1 - 1/n), with n = 1 / sum_s w_s^2:
-    for equal weights this is the linear interpolation between order statistics of `jnp.quantile` (Akinshin 2023, type
-    7). A draw of weight zero changes nothing, and n is 1 where one draw has all the weight.
+    The mean of the weighted quantile function over a window [a, a + 1/n], a = p (1 - 1/n), with n =
+    1 / sum_s w_s^2: for equal weights this is the linear interpolation between order statistics of
+    `jnp.quantile` (Akinshin 2023, type 7). A draw of weight zero changes nothing, and n is 1 where
+    one draw has all the weight.
     """
     p = jnp.asarray(probabilities)
     weights = jax.nn.softmax(log_weights)
     width, weights = jnp.sum(weights**2), diagnostics.per_draw(weights, x)
     x = jnp.where(weights == 0, 0.0, x)
-    x, weights = jax.lax.sort((x, jnp.broadcast_to(weights, x.shape).astype(x.dtype)), dimension=0, num_keys=1)
+    x, weights = jax.lax.sort(
+        (x, jnp.broadcast_to(weights, x.shape).astype(x.dtype)), dimension=0, num_keys=1
+    )
     upper = jnp.cumsum(weights, axis=0)
     upper = upper / upper[-1:]
     lower = jnp.concatenate([jnp.zeros_like(upper[:1]), upper[:-1]])
@@ -139,30 +158,40 @@ def quantiles(x: Array, log_weights: Array, probabilities: Any) -> Array:
     def one(p: Array) -> Array:
         a, b = p * (1 - width), p * (1 - width) + width
         share = jnp.clip(upper, a, b) - jnp.clip(lower, a, b)
-        # Infinite draws outside the window do not count, and NaN, which is sorted to the end, always does.
+        # Infinite draws outside the window do not count, and NaN, which is sorted to the end,
+        # always does.
         terms = jnp.where((share > 0) | jnp.isnan(x), share * x, 0.0)
         mean = jnp.sum(terms, axis=0) / jnp.sum(share, axis=0)
-        # Rounding does not take it out of their range, so that the quantiles of a constant are that constant.
+        # Rounding does not take it out of their range, so that the quantiles of a constant are that
+        # constant.
         least = jnp.min(jnp.where(share > 0, x, jnp.inf), axis=0)
         return jnp.clip(mean, least, jnp.max(jnp.where(share > 0, x, -jnp.inf), axis=0))
 
     return jax.lax.map(one, p.ravel()).reshape(*p.shape, *x.shape[1:])
 
 
-def in_chunks(compute: Callable[[Any], Any], num_samples: int, batch_size: int | None, out: str | Path | None) -> Any:
-    """compute(rows) for the rows 0..num_samples - 1, at once; or `batch_size` at a time, and each chunk to the host, or
-    to files in the directory `out`, one a leaf, which come back memory-mapped.
+def in_chunks(
+    compute: Callable[[Any], Any], num_samples: int, batch_size: int | None, out: str | Path | None
+) -> Any:
+    """compute(rows) for the rows 0..num_samples - 1, at once; or `batch_size` at a time, and each
+    chunk to the host, or to files in the directory `out`, one a leaf, which come back
+    memory-mapped.
 
-    ValueError if `out` has no `batch_size`, or two leaves have one name; TypeError for PRNG keys in chunks;
-    FileExistsError if one of the files is there already. Nothing is computed before these are raised.
+    ValueError if `out` has no `batch_size`, or two leaves have one name; TypeError for PRNG keys in
+    chunks; FileExistsError if one of the files is there already. Nothing is computed before these
+    are raised.
     """
     if batch_size is None:
         if out is not None:
             raise ValueError("`out` takes the draws in chunks: expected a `batch_size`; got None")
         return compute(np.arange(num_samples))
     size = checks.positive_integer("batch_size", batch_size)
-    # The last chunk is filled up with repeated draws, cut off again, to keep the one compiled shape.
-    chunks = {at: np.minimum(np.arange(at, at + size), num_samples - 1) for at in range(0, num_samples, size)}
+    # The last chunk is filled up with repeated draws, cut off again, to keep the one compiled
+    # shape.
+    chunks = {
+        at: np.minimum(np.arange(at, at + size), num_samples - 1)
+        for at in range(0, num_samples, size)
+    }
     form = jax.eval_shape(compute, chunks[0])
     room = _room(num_samples, form) if out is None else _files(num_samples, form, Path(out))
     for at, rows in chunks.items():
@@ -171,7 +200,9 @@ def in_chunks(compute: Callable[[Any], Any], num_samples: int, batch_size: int |
 
 
 def _room(num_samples: int, form: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.empty((num_samples, *leaf.shape[1:]), leaf.dtype), _numbers(form))
+    return jax.tree.map(
+        lambda leaf: np.empty((num_samples, *leaf.shape[1:]), leaf.dtype), _numbers(form)
+    )
 
 
 def _files(num_samples: int, form: Any, out: Path) -> Any:
@@ -183,7 +214,8 @@ def _files(num_samples: int, form: Any, out: Path) -> Any:
         raise FileExistsError(f"`out`: {out} has {there} already: give a new directory")
     out.mkdir(parents=True, exist_ok=True)
     arrays = [
-        _memory_mapped(file, (num_samples, *leaf.shape[1:]), leaf.dtype) for file, leaf in zip(files, named.values())
+        _memory_mapped(file, (num_samples, *leaf.shape[1:]), leaf.dtype)
+        for file, leaf in zip(files, named.values())
     ]
     return jax.tree.unflatten(jax.tree.structure(form), arrays)
 

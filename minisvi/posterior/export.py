@@ -1,4 +1,6 @@
-"""Draws for ArviZ, whose summaries, plots and model comparison then serve a variational fit as they serve MCMC."""
+"""Draws for ArviZ, whose summaries, plots and model comparison then serve a variational fit as they
+serve MCMC.
+"""
 
 from functools import partial
 from typing import Any
@@ -14,21 +16,23 @@ from minisvi.tools.batching import in_batches
 
 
 def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: Any = None) -> Any:
-    """An xarray DataTree of S draws, as one chain, with latents named by their dotted path; a "/" in it, which a
-    DataTree does not allow, becomes a dot too.
+    """An xarray DataTree of S draws, as one chain, with latents named by their dotted path; a "/"
+    in it, which a DataTree does not allow, becomes a dot too.
 
     **Arguments**
 
-    - `draws`: `posterior.draws(key, S)`, or reweighted ones as `draws.resample(key, S)`: ArviZ knows no weights.
-    - `model`, `data`: with them the tree gets `sample_stats["lp"]`, log p(theta, D) (S,) in nats, and
-      `observed_data`, the arrays `data_0`, `data_1`, ... in their order (`data_0.x` if the first is a dict with an x);
-      and, if the model has one term per row, `log_likelihood` (S, N), which is what `arviz_stats.loo` and `compare`
-      need.
+    - `draws`: `posterior.draws(key, S)`, or reweighted ones as `draws.resample(key, S)`: ArviZ
+      knows no weights.
+    - `model`, `data`: with them the tree gets `sample_stats["lp"]`, log p(theta, D) (S,) in nats,
+      and `observed_data`, the arrays `data_0`, `data_1`, ... in their order (`data_0.x` if the
+      first is a dict with an x); and, if the model has one term per row, `log_likelihood` (S, N),
+      which is what `arviz_stats.loo` and `compare` need.
 
     - `log_weights`: the importance weights that the draws had before they were resampled, (S,), for
       `sample_stats["log_weight"]`; `Fit.to_arviz` gives them.
 
-    ImportError without arviz-base; ValueError for unequal weights, and for latents or data that share a name.
+    ImportError without arviz-base; ValueError for unequal weights, and for latents or data that
+    share a name.
     """
     try:
         import arviz_base
@@ -36,7 +40,9 @@ def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: 
         raise ImportError("`to_arviz` needs arviz-base: pip install arviz-base") from None
     # Written so that weights of NaN fail too.
     if not np.ptp(np.asarray(draws.log_weights)) == 0:
-        raise ValueError("`to_arviz`: expected draws of equal weight; got unequal weights: take draws.resample(key, n)")
+        raise ValueError(
+            "`to_arviz`: expected draws of equal weight; got unequal weights: take draws.resample(key, n)"
+        )
     groups, stats = {"posterior": _as_chain(draws.theta)}, {}
     if log_weights is not None:
         stats["log_weight"] = log_weights

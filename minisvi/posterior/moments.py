@@ -1,7 +1,9 @@
-"""Which means and sds of theta weighted draws give: on the host, in double precision, entry by entry.
+"""Which means and sds of theta weighted draws give: on the host, in double precision, entry by
+entry.
 
-Importance weights that are light in u may still leave a moment of theta = T(u) without a limit: the sd of exp(u), say,
-where u has exponential tails. So each moment is judged by its own terms, w_s |z_s|^p with z = (theta - mean) / sd.
+Importance weights that are light in u may still leave a moment of theta = T(u) without a limit: the
+sd of exp(u), say, where u has exponential tails. So each moment is judged by its own terms, w_s
+|z_s|^p with z = (theta - mean) / sd.
 """
 
 import math
@@ -23,9 +25,10 @@ _COLUMNS = 64  # entries at a time, to bound the memory
 class Moment(NamedTuple):
     """One moment of one latent, as its worst entry has it.
 
-    `power` p is 1 for the mean and 2 for the sd. `error` is its standard error in sds. `khat` is the shape of the tail
-    of the terms w |z|^p: from 1 on they have no mean, so that the moment does not exist, or draws do not give it. It is
-    -inf where the largest term has next to no share in their sum.
+    `power` p is 1 for the mean and 2 for the sd. `error` is its standard error in sds. `khat` is
+    the shape of the tail of the terms w |z|^p: from 1 on they have no mean, so that the moment does
+    not exist, or draws do not give it. It is -inf where the largest term has next to no share in
+    their sum.
     """
 
     latent: str
@@ -37,12 +40,15 @@ class Moment(NamedTuple):
         return f"the {'mean' if self.power == 1 else 'sd'} of `{self.latent}`"
 
     def holds(self, error: float, khat: float = MAX_KHAT) -> bool:
-        """Whether the draws give it to within `error` sds, by terms whose tail is lighter than `khat`."""
+        """Whether the draws give it to within `error` sds, by terms whose tail is lighter than
+        `khat`.
+        """
         return self.error <= error and self.khat < khat
 
 
 def moments(theta: Any, log_w: Any, log_weights: Any) -> list[Moment]:
-    """The mean and the sd of each leaf of theta (S, ...), by log weights (S,), raw and normalised, in nats.
+    """The mean and the sd of each leaf of theta (S, ...), by log weights (S,), raw and normalised,
+    in nats.
 
     The errors are those of `diagnostics.weighted_mcse` and `weighted_sd_mcse`.
     """
@@ -55,7 +61,9 @@ def moments(theta: Any, log_w: Any, log_weights: Any) -> list[Moment]:
         if not leaf.size:
             continue
         columns = leaf.reshape(len(leaf), -1)[counts]
-        figures = np.concatenate([_figures(part, log_w, weights) for part in _chunks(columns)], axis=1)
+        figures = np.concatenate(
+            [_figures(part, log_w, weights) for part in _chunks(columns)], axis=1
+        )
         mean_error, mean_khat, sd_error, sd_khat = np.max(figures, axis=1).tolist()
         found.append(Moment(latent, 1, mean_error, mean_khat))
         found.append(Moment(latent, 2, sd_error, sd_khat))
@@ -77,7 +85,9 @@ def _figures(x: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> np.ndarra
     z /= np.where(sd == 0, 1.0, sd)
     square = z**2
     mean_error = np.sqrt(weights**2 @ square)
-    share = np.max(weights[:, None] * square, axis=0)  # of the largest term in the sum of all, which is one
+    share = np.max(
+        weights[:, None] * square, axis=0
+    )  # of the largest term in the sum of all, which is one
     square -= 1
     square *= square
     sd_error = 0.5 * np.sqrt(weights**2 @ square)
@@ -87,9 +97,10 @@ def _figures(x: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> np.ndarra
 
 
 def _shapes(log_w: np.ndarray, z: np.ndarray, share: float) -> tuple[float, float]:
-    """k-hat of the mean and of the sd of one entry, and -inf where it is not worth computing: where the largest term of
-    the sd's has next to no share in their sum, as of S terms with a tail of shape k it has about S^(k - 1); and the
-    mean's where the sd's will do, whose terms have the heavier tail.
+    """k-hat of the mean and of the sd of one entry, and -inf where it is not worth computing: where
+    the largest term of the sd's has next to no share in their sum, as of S terms with a tail of
+    shape k it has about S^(k - 1); and the mean's where the sd's will do, whose terms have the
+    heavier tail.
     """
     if share < _SMALL_SHARE:
         return -math.inf, -math.inf
@@ -101,8 +112,8 @@ def _shapes(log_w: np.ndarray, z: np.ndarray, share: float) -> tuple[float, floa
 
 
 def tail_shape(log_terms: np.ndarray) -> float:
-    """The generalised Pareto shape of the largest of exp(log_terms) (S,), as many as `psis` fits one to: -inf where
-    they are all alike, and where there are too few to tell.
+    """The generalised Pareto shape of the largest of exp(log_terms) (S,), as many as `psis` fits
+    one to: -inf where they are all alike, and where there are too few to tell.
     """
     num = diagnostics.tail_size(log_terms.size)
     if num < _LEAST_TAIL:

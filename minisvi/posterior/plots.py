@@ -1,6 +1,8 @@
-"""Four pictures of a fit: has it converged, which restart, is q right, and can the weights that correct it be trusted.
+"""Four pictures of a fit: has it converged, which restart, is q right, and can the weights that
+correct it be trusted.
 
-Each draws on Matplotlib axes `ax`, or on a new figure, and returns them. ImportError without Matplotlib.
+Each draws on Matplotlib axes `ax`, or on a new figure, and returns them. ImportError without
+Matplotlib.
 """
 
 import math
@@ -14,23 +16,30 @@ from minisvi.posterior import diagnostics
 from minisvi.posterior.draws import Draws, quantiles
 from minisvi.tools import checks
 
-# Two of Okabe and Ito's colours, which the colour-blind tell apart, and a grey for what lies behind.
+# Two of Okabe and Ito's colours, which the colour-blind tell apart, and a grey for what lies
+# behind.
 _GREY, _BLUE, _ORANGE = "#bcc4cc", "#0072b2", "#d55e00"
 
 
 def loss(elbo: Any, average: int | None = None, ax: Any = None) -> Any:
-    """The ELBO estimate of each step (N,), in nats, and its mean over the last `average` steps (N/20, at most 1,000).
+    """The ELBO estimate of each step (N,), in nats, and its mean over the last `average` steps
+    (N/20, at most 1,000).
 
-    Steps that were not finite are left out. The range is set by the later half of the steps, but for the lowest and the
-    highest 1 % of these: the earlier ones are seen to rise into it. ValueError for `average` outside 1..N.
+    Steps that were not finite are left out. The range is set by the later half of the steps, but
+    for the lowest and the highest 1 % of these: the earlier ones are seen to rise into it.
+    ValueError for `average` outside 1..N.
     """
     elbo = np.asarray(elbo, float)
-    window = checks.positive_integer("average", min(max(elbo.size // 20, 1), 1000) if average is None else average)
+    window = checks.positive_integer(
+        "average", min(max(elbo.size // 20, 1), 1000) if average is None else average
+    )
     if window > elbo.size:
         raise ValueError(f"`average` must be in 1..{elbo.size}, the number of steps; got {window}")
     ax, steps, known = _axes(ax), np.arange(1, elbo.size + 1), np.isfinite(elbo)
     ax.plot(steps, np.where(known, elbo, np.nan), color=_GREY, linewidth=0.7, label="one step")
-    sums, counts = (np.convolve(x, np.ones(window), "valid") for x in (np.where(known, elbo, 0.0), known))
+    sums, counts = (
+        np.convolve(x, np.ones(window), "valid") for x in (np.where(known, elbo, 0.0), known)
+    )
     mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     ax.plot(steps[window - 1 :], mean, color=_BLUE, linewidth=1.6, label=f"mean of {window} steps")
     late = elbo[elbo.size // 2 :][known[elbo.size // 2 :]]
@@ -43,7 +52,8 @@ def loss(elbo: Any, average: int | None = None, ax: Any = None) -> Any:
 
 
 def restarts(elbo: Any, elbo_se: Any, ax: Any = None) -> Any:
-    """The ELBO of each of R restarts (R,), in nats, with two standard errors either side, and the best one marked.
+    """The ELBO of each of R restarts (R,), in nats, with two standard errors either side, and the
+    best one marked.
 
     Those far below most others, or not finite, are arrows at the foot.
     """
@@ -64,35 +74,52 @@ def restarts(elbo: Any, elbo_se: Any, ax: Any = None) -> Any:
     foot = _limit_y(ax, low, high)
     if not np.all(shown):
         x = number[~shown]
-        ax.plot(x, np.full(x.size, foot), "v", color=_GREY, clip_on=False, label="far below, or not finite")
+        ax.plot(
+            x,
+            np.full(x.size, foot),
+            "v",
+            color=_GREY,
+            clip_on=False,
+            label="far below, or not finite",
+        )
     ax.set(xlabel="restart", ylabel="ELBO (nats), ± 2 standard errors")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(-0.05, 1.0))
+    ax.legend(
+        frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(-0.05, 1.0)
+    )
     return ax
 
 
 def marginals(draws: Draws, reweighted: Draws, num: int = 6, ax: Any = None) -> Any:
-    """Histograms of the first `num` scalars of theta under q, and as the weights correct them; one panel each.
+    """Histograms of the first `num` scalars of theta under q, and as the weights correct them; one
+    panel each.
 
-    `ax` is an array of as many axes; that of all panels comes back, flat. The range holds 99 % of both.
+    `ax` is an array of as many axes; that of all panels comes back, flat. The range holds 99 % of
+    both.
     """
     pairs = list(zip(_scalars(draws, num), _scalars(reweighted, num), strict=True))
     axes = _panels(len(pairs)) if ax is None else np.ravel(ax)
     for panel, ((name, x), (_, y)) in zip(axes, pairs, strict=True):
         edges = _edges((x, draws.log_weights), (y, reweighted.log_weights))
         panel.stairs(_density(x, draws, edges), edges, fill=True, color=_GREY, label="q")
-        panel.stairs(_density(y, reweighted, edges), edges, color=_BLUE, linewidth=1.4, label="reweighted")
+        panel.stairs(
+            _density(y, reweighted, edges), edges, color=_BLUE, linewidth=1.4, label="reweighted"
+        )
         panel.set(xlabel=name, yticks=[], ylim=(0, None))
         panel.locator_params(axis="x", nbins=4)
         _axes(panel).spines["left"].set_visible(False)
-    axes[0].legend(frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(-0.05, 1.0))
+    axes[0].legend(
+        frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(-0.05, 1.0)
+    )
     return axes
 
 
 def weights(log_w: Any, ax: Any = None) -> Any:
-    """The largest of the weights exp(log_w) (S,), in units of their mean, and the Pareto tail fitted to them.
+    """The largest of the weights exp(log_w) (S,), in units of their mean, and the Pareto tail
+    fitted to them.
 
-    Both axes are logarithmic: a straight line is a power law, and the steeper the better. k-hat is in the title.
+    Both axes are logarithmic: a straight line is a power law, and the steeper the better. k-hat is
+    in the title.
     """
     fit = jax.device_get(jax.jit(diagnostics.psis)(jnp.asarray(log_w)))
     ax, log_w = _axes(ax), np.asarray(log_w)
@@ -110,7 +137,10 @@ def weights(log_w: Any, ax: Any = None) -> Any:
     ax.xaxis.set_minor_formatter("{x:g}" if raw[-1] < 10 * raw[0] else "")
     most = diagnostics.khat_threshold(log_w.size)
     verdict = "below" if fit.khat <= most else "above"
-    ax.set_title(f"k-hat = {fit.khat:.2f}, {verdict} {most:.2f}", color="black" if fit.khat <= most else _ORANGE)
+    ax.set_title(
+        f"k-hat = {fit.khat:.2f}, {verdict} {most:.2f}",
+        color="black" if fit.khat <= most else _ORANGE,
+    )
     ax.set(xlabel="weight / mean weight", ylabel="fraction of draws above")
     ax.legend(frameon=False, loc="lower left")
     return ax
@@ -123,18 +153,28 @@ def _scalars(draws: Draws, num: int) -> list[tuple[str, Any]]:
         for index in np.ndindex(leaf.shape[1:]):
             if len(found) == num:
                 return found
-            found.append((f"{name}[{', '.join(map(str, index))}]" if index else name, leaf[(slice(None), *index)]))
+            found.append(
+                (
+                    f"{name}[{', '.join(map(str, index))}]" if index else name,
+                    leaf[(slice(None), *index)],
+                )
+            )
     return found
 
 
 def _edges(*weighted: tuple[Any, Any]) -> np.ndarray:
-    ends = [np.asarray(quantiles(x, log_weights, np.array([0.005, 0.995]))) for x, log_weights in weighted]
+    ends = [
+        np.asarray(quantiles(x, log_weights, np.array([0.005, 0.995])))
+        for x, log_weights in weighted
+    ]
     low, high = np.min(ends), np.max(ends)
     return np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, low + 0.5, 41)
 
 
 def _density(x: Any, draws: Draws, edges: np.ndarray) -> np.ndarray:
-    share, _ = np.histogram(np.asarray(x), edges, weights=np.exp(np.asarray(draws.log_weights, float)))
+    share, _ = np.histogram(
+        np.asarray(x), edges, weights=np.exp(np.asarray(draws.log_weights, float))
+    )
     return share / np.diff(edges)
 
 

@@ -25,9 +25,10 @@ from minisvi.tools.inputs import arrays
 class Posterior:
     """The approximate posterior q(theta) at fitted parameters: `Posterior(model, guide, params)`.
 
-    Give `data`, a tuple, to guides of local latents, which are stored by row or amortised over the data, and for
-    `reweighted`. Summaries are those of `Draws`, over `num_samples` plain draws; a tree comes back in the shape of the
-    latents. TypeError for data in no tuple, and ValueError for draws of local latents without data.
+    Give `data`, a tuple, to guides of local latents, which are stored by row or amortised over the
+    data, and for `reweighted`. Summaries are those of `Draws`, over `num_samples` plain draws; a
+    tree comes back in the shape of the latents. TypeError for data in no tuple, and ValueError for
+    draws of local latents without data.
     """
 
     model: Model
@@ -38,12 +39,16 @@ class Posterior:
     def __post_init__(self) -> None:
         if not isinstance(self.data, tuple):
             kind = type(self.data).__name__
-            raise TypeError(f"Posterior: expected `data` as a tuple, such as (x,) or (x, y); got {kind}")
+            raise TypeError(
+                f"Posterior: expected `data` as a tuple, such as (x,) or (x, y); got {kind}"
+            )
         object.__setattr__(self, "data", arrays(self.data))
 
     @classmethod
     def of(cls, svi: Any, result: Any, *data: Any) -> "Posterior":
-        """The posterior of an SVI at the `params` of its result: `Posterior.of(svi, svi.run(key, 500, y), y)`."""
+        """The posterior of an SVI at the `params` of its result: `Posterior.of(svi, svi.run(key,
+        500, y), y)`.
+        """
         return cls(svi.model, svi.guide, result.params, data)
 
     def sample(self, key: Array, num_samples: int) -> Any:
@@ -54,7 +59,11 @@ class Posterior:
             return _map_draws(self.model, self.guide, _theta, self.params, self.data, keys, ())
 
     def _check_data(self) -> None:
-        local = [name for name, support in checks.named_leaves(self.model.latents).items() if support.local]
+        local = [
+            name
+            for name, support in checks.named_leaves(self.model.latents).items()
+            if support.local
+        ]
         if local and not self.data:
             raise ValueError(
                 f"latents {local} are local, and their draws need the rows of the data: expected "
@@ -63,7 +72,8 @@ class Posterior:
 
     @contextmanager
     def _noting_data(self) -> Iterator[None]:
-        # Whether a guide of the user's own, or a model, takes data shows where they are called without.
+        # Whether a guide of the user's own, or a model, takes data shows where they are called
+        # without.
         try:
             yield
         except TypeError as error:
@@ -78,10 +88,11 @@ class Posterior:
         return plain(self.sample(key, num_samples), num_samples)
 
     def reweighted(self, key: Array, num_samples: int, batch_size: int = 250) -> tuple[Draws, PSIS]:
-        """The draws of `sample` with Pareto-smoothed importance weights, which take them from q to p(theta | D); and
-        k-hat, which says whether they may be trusted to.
+        """The draws of `sample` with Pareto-smoothed importance weights, which take them from q to
+        p(theta | D); and k-hat, which says whether they may be trusted to.
 
-        The density is that of the model at `data`; `batch_size` is how many draws it is computed for at a time.
+        The density is that of the model at `data`; `batch_size` is how many draws it is computed
+        for at a time.
         """
         args = self.model, self.guide, self.params, *self.data
         with self._noting_data():
@@ -109,7 +120,9 @@ class Posterior:
         return self.draws(key, num_samples).quantiles(probabilities)
 
     def summary(self, key: Array, num_samples: int = 10_000) -> Summary:
-        """A table of mean, sd, quantiles, ESS and error for each scalar entry of theta, under q; print it."""
+        """A table of mean, sd, quantiles, ESS and error for each scalar entry of theta, under q;
+        print it.
+        """
         return self.draws(key, num_samples).summary()
 
     def predictive(
@@ -123,14 +136,17 @@ class Posterior:
     ) -> Any:
         """fn(key, theta, *inputs) at `num_samples` draws of theta, stacked along a leading axis.
 
-        The draws are those of `sample(key, num_samples)`. With a `batch_size`, that many are drawn and computed at a
-        time and each chunk goes to the host as it comes, so that device memory holds one chunk; the numbers do not
-        depend on it, but for keys of JAX's kind "rbg", whose draws depend on how many are made at once. With a
-        directory `out` too it goes to a file there, `value.npy`, or one a leaf by its name, and what comes back is
-        memory-mapped: then host memory holds one chunk as well. Characters of a name that are not for files are quoted
-        as in a URL. Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are not compiled again.
+        The draws are those of `sample(key, num_samples)`. With a `batch_size`, that many are drawn
+        and computed at a time and each chunk goes to the host as it comes, so that device memory
+        holds one chunk; the numbers do not depend on it, but for keys of JAX's kind "rbg", whose
+        draws depend on how many are made at once. With a directory `out` too it goes to a file
+        there, `value.npy`, or one a leaf by its name, and what comes back is memory-mapped: then
+        host memory holds one chunk as well. Characters of a name that are not for files are quoted
+        as in a URL. Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are
+        not compiled again.
 
-        FileExistsError if one of the files is there already; TypeError for PRNG keys from `fn` in chunks.
+        FileExistsError if one of the files is there already; TypeError for PRNG keys from `fn` in
+        chunks.
         """
         checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
         inputs = arrays(inputs)
@@ -138,25 +154,37 @@ class Posterior:
         keys = _split(key, num_samples)
         args = self.model, self.guide, fn, self.params, self.data
         with self._noting_data():
-            return in_chunks(lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size, out)
+            return in_chunks(
+                lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size, out
+            )
 
 
 def log_weights(
-    key: Array, model: Model, guide: Guide, params: Any, *data: Any, num_samples: int, batch_size: int = 250
+    key: Array,
+    model: Model,
+    guide: Guide,
+    params: Any,
+    *data: Any,
+    num_samples: int,
+    batch_size: int = 250,
 ) -> tuple[Any, Array]:
-    """Independent draws of q and their log weights log p(T(u), D) + log|det J_T(u)| - log q(u), (S,), in nats.
+    """Independent draws of q and their log weights log p(T(u), D) + log|det J_T(u)| - log q(u),
+    (S,), in nats.
 
-    The draws are u, or theta itself where the guide is constrained: `model.over(guide.constrained).constrain` takes
-    one to theta. They are computed `batch_size` at a time, so that memory is that of so many log densities; what comes
-    back does not depend on it. For any guide: a mixture is drawn from as a whole, not by strata. Records are static and
-    data are arguments: equal ones are compiled once.
+    The draws are u, or theta itself where the guide is constrained:
+    `model.over(guide.constrained).constrain` takes one to theta. They are computed `batch_size` at
+    a time, so that memory is that of so many log densities; what comes back does not depend on it.
+    For any guide: a mixture is drawn from as a whole, not by strata. Records are static and data
+    are arguments: equal ones are compiled once.
     """
     checks.positive_integer("batch_size", batch_size)
     return weigh(model, guide, params, arrays(data), _split(key, num_samples), batch_size)
 
 
 def _split(key: Array, num_samples: int) -> Array:
-    return jax.random.split(checks.prng_key(key), checks.positive_integer("num_samples", num_samples))
+    return jax.random.split(
+        checks.prng_key(key), checks.positive_integer("num_samples", num_samples)
+    )
 
 
 def _theta(key: Array, theta: Any) -> Any:
@@ -166,7 +194,13 @@ def _theta(key: Array, theta: Any) -> Any:
 
 @partial(jax.jit, static_argnames=("model", "guide", "fn"))
 def _map_draws(
-    model: Model, guide: Guide, fn: Callable[..., Any], params: Any, data: Any, keys: Array, inputs: tuple[Any, ...]
+    model: Model,
+    guide: Guide,
+    fn: Callable[..., Any],
+    params: Any,
+    data: Any,
+    keys: Array,
+    inputs: tuple[Any, ...],
 ) -> Any:
     q = guide.distribution(params, *data)
     target = model.over(guide.constrained)
@@ -188,7 +222,8 @@ def weigh(
     batch_size: int = 250,
     reference: tuple[Array, ...] = (),
 ) -> tuple[Any, Array]:
-    """Draws from `noise` (S, ...), each a key or the normals that q is made from, and their log weights (S,).
+    """Draws from `noise` (S, ...), each a key or the normals that q is made from, and their log
+    weights (S,).
 
     `reference` is what a model that is `centred` wants behind the data.
     """
@@ -205,4 +240,6 @@ def weigh(
 @partial(jax.jit, static_argnames="target")
 def _reweigh(target: Model, u: Any, log_w: Array) -> tuple[Draws, PSIS]:
     smoothed = psis(log_w)
-    return Draws(jax.vmap(target.constrain, axis_size=log_w.size)(u), smoothed.log_weights), smoothed
+    return Draws(
+        jax.vmap(target.constrain, axis_size=log_w.size)(u), smoothed.log_weights
+    ), smoothed

@@ -11,7 +11,8 @@ from minisvi.tools.sharding import to_host
 
 
 def save(path: str | Path, params: Any) -> None:
-    """Write a fitted guide's parameters, or any tree of arrays, to a directory, which must not exist: ValueError else.
+    """Write a fitted guide's parameters, or any tree of arrays, to a directory, which must not
+    exist: ValueError else.
 
     Wherever the arrays lie, `load` has them on the default device.
     """
@@ -19,13 +20,16 @@ def save(path: str | Path, params: Any) -> None:
 
     named = checks.named_leaves(params, what="save")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), {name: a for name, a in to_host(named).items() if a.size})
+        checkpointer.save(
+            Path(path).absolute(), {name: a for name, a in to_host(named).items() if a.size}
+        )
 
 
 def load(path: str | Path, guide: Any) -> Any:
     """The parameters that `save` wrote; needs the guide, and nothing else of the fit.
 
-    ValueError names the leaf that is missing, unexpected or of another shape, if they are another guide's.
+    ValueError names the leaf that is missing, unexpected or of another shape, if they are another
+    guide's.
     """
     import orbax.checkpoint as ocp
 
@@ -33,6 +37,10 @@ def load(path: str | Path, guide: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(Path(path).absolute())
     names = checks.named_leaves(expected)
-    found = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in names.items() if not leaf.size} | found
+    found = {
+        name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in names.items() if not leaf.size
+    } | found
     checks.same_tree(f"the parameters in {path}", names, found)
-    return jax.tree.unflatten(jax.tree.structure(expected), [jnp.asarray(found[name]) for name in names])
+    return jax.tree.unflatten(
+        jax.tree.structure(expected), [jnp.asarray(found[name]) for name in names]
+    )

@@ -1,4 +1,6 @@
-"""Draws in a table: moments, quantiles and their errors for each scalar entry, by NumPy in double precision."""
+"""Draws in a table: moments, quantiles and their errors for each scalar entry, by NumPy in double
+precision.
+"""
 
 import math
 from collections.abc import Iterator
@@ -18,11 +20,13 @@ LONGEST = 60  # rows that `str` shows
 
 @dataclass(frozen=True)
 class Summary:
-    """A row for each scalar entry of theta, named `mu`, `effects[0]` or `net.kernel[0, 2]`; print it.
+    """A row for each scalar entry of theta, named `mu`, `effects[0]` or `net.kernel[0, 2]`; print
+    it.
 
     - `mean`, `sd`, `5%`, `50%`, `95%`: of the weighted draws.
-    - `ESS`: the number of independent draws that would give the mean as well, which is the variance over the squared
-      standard error of the mean. Of unequal weights each entry has its own, which may exceed the number of draws.
+    - `ESS`: the number of independent draws that would give the mean as well, which is the variance
+      over the squared standard error of the mean. Of unequal weights each entry has its own, which
+      may exceed the number of draws.
     - `error`: the standard error of the mean or of the sd, whichever is larger, in sds.
 
     An entry that is constant has an error of zero, and the ESS of the weights, 1 / sum_s w_s^2.
@@ -31,7 +35,9 @@ class Summary:
     rows: dict[str, dict[str, float]]
 
     def __getitem__(self, name: str) -> dict[str, float]:
-        """The row of one entry, such as `summary["effects[0]"]["5%"]`; KeyError for a name that is none."""
+        """The row of one entry, such as `summary["effects[0]"]["5%"]`; KeyError for a name that is
+        none.
+        """
         if name not in self.rows:
             names = ", ".join(_cut(list(self.rows), 10, "..."))
             raise KeyError(f"no entry `{name}` in the summary: expected one of {names}")
@@ -59,7 +65,9 @@ class Summary:
 
 
 def summarise(theta: Any, log_weights: Any) -> Summary:
-    """The summary of draws of theta, each leaf (S, ...), with log weights (S,); a draw of weight zero never counts."""
+    """The summary of draws of theta, each leaf (S, ...), with log weights (S,); a draw of weight
+    zero never counts.
+    """
     # A draw may be infinite or NaN, and then so are the statistics that it counts in.
     with np.errstate(invalid="ignore", over="ignore"):
         weights = _normalised(to_host(log_weights))
@@ -101,21 +109,26 @@ def _row(x: np.ndarray, weights: np.ndarray) -> dict[str, float]:
 
 
 def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.floating, np.floating]:
-    # From one of the draws, so that a constant has no spread; the likeliest one is finite if most are.
+    # From one of the draws, so that a constant has no spread; the likeliest one is finite if most
+    # are.
     origin = x[np.argmax(weights)]
     mean = np.sum(weights * (x - origin))
     return origin + mean, np.sum(weights * (x - origin - mean) ** 2)
 
 
 def _sd_error(z: np.ndarray, weights: np.ndarray) -> np.floating:
-    """The relative standard error of the sd, from standardised draws: see `diagnostics.weighted_sd_mcse`."""
+    """The relative standard error of the sd, from standardised draws: see
+    `diagnostics.weighted_sd_mcse`.
+    """
     return 0.5 * np.sqrt(np.sum((weights * (z**2 - 1)) ** 2))
 
 
 def weighted_quantiles(x: np.ndarray, weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Those of draws (S,) under positive weights (S,) that sum to one, at each of (P,); as `draws.quantiles` has them.
+    """Those of draws (S,) under positive weights (S,) that sum to one, at each of (P,); as
+    `draws.quantiles` has them.
 
-    The mean of the weighted quantile function over a window [a, a + 1/n], a = p (1 - 1/n), with n = 1 / sum_s w_s^2.
+    The mean of the weighted quantile function over a window [a, a + 1/n], a = p (1 - 1/n), with n =
+    1 / sum_s w_s^2.
     """
     order = np.argsort(x)
     x, upper = x[order], np.cumsum(weights[order])
@@ -126,7 +139,9 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray, probabilities: np.nda
 
 
 def _mean_between(x: np.ndarray, upper: np.ndarray, a: float, b: float) -> float:
-    """The mean from a to b, in 0..1, of a step function: x[i], ascending, from upper[i - 1] to upper[i]."""
+    """The mean from a to b, in 0..1, of a step function: x[i], ascending, from upper[i - 1] to
+    upper[i].
+    """
     if np.isnan(x[-1]):  # NaN, which is sorted to the end, always counts
         return math.nan
     first = np.searchsorted(upper, a, side="right")
@@ -134,7 +149,8 @@ def _mean_between(x: np.ndarray, upper: np.ndarray, a: float, b: float) -> float
     share = np.diff([a, *upper[first:last], b])
     steps = x[first : last + 1]
     mean = np.sum(share * steps) / np.sum(share)
-    # Rounding does not take it out of their range, so that the quantiles of a constant are that constant.
+    # Rounding does not take it out of their range, so that the quantiles of a constant are that
+    # constant.
     return np.clip(mean, steps[0], steps[-1])
 
 
@@ -144,7 +160,9 @@ def _texts(row: dict[str, float]) -> list[str]:
 
 
 def _numbers(values: list[float], sd: float) -> list[str]:
-    """Values with as many decimals as give the sd three significant digits; by powers of ten if that is too many."""
+    """Values with as many decimals as give the sd three significant digits; by powers of ten if
+    that is too many.
+    """
     largest = max(map(abs, values))
     if not (sd > 0 and math.isfinite(largest)):
         return [f"{value:.6g}" for value in values]

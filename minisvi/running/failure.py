@@ -15,7 +15,9 @@ def explain(svi: Any, state: Any, data: tuple[Any, ...]) -> str:
     """When the steps of `svi` failed, and what is not finite at the guide's next draw."""
     _, step_key = jax.random.split(state.key)
     batch, _ = svi.batches(jnp.maximum(state.step - 1, 0), data)
-    whole = batch if isinstance(svi.batches, Blocks) else data  # of a stream there is no more than the batch
+    whole = (
+        batch if isinstance(svi.batches, Blocks) else data
+    )  # of a stream there is no more than the batch
     u, _ = svi.guide.distribution(state.params, *batch).sample_and_log_prob(seed=step_key)
     when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"
     return (

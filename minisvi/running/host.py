@@ -1,7 +1,7 @@
 """The host's side of a fit: block after block, and between them all that is not mathematics.
 
-Progress, Ctrl-C, the budget, checkpoints, the next batches of a stream. Several processes drive the same blocks, and
-agree before each on what to do next.
+Progress, Ctrl-C, the budget, checkpoints, the next batches of a stream. Several processes drive the
+same blocks, and agree before each on what to do next.
 """
 
 import time
@@ -62,18 +62,26 @@ class Host:
     def __post_init__(self) -> None:
         checks.seconds(self.seconds)
 
-    def checkpoints(self, begin: int, key: Any, lane: device.Lane, **run: Any) -> Checkpoints | None:
-        """None if they are not wanted. A run is told from others by its key, and not by the numbers of its start."""
+    def checkpoints(
+        self, begin: int, key: Any, lane: device.Lane, **run: Any
+    ) -> Checkpoints | None:
+        """None if they are not wanted. A run is told from others by its key, and not by the numbers
+        of its start.
+        """
         if self.checkpoint_dir is None:
             return None
-        run |= {"begin": begin, "key": fingerprint(key), "lane": jax.eval_shape(lambda lane: lane, lane)}
+        run |= {
+            "begin": begin,
+            "key": fingerprint(key),
+            "lane": jax.eval_shape(lambda lane: lane, lane),
+        }
         return Checkpoints(self.checkpoint_dir, self.checkpoint_every, describe("run", run))
 
 
 class Outcome(NamedTuple):
-    """Where the loop ended: by the rule or not, or `stopped` from outside, by an `error` of the stream if there is one;
-    the `data` that it saw last, and the rows of a stream that were left out. Arrays of several starts have an axis R:
-    last in `elbo` and `checks`, first elsewhere.
+    """Where the loop ended: by the rule or not, or `stopped` from outside, by an `error` of the
+    stream if there is one; the `data` that it saw last, and the rows of a stream that were left
+    out. Arrays of several starts have an axis R: last in `elbo` and `checks`, first elsewhere.
     """
 
     state: Any
@@ -87,20 +95,30 @@ class Outcome(NamedTuple):
     num_dropped: int
 
 
-def run(svi: Any, plan: device.Plan, state: Any, num_steps: int, feed: Any, held_out: Any, host: Host) -> Outcome:
+def run(
+    svi: Any, plan: device.Plan, state: Any, num_steps: int, feed: Any, held_out: Any, host: Host
+) -> Outcome:
     """`num_steps` of `svi.update`, or fewer: if all starts end before, or are stopped."""
-    deadline, first, data = time.monotonic() + host.seconds, int(to_host(state.step).max()), feed.example
+    deadline, first, data = (
+        time.monotonic() + host.seconds,
+        int(to_host(state.step).max()),
+        feed.example,
+    )
     program = device.program(svi, plan)
     lane = device.start(program, state, data, held_out)
     with ExitStack() as stack:
-        checkpoints = host.checkpoints(first, state.key, lane, svi=svi, plan=plan, data=data, held_out=held_out)
+        checkpoints = host.checkpoints(
+            first, state.key, lane, svi=svi, plan=plan, data=data, held_out=held_out
+        )
         now = _Run(num_steps, lane)
         if checkpoints is not None:
             stack.callback(checkpoints.close)
             now.go_on(checkpoints.restore(lane))
         feed.start(first + now.done, first + num_steps, now.num_dropped)
         stack.callback(feed.close)
-        bar = stack.enter_context(Progress(num_steps, now.done, host.progress_bar and jax.process_index() == 0))
+        bar = stack.enter_context(
+            Progress(num_steps, now.done, host.progress_bar and jax.process_index() == 0)
+        )
         interrupted = stack.enter_context(deferred_interrupt())
         over = partial(_over, deadline, interrupted)
         stopped, error, limit = None, None, _FIRST_BLOCK
@@ -119,7 +137,9 @@ def run(svi: Any, plan: device.Plan, state: Any, num_steps: int, feed: Any, held
             if checkpoints is not None and save:
                 begin = time.perf_counter()
                 checkpoints.save(now.saved())
-                since += time.perf_counter() - begin  # a shorter block would not make the disk faster
+                since += (
+                    time.perf_counter() - begin
+                )  # a shorter block would not make the disk faster
             elbo, alive = now.advance(program, -minus_size, data, held_out)
             bar.advance(elbo)
             if not alive:
@@ -129,7 +149,9 @@ def run(svi: Any, plan: device.Plan, state: Any, num_steps: int, feed: Any, held
         now.num_dropped = feed.num_dropped(first + now.done)
         if checkpoints is not None:
             checkpoints.save(now.saved())
-        now.look_at_the_end(program, data, held_out)  # after it was saved, for a longer fit does not look here
+        now.look_at_the_end(
+            program, data, held_out
+        )  # after it was saved, for a longer fit does not look here
     return now.outcome(plan, stopped, error, data)
 
 
@@ -139,7 +161,9 @@ class _Run:
     def __init__(self, num_steps: int, lane: device.Lane) -> None:
         self._num_steps, self._lane, self.done, self.num_dropped = num_steps, lane, 0, 0
         seen = (
-            None if lane.memory is None else jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), lane.memory.seen)
+            None
+            if lane.memory is None
+            else jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), lane.memory.seen)
         )
         self._blocks = [(np.zeros((0, *lane.state.step.shape), np.float32), seen)]
 
@@ -152,8 +176,12 @@ class _Run:
             self.done, self._lane, self.num_dropped = saved.done, saved.lane, saved.num_dropped
             self._blocks = [(saved.elbo, saved.seen)]
 
-    def advance(self, program: device.Program, size: int, data: Any, held_out: Any) -> tuple[np.ndarray, bool]:
-        """One block of at most `size` steps: their estimates, and whether there is anything left to do."""
+    def advance(
+        self, program: device.Program, size: int, data: Any, held_out: Any
+    ) -> tuple[np.ndarray, bool]:
+        """One block of at most `size` steps: their estimates, and whether there is anything left to
+        do.
+        """
         span = np.array([self.done, self.done + size], np.int32)
         self._lane, alive, taken, elbo, seen = program.block(self._lane, span, data, held_out)
         steps, looks = map(int, np.asarray(taken))
@@ -172,9 +200,15 @@ class _Run:
         self._blocks = [jax.tree.map(lambda *parts: np.concatenate(parts), *self._blocks)]
         return Saved(self.done, self._lane, *self._blocks[0], self.num_dropped)
 
-    def outcome(self, plan: device.Plan, stopped: Reason | None, error: StreamError | None, data: Any) -> Outcome:
+    def outcome(
+        self, plan: device.Plan, stopped: Reason | None, error: StreamError | None, data: Any
+    ) -> Outcome:
         state, memory = self._lane.state, self._lane.memory
-        params = state.params if plan.stop is None and not plan.average else device.params(plan, self._lane)
+        params = (
+            state.params
+            if plan.stop is None and not plan.average
+            else device.params(plan, self._lane)
+        )
         ended = np.zeros(state.step.shape, bool) if plan.stop is None else to_host(memory.ended)
         _, _, elbo, seen, num_dropped = self.saved()
         return Outcome(state, params, ended, elbo, seen, stopped, error, data, num_dropped)

@@ -1,4 +1,6 @@
-"""What a directory's checkpoints are of, written beside them, so that no fit goes on from another's."""
+"""What a directory's checkpoints are of, written beside them, so that no fit goes on from
+another's.
+"""
 
 import json
 import logging
@@ -18,16 +20,22 @@ logger = logging.getLogger("minisvi")
 
 
 def claim(directory: Path, about: dict[str, str]) -> None:
-    """`reclaim` a directory, or ValueError if there are checkpoints in it of which nothing says what they are of."""
+    """`reclaim` a directory, or ValueError if there are checkpoints in it of which nothing says
+    what they are of.
+    """
     known = (directory / "about.json").exists()
-    if not known and any(path.parent.name.isdigit() for path in directory.glob("*/_CHECKPOINT_METADATA")):
-        raise ValueError(f"{directory} has checkpoints that are not minisvi's, or have lost their about.json")
+    if not known and any(
+        path.parent.name.isdigit() for path in directory.glob("*/_CHECKPOINT_METADATA")
+    ):
+        raise ValueError(
+            f"{directory} has checkpoints that are not minisvi's, or have lost their about.json"
+        )
     reclaim(directory, about)
 
 
 def reclaim(directory: Path, about: dict[str, str]) -> None:
-    """Write down what a directory's checkpoints are of, if that is not there yet; ValueError names the first leaf in
-    which it is of something else.
+    """Write down what a directory's checkpoints are of, if that is not there yet; ValueError names
+    the first leaf in which it is of something else.
     """
     file = directory / "about.json"
     if file.exists():
@@ -50,12 +58,14 @@ def _compare(directory: Path, written: dict[str, str], about: dict[str, str]) ->
     for leaf in {**about, **written}:
         there, here = written.get(leaf, "absent"), about.get(leaf, "absent")
         if there != here:
-            raise ValueError(f"{directory} has checkpoints of another run: `{leaf}` is {there} there, and {here} here")
+            raise ValueError(
+                f"{directory} has checkpoints of another run: `{leaf}` is {there} there, and {here} here"
+            )
 
 
 def describe(name: str, thing: Any) -> dict[str, str]:
-    """What it is, leaf by leaf: arrays by shape, dtype and checksum, fields of records, names of classes and functions.
-    A `ShapeDtypeStruct` is an array whose numbers may be others.
+    """What it is, leaf by leaf: arrays by shape, dtype and checksum, fields of records, names of
+    classes and functions. A `ShapeDtypeStruct` is an array whose numbers may be others.
     """
     if isinstance(thing, np.generic):
         thing = thing.item()
@@ -71,12 +81,18 @@ def describe(name: str, thing: Any) -> dict[str, str]:
     elif isinstance(thing, tuple | list):
         parts = dict(zip(getattr(thing, "_fields", range(len(thing))), thing))
     kind = getattr(thing, "__qualname__", type(thing).__qualname__)
-    return {name: kind} | {k: v for key, part in parts.items() for k, v in describe(f"{name}.{key}", part).items()}
+    return {name: kind} | {
+        k: v for key, part in parts.items() for k, v in describe(f"{name}.{key}", part).items()
+    }
 
 
 def _sum(array: Any) -> str:
     # What other processes have of it would have to be sent here.
-    here = array.is_fully_addressable if isinstance(array, jax.Array) else isinstance(array, np.ndarray)
+    here = (
+        array.is_fully_addressable
+        if isinstance(array, jax.Array)
+        else isinstance(array, np.ndarray)
+    )
     return f", sum {fingerprint(array)}" if here else ""
 
 

@@ -27,14 +27,16 @@ class _Bar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
 class Progress(_Bar):
-    """Steps, their rate, the smoothed ELBO and the time left: in a bar, and every ten seconds in the log, at
-    level INFO.
+    """Steps, their rate, the smoothed ELBO and the time left: in a bar, and every ten seconds in
+    the log, at level INFO.
     """
 
     def __init__(self, total: int, done: int, enabled: bool) -> None:
@@ -43,10 +45,14 @@ class Progress(_Bar):
         super().__init__(enabled, total=total, initial=done, unit="step")
 
     def advance(self, elbo: np.ndarray) -> None:
-        """Move by the steps of these estimates, (n,) or (n, R); show the mean of the last hundred, the best start's."""
+        """Move by the steps of these estimates, (n,) or (n, R); show the mean of the last hundred,
+        the best start's.
+        """
         self._done += len(elbo)
         now = time.monotonic()
-        due = logger.isEnabledFor(logging.INFO) and self._done > self._first  # one that was over takes no step
+        due = (
+            logger.isEnabledFor(logging.INFO) and self._done > self._first
+        )  # one that was over takes no step
         due = due and (now - self._logged >= _LOG_SECONDS or self._done == self._total)
         if self._bar is None and not due:
             return
@@ -59,7 +65,14 @@ class Progress(_Bar):
         if due:
             self._logged, rate = now, (self._done - self._first) / (now - self._begin)
             left = (self._total - self._done) / rate
-            logger.info("step %d of %d: %s, %.3g steps/s, %.0f s left", self._done, self._total, text, rate, left)
+            logger.info(
+                "step %d of %d: %s, %.3g steps/s, %.0f s left",
+                self._done,
+                self._total,
+                text,
+                rate,
+                left,
+            )
 
 
 class StageDisplay(_Bar):

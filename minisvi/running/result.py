@@ -4,14 +4,24 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Reason = Literal["finished", "patience", "converged", "interrupted", "budget", "exhausted", "stream", "non-finite"]
+Reason = Literal[
+    "finished",
+    "patience",
+    "converged",
+    "interrupted",
+    "budget",
+    "exhausted",
+    "stream",
+    "non-finite",
+]
 
 
 class Restarts(NamedTuple):
-    """All of R starts. `elbo` and `elbo_se` (R,): the ELBO of each at fresh draws, the same for all, and its standard
-    error, in nats; NaN for those that failed. Of a stream, whose rows are gone, it is what the last 512 steps saw, or
-    the last half. `params`: stacked, R first. `best`: the one with the highest `elbo`. `trace` (steps, R): the
-    estimates that the steps saw, NaN after a start has ended.
+    """All of R starts. `elbo` and `elbo_se` (R,): the ELBO of each at fresh draws, the same for
+    all, and its standard error, in nats; NaN for those that failed. Of a stream, whose rows are
+    gone, it is what the last 512 steps saw, or the last half. `params`: stacked, R first. `best`:
+    the one with the highest `elbo`. `trace` (steps, R): the estimates that the steps saw, NaN after
+    a start has ended.
     """
 
     elbo: np.ndarray
@@ -22,14 +32,16 @@ class Restarts(NamedTuple):
 
 
 class SVIResult(NamedTuple):
-    """A fit. `params` are what was asked for: the last iterate, the tail average, or what the stopping rule chose.
-    `Posterior.of(svi, result, *data)` leads on from here, to draws, summaries and predictions.
+    """A fit. `params` are what was asked for: the last iterate, the tail average, or what the
+    stopping rule chose. `Posterior.of(svi, result, *data)` leads on from here, to draws, summaries
+    and predictions.
 
     - `state`: the last iterate's, where `resume` goes on.
-    - `elbo`: one estimate a step, in nats, of the steps that this call took; `num_skipped` of all were not finite.
-    - `reason`: `"finished"`, `"patience"` or `"converged"` (the stopping rules), `"interrupted"` (Ctrl-C), `"budget"`
-      (no time left), `"exhausted"` (a stream ended), `"stream"` (one failed) or `"non-finite"` (ten steps in a row;
-      `params` are the last good).
+    - `elbo`: one estimate a step, in nats, of the steps that this call took; `num_skipped` of all
+      were not finite.
+    - `reason`: `"finished"`, `"patience"` or `"converged"` (the stopping rules), `"interrupted"`
+      (Ctrl-C), `"budget"` (no time left), `"exhausted"` (a stream ended), `"stream"` (one failed)
+      or `"non-finite"` (ten steps in a row; `params` are the last good).
     - `checks`: what the stopping rule saw at each of its checks, if there is one.
     - `restarts`: all the starts, if there are several; the rest is then that of the best.
     - `num_dropped`: rows of a stream left out for a NaN.

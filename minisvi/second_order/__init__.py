@@ -1,1 +1,3 @@
-"""Fits without a learning rate: Newton's method, Laplace's approximation, and the deterministic ELBO."""
+"""Fits without a learning rate: Newton's method, Laplace's approximation, and the deterministic
+ELBO.
+"""

@@ -1,6 +1,7 @@
 """The mode of a log density and its curvature there, by gradients and products with the Hessian.
 
-H is the Hessian of -log p at x, the vector of all u; `model` has `latents` and `log_density(u, *data)`.
+H is the Hessian of -log p at x, the vector of all u; `model` has `latents` and `log_density(u,
+*data)`.
 """
 
 from functools import partial
@@ -21,10 +22,11 @@ from minisvi.tools import checks
 def mode(
     key: Array, model: Any, start: Array, data: tuple[Any, ...], num_probes: int, max_steps: int
 ) -> tuple[Array, Array, Array, Array]:
-    """The mode x, the log density and its gradient there, and diag H. ValueError where one of these is not finite.
+    """The mode x, the log density and its gradient there, and diag H. ValueError where one of these
+    is not finite.
 
-    L-BFGS from afar, and Newton's method, in units of the curvature, for the rest of the way: among strongly correlated
-    latents the former ends hundredths of a sd short in float32.
+    L-BFGS from afar, and Newton's method, in units of the curvature, for the rest of the way: among
+    strongly correlated latents the former ends hundredths of a sd short in float32.
     """
     num_probes = checks.positive_integer("num_probes", num_probes)
     max_steps = checks.positive_integer("max_steps", max_steps)
@@ -53,7 +55,9 @@ def climb(model: Any, start: Array, data: tuple[Any, ...], max_steps: int) -> Ar
         x, state, _, taken = carry
         value, grad = optax.value_and_grad_from_state(loss)(x, state=state)
         updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=loss)
-        promise = -jnp.vdot(grad, updates)  # in nats; where it is not a number, the comparison is False
+        promise = -jnp.vdot(
+            grad, updates
+        )  # in nats; where it is not a number, the comparison is False
         go_on = promise > x.size * jnp.finfo(x.dtype).eps
         return jnp.where(jnp.isfinite(promise), x + updates, x), state, go_on, taken + 1
 
@@ -66,7 +70,9 @@ def climb(model: Any, start: Array, data: tuple[Any, ...], max_steps: int) -> Ar
 
 
 @partial(jax.jit, static_argnames="model")
-def polish(model: Any, x: Array, scale: Array, data: tuple[Any, ...], max_steps: int) -> tuple[Array, Array, Array]:
+def polish(
+    model: Any, x: Array, scale: Array, data: tuple[Any, ...], max_steps: int
+) -> tuple[Array, Array, Array]:
     """Newton's method from x: the mode, the log density and its gradient there."""
     loss = partial(_loss, model, data)
     x = newton.newton(loss, x, scale=lambda _: scale, solver="cg", max_steps=max_steps).x
@@ -79,16 +85,22 @@ def _loss(model: Any, data: tuple[Any, ...], x: Array) -> Array:
 
 
 def scaled_hessian(model: Any, x: Array, data: tuple[Any, ...], scale: Array, rows: Array) -> Array:
-    """S H S v for each row v; one by one, for a batch of triangular solves can hang XLA's thread pool on a CPU."""
+    """S H S v for each row v; one by one, for a batch of triangular solves can hang XLA's thread
+    pool on a CPU.
+    """
     _, _, product = scaled_products(partial(_loss, model, data), x, scale)
     return jax.lax.map(product, rows)
 
 
 @partial(jax.jit, static_argnames=("model", "num_probes"))
-def diagonal(model: Any, x: Array, data: tuple[Any, ...], scale: Array, key: Array, num_probes: int) -> Array:
-    """diag H: exact for D <= `num_probes`, else the mean of z * H z over so many random signs z (Bekas 2007).
+def diagonal(
+    model: Any, x: Array, data: tuple[Any, ...], scale: Array, key: Array, num_probes: int
+) -> Array:
+    """diag H: exact for D <= `num_probes`, else the mean of z * H z over so many random signs z
+    (Bekas 2007).
 
-    The signs are in units of `scale`: else the noise in an entry would be of the size of the largest ones.
+    The signs are in units of `scale`: else the noise in an entry would be of the size of the
+    largest ones.
     """
     size = x.size
     exact = size <= num_probes
@@ -111,21 +123,27 @@ def unit_scale(diag: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="model")
-def eigenpairs(model: Any, x: Array, data: tuple[Any, ...], diag: Array) -> tuple[Array, Array, Array]:
+def eigenpairs(
+    model: Any, x: Array, data: tuple[Any, ...], diag: Array
+) -> tuple[Array, Array, Array]:
     """S = |diag H|^(-1/2), and all eigenvalues and vectors of S H S, ascending."""
     scale = unit_scale(diag)
-    return scale, *jnp.linalg.eigh(scaled_hessian(model, x, data, scale, jnp.eye(x.size, dtype=x.dtype)))
+    return scale, *jnp.linalg.eigh(
+        scaled_hessian(model, x, data, scale, jnp.eye(x.size, dtype=x.dtype))
+    )
 
 
 @partial(jax.jit, static_argnames="model")
 def widest(
     model: Any, x: Array, data: tuple[Any, ...], diag: Array, basis: Array, refine: Any
 ) -> tuple[Array, Array, Array]:
-    """S = |diag H|^(-1/2), some eigenvalues of S H S, the first R being its smallest, and a basis whose first R columns
-    are their vectors V: the directions in which N(x, H^-1) is widest beyond S. From a basis (D, 3 R), at first random.
+    """S = |diag H|^(-1/2), some eigenvalues of S H S, the first R being its smallest, and a basis
+    whose first R columns are their vectors V: the directions in which N(x, H^-1) is widest beyond
+    S. From a basis (D, 3 R), at first random.
 
-    `refine`: S is changed until S^-1 (I - V (1 - lambda) V^T) S^-1, with lambda cut at 1, has the diagonal of H, which
-    is where the KL of the Gaussian of that precision to N(x, H^-1) is stationary in S.
+    `refine`: S is changed until S^-1 (I - V (1 - lambda) V^T) S^-1, with lambda cut at 1, has the
+    diagonal of H, which is where the KL of the Gaussian of that precision to N(x, H^-1) is
+    stationary in S.
     """
     rank, unit = basis.shape[1] // 3, unit_scale(diag)
 
@@ -136,13 +154,19 @@ def widest(
         new_values, rotation = jnp.linalg.eigh(basis.T @ images)
         rotation = rotation[:, :rank]
         vectors = basis @ rotation
-        # The directions of LOBPCG (Knyazev 2001): the vectors, their residuals, and the last change of the vectors.
+        # The directions of LOBPCG (Knyazev 2001): the vectors, their residuals, and the last change
+        # of the vectors.
         residuals = images @ rotation - vectors * new_values[None, :rank]
         basis = jnp.concatenate([vectors, residuals, basis[:, rank:] @ rotation[rank:]], axis=1)
         kept = jnp.where(refine, 1 - jnp.clip(new_values[:rank], 0.0, 1.0), 0.0)
-        # Kept off zero, to which a latent that the R directions nearly determine would slowly go (a Heywood case).
-        new_scale = unit * jnp.sqrt(jnp.maximum(1 - jnp.sum(kept[None, :] * vectors**2, axis=1), 1e-3))
-        change = jnp.concatenate([jnp.log(new_scale / scale), (new_values - values)[:rank] / new_values[-1]])
+        # Kept off zero, to which a latent that the R directions nearly determine would slowly go (a
+        # Heywood case).
+        new_scale = unit * jnp.sqrt(
+            jnp.maximum(1 - jnp.sum(kept[None, :] * vectors**2, axis=1), 1e-3)
+        )
+        change = jnp.concatenate(
+            [jnp.log(new_scale / scale), (new_values - values)[:rank] / new_values[-1]]
+        )
         return new_scale, new_values, basis, jnp.max(jnp.abs(change)), taken + 1
 
     def unfinished(carry: Any) -> Array:

@@ -1,6 +1,8 @@
-"""The deterministic fit: a mean field on fixed draws by Newton's method from several starts, and its linear response.
+"""The deterministic fit: a mean field on fixed draws by Newton's method from several starts, and
+its linear response.
 
-The draws eps_k = (e, -e) are made once, so that minus the ELBO is a smooth function of x = (loc, log_scale):
+The draws eps_k = (e, -e) are made once, so that minus the ELBO is a smooth function of x = (loc,
+log_scale):
 
     f(x) = -(1/M) sum_k log p(loc + exp(log_scale) eps_k) - sum_i log_scale_i - D/2 (1 + log 2 pi)
 """
@@ -25,7 +27,9 @@ from minisvi.tools import checks, inputs, noise
 from minisvi.tools.batching import batched
 from minisvi.tools.interrupts import interrupted
 
-MAX_DENSE = 16  # latents; above it conjugate gradients took less time on each of the models that were tried
+MAX_DENSE = (
+    16  # latents; above it conjugate gradients took less time on each of the models that were tried
+)
 _NUM_FRESH, _CHUNK = 1024, 64
 _START_SCALE = 0.1
 _NUM_TRIES = 32
@@ -33,7 +37,9 @@ _BLOCK = 5  # Newton steps between two looks at the clock
 
 
 class Fixed(NamedTuple):
-    """What f is a function of beside x: the draws `eps` (M, D), the data, and the `scale` N/B of their likelihood."""
+    """What f is a function of beside x: the draws `eps` (M, D), the data, and the `scale` N/B of
+    their likelihood.
+    """
 
     eps: Array
     data: tuple[Any, ...]
@@ -43,8 +49,9 @@ class Fixed(NamedTuple):
 class Deterministic(NamedTuple):
     """A mean field `guide` with its `params`, from `deterministic`; `linear_response` takes it.
 
-    `fixed`: the draws and the data. `elbo`, `elbo_se`: at fresh draws, in nats. `optimism`: how much more the fixed
-    draws promised. `converged`: Newton's test. `optima`: where each start ended.
+    `fixed`: the draws and the data. `elbo`, `elbo_se`: at fresh draws, in nats. `optimism`: how
+    much more the fixed draws promised. `converged`: Newton's test. `optima`: where each start
+    ended.
     """
 
     model: Model
@@ -72,22 +79,25 @@ def deterministic(
     max_steps: int = 100,
     deadline: float = np.inf,
 ) -> Deterministic:
-    """The mean field that maximises the ELBO on fixed antithetic draws (Giordano, Ingram & Broderick 2024, eq. 5).
+    """The mean field that maximises the ELBO on fixed antithetic draws (Giordano, Ingram &
+    Broderick 2024, eq. 5).
 
-    All starts descend at once, in one compiled program, on `restart_draws`; the best at fresh draws goes on with
-    `num_draws`. While these promise more than `max_optimism` nats beyond fresh ones, they are made four times as many,
-    up to `max_draws`.
+    All starts descend at once, in one compiled program, on `restart_draws`; the best at fresh draws
+    goes on with `num_draws`. While these promise more than `max_optimism` nats beyond fresh ones,
+    they are made four times as many, up to `max_draws`.
 
     **Arguments**
 
     - `scale`: N/B, where the data are B of N rows.
-    - `start`: a tree u, such as `model.unconstrain(theta)`, for the first start; by default zero. The others are
-      uniform(-2, 2). Each is drawn again, up to 32 times, where the density is not finite.
+    - `start`: a tree u, such as `model.unconstrain(theta)`, for the first start; by default zero.
+      The others are uniform(-2, 2). Each is drawn again, up to 32 times, where the density is not
+      finite.
     - `num_draws`, `restart_draws`: M, powers of two.
-    - `max_steps`: of Newton, for each number of draws. `deadline`: of `time.monotonic()`, at which it stops.
+    - `max_steps`: of Newton, for each number of draws. `deadline`: of `time.monotonic()`, at which
+      it stops.
 
-    ValueError if no start has a finite density. Only for a mean field: with fewer draws than latents the optimum of a
-    full-rank guide does not exist.
+    ValueError if no start has a finite density. Only for a mean field: with fewer draws than
+    latents the optimum of a full-rank guide does not exist.
     """
     for name, value in {"num_restarts": num_restarts, "max_steps": max_steps}.items():
         checks.positive_integer(name, value)
@@ -111,15 +121,19 @@ def deterministic(
     found = run(fixed, x)
     optima = _optima(found)
     more = num_draws if num_draws > restart_draws else 4 * restart_draws
-    over = lambda: time.monotonic() >= deadline or interrupted()  # noqa: E731
-    while (more == num_draws or (found.optimism > max_optimism and more <= max_draws)) and not over():
+    over = lambda: time.monotonic() >= deadline or interrupted()
+    while (
+        more == num_draws or (found.optimism > max_optimism and more <= max_draws)
+    ) and not over():
         fixed = fixed._replace(eps=_fixed_draws(draw_key, more, spec))
         found = run(fixed, found.state.x[found.best][None])
         more *= 4
     loc, log_scale = map(jnp.asarray, np.split(found.state.x[found.best], 2))
     elbo, elbo_se, converged = (a[found.best] for a in (found.elbo, found.elbo_se, found.converged))
     params = {"loc": loc, "log_scale": log_scale}
-    return Deterministic(model, guide, params, fixed, elbo, elbo_se, found.optimism, bool(converged), optima)
+    return Deterministic(
+        model, guide, params, fixed, elbo, elbo_se, found.optimism, bool(converged), optima
+    )
 
 
 class _Found(NamedTuple):
@@ -153,17 +167,25 @@ def _optima(found: _Found) -> Optima:
 
 @partial(jax.jit, static_argnames=("num_draws", "spec"))
 def _fixed_draws(key: Array, num_draws: int, spec: jax.ShapeDtypeStruct) -> Array:
-    """M normals (M, D): a Sobol' net and its reflection, scaled so that each coordinate's mean square is one, whose
-    error would be the largest in the mean field's variances.
+    """M normals (M, D): a Sobol' net and its reflection, scaled so that each coordinate's mean
+    square is one, whose error would be the largest in the mean field's variances.
     """
     draws: noise.Draws = "quasi" if spec.shape[0] <= noise.MAX_QUASI else "independent"
-    eps = noise.over_particles(lambda eps: eps, key, num_draws // 2, draws, spec.shape[0]).astype(spec.dtype)
+    eps = noise.over_particles(lambda eps: eps, key, num_draws // 2, draws, spec.shape[0]).astype(
+        spec.dtype
+    )
     eps = eps / jnp.sqrt(jnp.mean(eps**2, axis=0))[None]
     return jnp.concatenate([eps, -eps])
 
 
 def _run(
-    model: Model, guide: MeanField, fresh_key: Array, max_steps: int, deadline: float, fixed: Fixed, x: Any
+    model: Model,
+    guide: MeanField,
+    fresh_key: Array,
+    max_steps: int,
+    deadline: float,
+    fixed: Fixed,
+    x: Any,
 ) -> _Found:
     """Newton from the rows of x to its end, and the ELBO at fresh draws there."""
     state, taken = _begin(x), 0
@@ -176,7 +198,9 @@ def _run(
     if interrupted():
         unknown = np.full(len(state.x), np.nan, state.x.dtype)
         return _Found(state, unknown, unknown)
-    fresh = [jax.device_get(_fresh(model, guide, fresh_key, row, fixed)) for row in state.x]  # compiled for one
+    fresh = [
+        jax.device_get(_fresh(model, guide, fresh_key, row, fixed)) for row in state.x
+    ]  # compiled for one
     return _Found(state, *map(np.stack, zip(*fresh)))
 
 
@@ -200,7 +224,9 @@ def units(x: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("model", "num_restarts"))
-def _starts(model: Model, num_restarts: int, key: Array, first: Any, fixed: Fixed) -> tuple[Array, Array]:
+def _starts(
+    model: Model, num_restarts: int, key: Array, first: Any, fixed: Fixed
+) -> tuple[Array, Array]:
     """Points x (R, 2 D) to start from, and whether f is finite there."""
     spec = trees.spec(model.latents)
     log_scale = jnp.full(spec.shape, np.log(_START_SCALE), spec.dtype)
@@ -209,25 +235,38 @@ def _starts(model: Model, num_restarts: int, key: Array, first: Any, fixed: Fixe
     def search(index: Array, key: Array) -> tuple[Array, Array]:
         def attempt(carry: Any) -> Any:
             num, *_ = carry
-            loc = jax.random.uniform(jax.random.fold_in(key, num), spec.shape, spec.dtype, -2.0, 2.0)
+            loc = jax.random.uniform(
+                jax.random.fold_in(key, num), spec.shape, spec.dtype, -2.0, 2.0
+            )
             x = jnp.concatenate([jnp.where((index == 0) & (num == 0), first, loc), log_scale])
             return num + 1, x, jnp.isfinite(loss(x, fixed, model=model))
 
         none = (0, jnp.zeros(2 * spec.shape[0], spec.dtype), jnp.array(False))
-        return jax.lax.while_loop(lambda carry: ~carry[2] & (carry[0] < _NUM_TRIES), attempt, none)[1:]
+        return jax.lax.while_loop(lambda carry: ~carry[2] & (carry[0] < _NUM_TRIES), attempt, none)[
+            1:
+        ]
 
-    return jax.lax.map(lambda start: search(*start), (jnp.arange(num_restarts), jax.random.split(key, num_restarts)))
+    return jax.lax.map(
+        lambda start: search(*start),
+        (jnp.arange(num_restarts), jax.random.split(key, num_restarts)),
+    )
 
 
 @partial(jax.jit, static_argnames="model")
-def _descend(model: Model, fixed: Fixed, state: newton.NewtonState, max_steps: Any) -> newton.NewtonState:
+def _descend(
+    model: Model, fixed: Fixed, state: newton.NewtonState, max_steps: Any
+) -> newton.NewtonState:
     solver: Any = "eigh" if state.x.shape[1] <= 2 * MAX_DENSE else "cg"
-    advance = partial(newton.descend, partial(loss, model=model), scale=units, solver=solver, max_steps=max_steps)
+    advance = partial(
+        newton.descend, partial(loss, model=model), scale=units, solver=solver, max_steps=max_steps
+    )
     return batched(lambda state: advance(state, fixed))(state)
 
 
 @partial(jax.jit, static_argnames=("model", "guide"))
-def _fresh(model: Model, guide: MeanField, key: Array, x: Array, fixed: Fixed) -> tuple[Array, Array]:
+def _fresh(
+    model: Model, guide: MeanField, key: Array, x: Array, fixed: Fixed
+) -> tuple[Array, Array]:
     loc, log_scale = jnp.split(x, 2)
     q = guide.distribution({"loc": loc, "log_scale": log_scale})
 
@@ -238,4 +277,6 @@ def _fresh(model: Model, guide: MeanField, key: Array, x: Array, fixed: Fixed) -
     def chunk(key: Array) -> Array:
         return jax.vmap(log_w)(noise.normals(key, (_CHUNK, loc.size), loc.dtype))
 
-    return diagnostics.elbo(jnp.ravel(jax.lax.map(chunk, jax.random.split(key, _NUM_FRESH // _CHUNK))))
+    return diagnostics.elbo(
+        jnp.ravel(jax.lax.map(chunk, jax.random.split(key, _NUM_FRESH // _CHUNK)))
+    )

@@ -1,4 +1,6 @@
-"""Damped Newton: the minimum of a deterministic function, with no learning rate and a true test of convergence."""
+"""Damped Newton: the minimum of a deterministic function, with no learning rate and a true test of
+convergence.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -13,12 +15,13 @@ Function = Callable[..., Array]
 
 
 class NewtonState(NamedTuple):
-    """Where the descent is: `x` (n,), f there (+inf before the first step), and the damping of the next step.
+    """Where the descent is: `x` (n,), f there (+inf before the first step), and the damping of the
+    next step.
 
-    `decrement`: how much the whole Newton step would lower the quadratic, |g^T H^-1 g| / 2, in units of f. `num_idle`:
-    the latest unbroken run of steps for which that was below rounding. `converged`: three of them, or a Newton step of
-    no more than the square root of the dtype's precision in any coordinate, in units of `scale`. `stuck`: damped so
-    much that no step is left.
+    `decrement`: how much the whole Newton step would lower the quadratic, |g^T H^-1 g| / 2, in
+    units of f. `num_idle`: the latest unbroken run of steps for which that was below rounding.
+    `converged`: three of them, or a Newton step of no more than the square root of the dtype's
+    precision in any coordinate, in units of `scale`. `stuck`: damped so much that no step is left.
     """
 
     x: Array
@@ -39,17 +42,20 @@ def newton(
     solver: Literal["eigh", "cg"] = "eigh",
     max_steps: int = 100,
 ) -> NewtonState:
-    """A minimum of fun(x, *args), a smooth scalar function of x (n,), from x; pure: jit and vmap it.
+    """A minimum of fun(x, *args), a smooth scalar function of x (n,), from x; pure: jit and vmap
+    it.
 
-    p = -S (|S H S| + damping)^-1 S g, H the Hessian, S = diag(scale(x)) the units in which the coordinates are alike.
-    A step is taken if f falls; the damping follows from how well the quadratic foretold it (Nocedal & Wright 2006,
-    section 4.1). |.| takes the modulus of each eigenvalue, so that saddles repel (Dauphin et al. 2014). Where f has no
-    forward mode, products with H are differences of gradients (see `products.scaled_products`).
+    p = -S (|S H S| + damping)^-1 S g, H the Hessian, S = diag(scale(x)) the units in which the
+    coordinates are alike. A step is taken if f falls; the damping follows from how well the
+    quadratic foretold it (Nocedal & Wright 2006, section 4.1). |.| takes the modulus of each
+    eigenvalue, so that saddles repel (Dauphin et al. 2014). Where f has no forward mode, products
+    with H are differences of gradients (see `products.scaled_products`).
 
     **Arguments**
 
-    - `solver`: `"eigh"` forms H, n products and O(n^3), for n up to a few hundred; `"cg"` solves by conjugate gradients
-      on products with H, cut short at negative curvature (Nocedal & Wright 2006, algorithm 7.2).
+    - `solver`: `"eigh"` forms H, n products and O(n^3), for n up to a few hundred; `"cg"` solves by
+      conjugate gradients on products with H, cut short at negative curvature (Nocedal & Wright
+      2006, algorithm 7.2).
     """
     return descend(fun, start(x), *args, scale=scale, solver=solver, max_steps=max_steps)
 
@@ -57,7 +63,9 @@ def newton(
 def start(x: Array) -> NewtonState:
     """The state before the first step."""
     one, zero = jnp.ones((), x.dtype), jnp.zeros((), jnp.int32)
-    return NewtonState(x, jnp.inf * one, one, jnp.inf * one, zero, zero, jnp.array(x.size == 0), jnp.array(False))
+    return NewtonState(
+        x, jnp.inf * one, one, jnp.inf * one, zero, zero, jnp.array(x.size == 0), jnp.array(False)
+    )
 
 
 def descend(
@@ -68,7 +76,9 @@ def descend(
     solver: Literal["eigh", "cg"] = "eigh",
     max_steps: Any = 100,
 ) -> NewtonState:
-    """Steps from `state` until it has converged, is stuck, or has taken `max_steps` since the start."""
+    """Steps from `state` until it has converged, is stuck, or has taken `max_steps` since the
+    start.
+    """
     solvers = {"eigh": _by_eigenvalues, "cg": _by_conjugate_gradients}
     if solver not in solvers:
         raise ValueError(f"`solver` must be one of {list(solvers)}; got {solver!r}")
@@ -88,7 +98,9 @@ def descend(
 
 
 class _Step(NamedTuple):
-    """A step, the fall that the quadratic promises, and of the Newton step: its largest coordinate and its fall."""
+    """A step, the fall that the quadratic promises, and of the Newton step: its largest coordinate
+    and its fall.
+    """
 
     p: Array
     promise: Array
@@ -100,8 +112,8 @@ def _judged(state: NewtonState, trial: Array, value: Array, step: _Step) -> Newt
     eps = jnp.finfo(value.dtype).eps
     rounding = 8 * eps * (1 + jnp.abs(state.value))
     fall, promise = state.value - value, step.promise
-    # Near the end f cannot tell better from worse by its value; the gradient, from which the promise comes, can: it is
-    # believed, unless the steps are so small for having been damped.
+    # Near the end f cannot tell better from worse by its value; the gradient, from which the
+    # promise comes, can: it is believed, unless the steps are so small for having been damped.
     ratio = jnp.where((promise < rounding) & (state.damping <= 1), 1.0, fall / promise)
     taken = (fall > 0) | ((promise < rounding) & (fall > -rounding))
     factor = jnp.where(taken, jnp.where(ratio > 0.75, 0.2, jnp.where(ratio < 0.25, 2.0, 1.0)), 4.0)
@@ -125,10 +137,17 @@ def _by_eigenvalues(product: Callable[[Array], Array], grad: Array, damping: Arr
     p = -along / (jnp.abs(values) + damping)
     whole = jnp.where(along == 0, 0.0, along / jnp.abs(values))  # f may not have a coordinate
     largest = jnp.max(jnp.abs(vectors @ whole))
-    return _Step(vectors @ p, -jnp.sum(along * p + 0.5 * values * p**2), largest, 0.5 * jnp.sum(along * whole))
+    return _Step(
+        vectors @ p,
+        -jnp.sum(along * p + 0.5 * values * p**2),
+        largest,
+        0.5 * jnp.sum(along * whole),
+    )
 
 
-def _by_conjugate_gradients(product: Callable[[Array], Array], grad: Array, damping: Array) -> _Step:
+def _by_conjugate_gradients(
+    product: Callable[[Array], Array], grad: Array, damping: Array
+) -> _Step:
     norm = jnp.linalg.norm(grad)
     goal = jnp.minimum(0.1, jnp.sqrt(norm)) * norm
 
@@ -142,13 +161,19 @@ def _by_conjugate_gradients(product: Callable[[Array], Array], grad: Array, damp
         curvature = direction @ image + damping * direction @ direction
         square = residual @ residual
         bad = ~(curvature > 1e-6 * (direction @ direction))  # negative, flat or not a number
-        length = jnp.where(bad, jnp.where(taken == 0, 1 / damping, 0.0), square / jnp.where(bad, 1.0, curvature))
+        length = jnp.where(
+            bad, jnp.where(taken == 0, 1 / damping, 0.0), square / jnp.where(bad, 1.0, curvature)
+        )
         p, hp = p + length * direction, hp + length * image
         new = residual - length * (image + damping * direction)
         return p, hp, new, new + (new @ new) / square * direction, bad, taken + 1
 
     zero = jnp.zeros_like(grad)
-    p, hp, *_ = jax.lax.while_loop(unfinished, step, (zero, zero, -grad, -grad, jnp.array(False), 0))
+    p, hp, *_ = jax.lax.while_loop(
+        unfinished, step, (zero, zero, -grad, -grad, jnp.array(False), 0)
+    )
     promise = -(grad @ p + 0.5 * p @ hp)
     little_damped = damping <= 1e-2  # only then is this the Newton step
-    return _Step(p, promise, *(jnp.where(little_damped, x, jnp.inf) for x in (jnp.max(jnp.abs(p)), promise)))
+    return _Step(
+        p, promise, *(jnp.where(little_damped, x, jnp.inf) for x in (jnp.max(jnp.abs(p)), promise))
+    )

@@ -13,13 +13,17 @@ from minisvi.posterior.diagnostics import chain_ess, mcse, split_rhat
 from minisvi.stopping.rules import choose, rule_key
 from minisvi.tools import checks
 
-_NUM_WATCHED, _NUM_COMPARED, _CHUNK = 32, 1000, 50  # draws behind the moments, and behind a KL; at a time
+_NUM_WATCHED, _NUM_COMPARED, _CHUNK = (
+    32,
+    1000,
+    50,
+)  # draws behind the moments, and behind a KL; at a time
 
 
 class Converging(NamedTuple):
-    """A check of `Convergence`: the step, the largest split R-hat, smallest ESS and largest MCSE over what is watched;
-    the symmetric KL (nats) of the latest two averages, NaN where there was none to compare; and the learning rate, NaN
-    if it cannot be set.
+    """A check of `Convergence`: the step, the largest split R-hat, smallest ESS and largest MCSE
+    over what is watched; the symmetric KL (nats) of the latest two averages, NaN where there was
+    none to compare; and the learning rate, NaN if it cannot be set.
     """
 
     step: Array
@@ -44,23 +48,27 @@ class ConvergenceMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Convergence:
-    """Stop when the iterates have settled at a fixed rate, halve the rate, and end when that changes q no more.
+    """Stop when the iterates have settled at a fixed rate, halve the rate, and end when that
+    changes q no more.
 
-    FASO and RAABBVI (Dhaka et al. 2020; Welandawe et al. 2022). What is watched at each snapshot of the parameters is
-    what they say: E_q[u_i] in units of q's sd, and log sd_q[u_i], at the same draws throughout, so that any guide is
-    watched alike. Every `every` steps:
+    FASO and RAABBVI (Dhaka et al. 2020; Welandawe et al. 2022). What is watched at each snapshot of
+    the parameters is what they say: E_q[u_i] in units of q's sd, and log sd_q[u_i], at the same
+    draws throughout, so that any guide is watched alike. Every `every` steps:
 
-    1. stationary: the last K / 2 snapshots or, failing that, the last K / 4, if they take at least `every` steps and at
+    1. stationary: the last K / 2 snapshots or, failing that, the last K / 4, if they take at least
+    `every` steps and at
        most 95 % of those at this rate, with split R-hat <= `rhat` in every coordinate;
-    2. accurate: MCSE < `mcse` 2^-j and ESS > window / 8 in every coordinate: its mean is average j = 0, 1, ...;
-    3. with `optax.inject_hyperparams`, the rate is halved and the iterate goes on from the average, until the symmetric
+    2. accurate: MCSE < `mcse` 2^-j and ESS > window / 8 in every coordinate: its mean is average j
+    = 0, 1, ...; 3. with `optax.inject_hyperparams`, the rate is halved and the iterate goes on from
+    the average, until the symmetric
        KL between successive averages is < `divergence` nats. Any other optimiser ends at its first average.
 
-    `snapshots` = K parameter vectors are kept; when they are full every second one goes and the stride doubles. The fit
-    returns the latest average, or the last iterate before there is one; a decaying rate looks like convergence, so give
-    a fixed one. What protects from a plateau: all coordinates have to be stationary over a share of the whole run, and
-    a second, independent run of the rule from there has to find the same q. "Optimiser converged" never means that q
-    is right.
+    `snapshots` = K parameter vectors are kept; when they are full every second one goes and the
+    stride doubles. The fit returns the latest average, or the last iterate before there is one; a
+    decaying rate looks like convergence, so give a fixed one. What protects from a plateau: all
+    coordinates have to be stationary over a share of the whole run, and a second, independent run
+    of the rule from there has to find the same q. "Optimiser converged" never means that q is
+    right.
     """
 
     every: int = 200
@@ -105,10 +113,18 @@ class Convergence:
         steps = memory.steps + 1
         # Written at each step, in the next free row, and kept by counting it.
         snapshots = jax.lax.dynamic_update_index_in_dim(memory.snapshots, flat, memory.num, 0)
-        return memory._replace(snapshots=snapshots, num=memory.num + (steps % memory.stride == 0), steps=steps)
+        return memory._replace(
+            snapshots=snapshots, num=memory.num + (steps % memory.stride == 0), steps=steps
+        )
 
     def check(
-        self, svi: Any, memory: ConvergenceMemory, state: Any, params: Any, data: tuple[Any, ...], held_out: Any
+        self,
+        svi: Any,
+        memory: ConvergenceMemory,
+        state: Any,
+        params: Any,
+        data: tuple[Any, ...],
+        held_out: Any,
     ) -> tuple[Any, ConvergenceMemory]:
         del params, held_out
         _, unravel = ravel_pytree(state.params)
@@ -187,7 +203,9 @@ class _Look(NamedTuple):
 
 
 def _moments(keys: Array, q: Any) -> Array:
-    """E_q[u_i] and log sd_q[u_i] over the draws of `keys`, (2, D); the log sd of what does not vary counts as 0."""
+    """E_q[u_i] and log sd_q[u_i] over the draws of `keys`, (2, D); the log sd of what does not vary
+    counts as 0.
+    """
     u = jax.vmap(lambda key: ravel_pytree(base.draw(q, key)[0])[0].astype(float))(keys)
     sd = jnp.std(u, axis=0)
     return jnp.stack([jnp.mean(u, axis=0), jnp.log(jnp.where(sd == 0, 1.0, sd))])
@@ -196,7 +214,8 @@ def _moments(keys: Array, q: Any) -> Array:
 def _worst(moments: Array, negligible: Any) -> tuple[Array, Array, Array]:
     """Largest split R-hat, smallest ESS and largest MCSE of (mean / sd, log sd), moments (W, 2, D).
 
-    A coordinate that moves less than is `negligible` passes: R-hat and ESS would be those of its rounding errors.
+    A coordinate that moves less than is `negligible` passes: R-hat and ESS would be those of its
+    rounding errors.
     """
     mean, log_sd = jnp.moveaxis(moments, 1, 0)
     centred = mean - jnp.mean(mean, axis=0, keepdims=True)
@@ -210,7 +229,9 @@ def _worst(moments: Array, negligible: Any) -> tuple[Array, Array, Array]:
 
 
 def _symmetric_kl(key: Array, p: Any, q: Any) -> Array:
-    """KL(p || q) + KL(q || p) in nats, each the mean of q/p - 1 - log q/p under p, no term of which is negative."""
+    """KL(p || q) + KL(q || p) in nats, each the mean of q/p - 1 - log q/p under p, no term of which
+    is negative.
+    """
 
     def terms(key: Array) -> Array:
         def gap(p: Any, q: Any) -> Array:
@@ -220,7 +241,9 @@ def _symmetric_kl(key: Array, p: Any, q: Any) -> Array:
 
         return gap(p, q) + gap(q, p)
 
-    return jnp.mean(jax.lax.map(terms, jax.random.split(key, _NUM_COMPARED), batch_size=_CHUNK)).astype(float)
+    return jnp.mean(
+        jax.lax.map(terms, jax.random.split(key, _NUM_COMPARED), batch_size=_CHUNK)
+    ).astype(float)
 
 
 def _is_rate(path: Any) -> bool:
@@ -228,11 +251,17 @@ def _is_rate(path: Any) -> bool:
 
 
 def _learning_rates(opt_state: Any) -> list[Array]:
-    """The rates that can be set: those of `optax.inject_hyperparams`, unless they follow a schedule."""
+    """The rates that can be set: those of `optax.inject_hyperparams`, unless they follow a
+    schedule.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    scheduled = any(".hyperparams_states['learning_rate']" in jax.tree_util.keystr(path) for path, _ in leaves)
+    scheduled = any(
+        ".hyperparams_states['learning_rate']" in jax.tree_util.keystr(path) for path, _ in leaves
+    )
     return [] if scheduled else [leaf for path, leaf in leaves if _is_rate(path)]
 
 
 def _halve_rates(opt_state: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf / 2 if _is_rate(path) else leaf, opt_state)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf / 2 if _is_rate(path) else leaf, opt_state
+    )

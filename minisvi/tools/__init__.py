@@ -1,1 +1,3 @@
-"""Small tools that know nothing of inference: records, checks of arguments, noise, and arrays on many devices."""
+"""Small tools that know nothing of inference: records, checks of arguments, noise, and arrays on
+many devices.
+"""

@@ -1,4 +1,6 @@
-"""Static mistakes, found before anything is compiled: each error names the thing, what was expected and what came."""
+"""Static mistakes, found before anything is compiled: each error names the thing, what was expected
+and what came.
+"""
 
 import inspect
 import itertools
@@ -23,7 +25,9 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 def leaf_names(tree: Any, is_leaf: Any = None) -> list[str]:
     """The dotted path of each leaf of `tree`; two leaves may have the same one."""
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
+    return [
+        path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    ]
 
 
 def named_leaves(tree: Any, is_leaf: Any = None, what: str = "a tree") -> dict[str, Any]:
@@ -100,7 +104,9 @@ def probabilities(values: Any) -> None:
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
-    """`value`, an integer or several, as a shape; TypeError if it is none, ValueError if a size is below zero."""
+    """`value`, an integer or several, as a shape; TypeError if it is none, ValueError if a size is
+    below zero.
+    """
     sizes = value if isinstance(value, tuple | list) else (value,)
     try:
         if any(isinstance(size, bool) for size in sizes):
@@ -124,7 +130,9 @@ def shape_ends_in_square(name: str, shape: tuple[int, ...]) -> None:
 
 
 def at_least_single(latents: Any) -> None:
-    """TypeError if a latent is of half precision, in which there are no eigenvalues or quasi-random numbers."""
+    """TypeError if a latent is of half precision, in which there are no eigenvalues or quasi-random
+    numbers.
+    """
     for name, support in named_leaves(latents).items():
         dtype = support.value_dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
@@ -132,7 +140,9 @@ def at_least_single(latents: Any) -> None:
 
 
 def takes(name: str, function: Any, call: str, num_arguments: int) -> None:
-    """TypeError unless `function` takes so many arguments, which `call` names, as far as its signature tells."""
+    """TypeError unless `function` takes so many arguments, which `call` names, as far as its
+    signature tells.
+    """
     if not callable(function):
         raise TypeError(f"`{name}` must be a function {call}; got {function!r}")
     try:
@@ -146,7 +156,9 @@ def takes(name: str, function: Any, call: str, num_arguments: int) -> None:
 
 
 def prng_key(key: Any) -> jax.Array:
-    """`key` itself if it is one PRNG key, typed, or legacy and of JAX's default kind; TypeError otherwise."""
+    """`key` itself if it is one PRNG key, typed, or legacy and of JAX's default kind; TypeError
+    otherwise.
+    """
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
     legacy = dtype == jnp.uint32 and shape == _legacy_shape()
@@ -164,32 +176,50 @@ def _legacy_shape() -> tuple[int, ...]:
 
 
 def same_tree(name: str, expected: Any, got: Any) -> None:
-    """Raise unless `got` has the leaves of `expected`, with their shapes, and floats where it has floats.
+    """Raise unless `got` has the leaves of `expected`, with their shapes, and floats where it has
+    floats.
 
-    ValueError names the leaves that are missing, unexpected or of another shape; TypeError those of another kind.
+    ValueError names the leaves that are missing, unexpected or of another shape; TypeError those of
+    another kind.
     """
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(got):
         want, have = leaf_names(expected), leaf_names(got)
-        raise ValueError(f"{name}: expected a tree with leaves {want}; got {type(got).__name__} with leaves {have}")
-    for leaf, spec, value in zip(leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        raise ValueError(
+            f"{name}: expected a tree with leaves {want}; got {type(got).__name__} with leaves {have}"
+        )
+    for leaf, spec, value in zip(
+        leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(got), strict=True
+    ):
         if jnp.shape(value) != jnp.shape(spec):
-            raise ValueError(f"{name} `{leaf}`: expected shape {jnp.shape(spec)}; got {jnp.shape(value)}")
+            raise ValueError(
+                f"{name} `{leaf}`: expected shape {jnp.shape(spec)}; got {jnp.shape(value)}"
+            )
         kind = jnp.floating if jnp.issubdtype(spec.dtype, jnp.floating) else jnp.integer
         if not jnp.issubdtype(jnp.result_type(value), kind):
-            raise TypeError(f"{name} `{leaf}`: expected {_A[kind]} dtype; got {jnp.result_type(value)}")
+            raise TypeError(
+                f"{name} `{leaf}`: expected {_A[kind]} dtype; got {jnp.result_type(value)}"
+            )
 
 
 def non_finite_data(data: Any) -> list[str]:
-    """Each leaf that holds a number that is not finite, with its first such row: "data `[1].y`: NaN at row 17 (3 of 500
-    rows)". What is traced, or on other processes, is passed over.
+    """Each leaf that holds a number that is not finite, with its first such row: "data `[1].y`: NaN
+    at row 17 (3 of 500 rows)". What is traced, or on other processes, is passed over.
     """
-    return [_first_bad_row(data_name(path), array) for path, array in _known_floats(data) if not _all_finite(array)]
+    return [
+        _first_bad_row(data_name(path), array)
+        for path, array in _known_floats(data)
+        if not _all_finite(array)
+    ]
 
 
 def _known_floats(data: Any) -> list[tuple[Any, Any]]:
     """Paths and leaves of the floating numbers that are known here."""
-    return [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data) if _is_known_float(leaf)]
+    return [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
+        if _is_known_float(leaf)
+    ]
 
 
 def _is_known_float(leaf: Any) -> bool:
@@ -222,7 +252,9 @@ def _first_bad_row(name: str, leaf: Any) -> str:
 
 
 def or_the_data(data: Any) -> str:
-    """What to add to an error about a density that is not finite: where the data are not, or nothing."""
+    """What to add to an error about a density that is not finite: where the data are not, or
+    nothing.
+    """
     found = non_finite_data(data)
     return f". The data hold numbers that are not finite: {'; '.join(found)}" if found else ""
 
@@ -230,24 +262,30 @@ def or_the_data(data: Any) -> str:
 def finite_terms(terms: Callable[..., dict[str, Any]], data: Any) -> None:
     """ValueError if numbers of the data that are not finite make a term of the density not finite.
 
-    They may be legitimate, such as missing values that the likelihood masks. They are to blame where a term is not
-    finite and becomes finite with numbers of other rows in their place. `terms(*data)` is computed only if there are
-    any.
+    They may be legitimate, such as missing values that the likelihood masks. They are to blame
+    where a term is not finite and becomes finite with numbers of other rows in their place.
+    `terms(*data)` is computed only if there are any.
     """
     found = non_finite_data(data)
     # What other processes hold, all of them would have to compute with.
-    if not found or not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(data) if _is_array(leaf)):
+    if not found or not all(
+        leaf.is_fully_addressable for leaf in jax.tree.leaves(data) if _is_array(leaf)
+    ):
         return
     compiled = jax.jit(terms)
     with jax.ensure_compile_time_eval():  # in a trace the data may be known all the same
         given, others = compiled(*data), compiled(*jax.tree.map(_with_finite_rows, data))
-    if any(isinstance(term, jax.core.Tracer) for term in given.values()):  # of a model made inside a trace
+    if any(
+        isinstance(term, jax.core.Tracer) for term in given.values()
+    ):  # of a model made inside a trace
         return
     for name, term in given.items():
         where = ~np.isfinite(np.asarray(term))
         if where.any() and np.all(np.isfinite(np.asarray(others[name]))):
             row = f" at row {int(np.argmax(where))}" if where.ndim else ""
-            raise ValueError(f"`{name}` is not finite{row}, because of the data: {'; '.join(found)}")
+            raise ValueError(
+                f"`{name}` is not finite{row}, because of the data: {'; '.join(found)}"
+            )
 
 
 def _with_finite_rows(leaf: Any) -> Any:
@@ -262,30 +300,41 @@ def _with_finite_rows(leaf: Any) -> Any:
 
 
 def factored(model: Any, what: str = "a minibatch") -> None:
-    """ValueError, of `what` needs it, unless the model has a likelihood apart, with one term per row."""
+    """ValueError, of `what` needs it, unless the model has a likelihood apart, with one term per
+    row.
+    """
     if model.log_likelihood is None:
         raise ValueError(f"{what} needs a factored model: give `log_prior` and `log_likelihood`")
     if not model.per_row:
-        raise ValueError(f"{what} needs a likelihood with one term per row, and the model says `per_row=False`")
+        raise ValueError(
+            f"{what} needs a likelihood with one term per row, and the model says `per_row=False`"
+        )
 
 
 def density_term(
     name: str, function: Callable[..., Any], shape: tuple[int, ...] | None, known: Any, *args: Any
 ) -> None:
-    """Raise unless `function(*args)` is a float array of `shape`; by shapes alone, nothing is computed.
+    """Raise unless `function(*args)` is a float array of `shape`; by shapes alone, nothing is
+    computed.
 
-    ValueError or TypeError if it is not, if it asks for a latent that is not in the tree `known`, or if a (N,) array
-    meets a (N, 1) one, which would silently become (N, N).
+    ValueError or TypeError if it is not, if it asks for a latent that is not in the tree `known`,
+    or if a (N,) array meets a (N, 1) one, which would silently become (N, N).
     """
     try:
         term = _eval_shape_without_outer_broadcast(name, function, *args)
     except (KeyError, AttributeError) as error:
         latents = leaf_names(known)
-        raise ValueError(f"`{name}` failed with {error!r}; the model's latents are {latents}") from error
+        raise ValueError(
+            f"`{name}` failed with {error!r}; the model's latents are {latents}"
+        ) from error
     what = "one term per row" if name == "log_likelihood" and shape != () else "a scalar"
     if not isinstance(term, jax.ShapeDtypeStruct):
-        raise TypeError(f"`{name}` must return {what}: expected an array; got {type(term).__name__}")
-    shape = term.shape[:1] if shape is None else shape  # without data no one knows how many rows there are
+        raise TypeError(
+            f"`{name}` must return {what}: expected an array; got {type(term).__name__}"
+        )
+    shape = (
+        term.shape[:1] if shape is None else shape
+    )  # without data no one knows how many rows there are
     if term.shape != shape or not jnp.issubdtype(term.dtype, jnp.floating):
         got = f"expected float{list(shape)}; got {term.dtype}{list(term.shape)}"
         raise ValueError(f"`{name}` must return {what}: {got}{_remedy(name, shape, term.shape)}")
@@ -303,7 +352,8 @@ def _remedy(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
 
 
 def _eval_shape_without_outer_broadcast(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    # JAX warns of every rank promotion when asked to; of these only (N,) against (..., N, 1) is surely a mistake.
+    # JAX warns of every rank promotion when asked to; of these only (N,) against (..., N, 1) is
+    # surely a mistake.
     with jax.numpy_rank_promotion("warn"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         shape = jax.eval_shape(function, *args)

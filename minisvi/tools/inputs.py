@@ -12,11 +12,14 @@ from minisvi.tools import checks
 def arrays(data: tuple[Any, ...]) -> tuple[Any, ...]:
     """The data as trees of arrays.
 
-    A list of numbers, or a nested list of them, is one array. So is a data frame, with a column for each of its own,
-    and whatever else NumPy can read. Any other list, and each tuple or dict, is a tree of arrays. Arrays stay as they
-    are. TypeError names the leaf that is no number: a string, None, an array or a column of objects.
+    A list of numbers, or a nested list of them, is one array. So is a data frame, with a column for
+    each of its own, and whatever else NumPy can read. Any other list, and each tuple or dict, is a
+    tree of arrays. Arrays stay as they are. TypeError names the leaf that is no number: a string,
+    None, an array or a column of objects.
     """
-    return jax.tree_util.tree_map_with_path(_array, data, is_leaf=lambda node: node is None or _is_list(node))
+    return jax.tree_util.tree_map_with_path(
+        _array, data, is_leaf=lambda node: node is None or _is_list(node)
+    )
 
 
 def _is_list(node: Any) -> bool:
@@ -37,7 +40,9 @@ def _array(path: tuple[Any, ...], leaf: Any) -> Any:
     array = _read(leaf)
     if array is None or not _is_numeric(array.dtype):
         got = _described(leaf, array)
-        raise TypeError(f"data `{checks.data_name(path)}`: expected numbers, in an array or a list of them; got {got}")
+        raise TypeError(
+            f"data `{checks.data_name(path)}`: expected numbers, in an array or a list of them; got {got}"
+        )
     return array
 
 
@@ -56,7 +61,9 @@ def _is_frame(leaf: Any) -> bool:
 
 
 def _of_columns(frame: Any) -> np.ndarray:
-    """One array of columns of several dtypes, for which NumPy has none in common where one is of bools."""
+    """One array of columns of several dtypes, for which NumPy has none in common where one is of
+    bools.
+    """
     columns = [np.asarray(frame.iloc[:, i]) for i in range(len(frame.columns))]
     if not all(_is_numeric(column.dtype) for column in columns):
         return np.asarray(frame)
@@ -71,7 +78,9 @@ def _is_numeric(dtype: Any) -> bool:
 def _described(leaf: Any, array: np.ndarray | None) -> str:
     if _is_frame(leaf):
         places = range(len(leaf.columns))
-        others = [leaf.columns[i] for i in places if not _is_numeric(np.asarray(leaf.iloc[:, i]).dtype)]
+        others = [
+            leaf.columns[i] for i in places if not _is_numeric(np.asarray(leaf.iloc[:, i]).dtype)
+        ]
         return f"a {type(leaf).__name__} whose columns {others} are no numbers"
     if array is not None:
         return f"{type(leaf).__name__} of {array.dtype}"

@@ -6,20 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_listening: list[threading.Event] = []  # the event of the outermost `deferred_interrupt`, if there is one
+_listening: list[
+    threading.Event
+] = []  # the event of the outermost `deferred_interrupt`, if there is one
 
 
 def interrupted() -> bool:
-    """Whether Ctrl-C was pressed since the `deferred_interrupt` around this work began; False without one."""
+    """Whether Ctrl-C was pressed since the `deferred_interrupt` around this work began; False
+    without one.
+    """
     return _in_main_thread() and any(event.is_set() for event in _listening)
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second interrupts as usual. One inside another gives the same event.
+    """An event that the first Ctrl-C sets; the second interrupts as usual. One inside another gives
+    the same event.
 
-    A block's inputs are donated, so an exception between its call and the assignment of what it returns would lose the
-    fit: the request has to wait for the block's end.
+    A block's inputs are donated, so an exception between its call and the assignment of what it
+    returns would lose the fit: the request has to wait for the block's end.
     """
     event = threading.Event()
     if not _in_main_thread():  # signals reach the main thread alone
@@ -29,7 +34,10 @@ def deferred_interrupt() -> Iterator[threading.Event]:
         yield _listening[0]
         return
     previous = signal.getsignal(signal.SIGINT)
-    if previous in (signal.SIG_IGN, None):  # as of a job in the background; or not Python's to put back
+    if previous in (
+        signal.SIG_IGN,
+        None,
+    ):  # as of a job in the background; or not Python's to put back
         yield event
         return
 

@@ -1,8 +1,8 @@
 """Equality and hash by value for the frozen records of the package.
 
-Records are static arguments of compiled functions: two that are equal share one compilation. Their fields may hold
-dicts, which have no hash, so a record is compared through its flattened fields. They are not registered as pytrees:
-each is one leaf, and everything in it is known when tracing.
+Records are static arguments of compiled functions: two that are equal share one compilation. Their
+fields may hold dicts, which have no hash, so a record is compared through its flattened fields.
+They are not registered as pytrees: each is one leaf, and everything in it is known when tracing.
 """
 
 from dataclasses import fields
@@ -12,7 +12,9 @@ import jax
 
 
 class Record:
-    """Base of `@dataclass(frozen=True, eq=False)` classes whose fields are hashable, or pytrees of hashables."""
+    """Base of `@dataclass(frozen=True, eq=False)` classes whose fields are hashable, or pytrees of
+    hashables.
+    """
 
     def _key(self) -> tuple[Any, ...]:
         values = tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""Many devices: names for their axes, rows laid out over one of them, and what several processes have to agree on.
+"""Many devices: names for their axes, rows laid out over one of them, and what several processes
+have to agree on.
 
 The engine follows the arrays that it is given; XLA puts in the collectives. It names no device.
 """
@@ -15,29 +16,34 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def mesh(**axes: int) -> Mesh:
-    """The devices of all processes as a grid, such as `mesh(rows=4, restarts=2)`; use it by `with jax.set_mesh(...)`.
+    """The devices of all processes as a grid, such as `mesh(rows=4, restarts=2)`; use it by `with
+    jax.set_mesh(...)`.
 
-    Names that minisvi knows: `rows` of the data (`shard_rows`), `restarts` and `particles`, over which a fit's starts
-    and an estimate's draws are then spread.
+    Names that minisvi knows: `rows` of the data (`shard_rows`), `restarts` and `particles`, over
+    which a fit's starts and an estimate's draws are then spread.
     """
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def shard_rows(mesh: Mesh, *data: Any) -> tuple[Any, ...]:
-    """The data with their rows, the leading axis, spread over the axis `rows` of a mesh; a fit of them is then too.
+    """The data with their rows, the leading axis, spread over the axis `rows` of a mesh; a fit of
+    them is then too.
 
-    With several processes each gives its own rows, as many as any other, and gets arrays of them all. ValueError unless
-    all give as many, and the devices divide their number; and for a mesh with Explicit axes.
+    With several processes each gives its own rows, as many as any other, and gets arrays of them
+    all. ValueError unless all give as many, and the devices divide their number; and for a mesh
+    with Explicit axes.
     """
     _check_axes(mesh)
     check_rows([sum(np.shape(leaf)[:1]) for leaf in jax.tree.leaves(data)])
     rows = NamedSharding(mesh, PartitionSpec("rows"))
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, np.asarray(leaf)), data)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(rows, np.asarray(leaf)), data
+    )
 
 
 def check_axes(tree: Any) -> None:
-    """ValueError if the mesh in use, or one that arrays of the tree lie on, has Explicit axes: with these JAX leaves
-    it to each operation to say where its result lies.
+    """ValueError if the mesh in use, or one that arrays of the tree lie on, has Explicit axes: with
+    these JAX leaves it to each operation to say where its result lies.
     """
     _check_axes(jax.sharding.get_abstract_mesh())
     for leaf in jax.tree.leaves(tree):
@@ -54,19 +60,31 @@ def _check_axes(mesh: Any) -> None:
 
 
 def check_rows(nums: list[int]) -> None:
-    """ValueError unless all processes bring these numbers of rows: their arrays would not be parts of one."""
+    """ValueError unless all processes bring these numbers of rows: their arrays would not be parts
+    of one.
+    """
     least = [-num for num in agreed(*(-num for num in nums))]
     if agreed(*nums) != least:
-        raise ValueError(f"expected as many rows from each process; got {nums} from this one, and {least} from another")
+        raise ValueError(
+            f"expected as many rows from each process; got {nums} from this one, and {least} from another"
+        )
 
 
 def along(axis: str, keys: Array) -> Array:
-    """`keys` with the leading axis spread over the axis of this name of the mesh in use, if it has one that divides."""
-    return jax.lax.with_sharding_constraint(keys, PartitionSpec(axis)) if _divides(axis, len(keys)) else keys
+    """`keys` with the leading axis spread over the axis of this name of the mesh in use, if it has
+    one that divides.
+    """
+    return (
+        jax.lax.with_sharding_constraint(keys, PartitionSpec(axis))
+        if _divides(axis, len(keys))
+        else keys
+    )
 
 
 def apart(axis: str, function: Callable[[Array], Array], index: Array) -> Array:
-    """function(index), each device at its own part of the leading axis, so that a loop in it waits for no other's."""
+    """function(index), each device at its own part of the leading axis, so that a loop in it waits
+    for no other's.
+    """
     if not _divides(axis, len(index)):
         return function(index)
     spec = PartitionSpec(axis)
@@ -84,7 +102,9 @@ def whole(tree: Any) -> Any:
     def gathered(leaf: Any) -> Any:
         if not hasattr(leaf, "sharding") or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
-        return jax.jit(jnp.copy, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+        return jax.jit(jnp.copy, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(
+            leaf
+        )
 
     return jax.tree.map(gathered, tree)
 

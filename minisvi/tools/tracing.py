@@ -1,7 +1,8 @@
 """Users' functions, called so that no two traces see one tracer.
 
-A library may remember what it has computed from an array by the array's identity, as TFP's bijectors do. If two traces
-were given the same tracer, the second would find with it what the first, which is over by then, has left behind.
+A library may remember what it has computed from an array by the array's identity, as TFP's
+bijectors do. If two traces were given the same tracer, the second would find with it what the
+first, which is over by then, has left behind.
 """
 
 from typing import Any
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 
 
 def fresh(tree: Any) -> Any:
-    """The same tree with tracers of its own, for a user's function. Whatever is no tracer stays as it is.
+    """The same tree with tracers of its own, for a user's function. Whatever is no tracer stays as
+    it is.
 
     XLA removes the copies.
     """
-    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.core.Tracer) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.core.Tracer) else leaf, tree
+    )
