@@ -421,7 +421,7 @@ def table(name: str, records: list[Record]) -> str:
         for level, row in confusion(records).items()
     ]
     found = rates(records)
-    percent = lambda rate: "–" if rate is None else f"{100 * rate:.1f} %"
+    percent = lambda rate: "–" if rate is None else f"{100 * rate:.1f} %"  # noqa: RUF001
     lines += [
         "",
         f"{found['answers']} answers, {found['crashed']} crashed; false good: {found['false_good']} of "

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from minisvi.data.batches import Blocks, FullBatch, Minibatches
+from minisvi.data.batches import Chunks, FullBatch, Minibatches
 from minisvi.guides.base import Guide
 from minisvi.model import trees
 from minisvi.model.model import Model
@@ -77,7 +77,7 @@ class SVI(Record):
     guide: Guide
     optimizer: optax.GradientTransformation
     objective: Callable[..., Array] = ELBO()
-    batches: FullBatch | Minibatches | Blocks = FullBatch()
+    batches: FullBatch | Minibatches | Chunks = FullBatch()
 
     def __post_init__(self) -> None:
         if not hasattr(self.model, "log_density"):
@@ -124,11 +124,11 @@ class SVI(Record):
         nor the optimiser.
         """
         key, step_key = jax.random.split(state.key)
-        batch, scale = self.batches(state.step, data)
+        batch, weight = self.batches(state.step, data)
 
         def loss(params: Any) -> Array:
             return -self.objective(
-                step_key, self.model, self.guide, params, *batch, scale=scale, step=state.step
+                step_key, self.model, self.guide, params, *batch, weight=weight, step=state.step
             )
 
         value, grad = jax.value_and_grad(loss)(state.params)
@@ -153,9 +153,9 @@ class SVI(Record):
     def evaluate(self, state: SVIState, *data: Any) -> Array:
         """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
         _, step_key = jax.random.split(state.key)
-        batch, scale = self.batches(state.step, data)
+        batch, weight = self.batches(state.step, data)
         return self.objective(
-            step_key, self.model, self.guide, state.params, *batch, scale=scale, step=state.step
+            step_key, self.model, self.guide, state.params, *batch, weight=weight, step=state.step
         )
 
     def scan(self, state: SVIState, num_steps: int, *data: Any) -> tuple[SVIState, StepInfo]:
@@ -240,8 +240,8 @@ class SVI(Record):
         )
 
     def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
-        batch, scale = self.batches(jnp.zeros((), jnp.int32), data)
-        if scale is not None:
+        batch, weight = self.batches(jnp.zeros((), jnp.int32), data)
+        if weight is not None:
             checks.factored(self.model)
         self.model.check(*batch)
         draw = jax.eval_shape(

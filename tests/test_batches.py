@@ -13,7 +13,7 @@ from jax.scipy.stats import norm
 from scipy.stats import chisquare
 
 import minisvi
-from minisvi.data.batches import Block, Blocks
+from minisvi.data.batches import Chunk, Chunks
 from minisvi.data.permutation import shuffled
 
 
@@ -115,9 +115,9 @@ def test_the_mean_over_an_epoch_is_the_elbo_of_all_rows(batch_size, shards, key,
 
     @jax.jit
     def one(step):
-        batch, scale = batches(step, data)
-        share = jnp.sum(jnp.broadcast_to(scale, len(batch[1])) > 0) / 103
-        return share, objective(key, MODEL, GUIDE, params, *batch, scale=scale)
+        batch, weight = batches(step, data)
+        share = jnp.sum(jnp.broadcast_to(weight, len(batch[1])) > 0) / 103
+        return share, objective(key, MODEL, GUIDE, params, *batch, weight=weight)
 
     shares, elbos = zip(*(one(jnp.int32(k + 4 * num_batches)) for k in range(num_batches)))
     assert np.std(np.asarray(elbos)) > 0 or num_batches == 1
@@ -130,8 +130,10 @@ def test_a_minibatch_is_unbiased(key):
     data, params, batches = regression(), GUIDE.init(key), minisvi.Minibatches(10)
     num_batches = -(-103 // 10)
 
-    def gradient(params, batch, scale):
-        return jax.grad(lambda p: minisvi.ELBO()(key, MODEL, GUIDE, p, *batch, scale=scale))(params)
+    def gradient(params, batch, weight):
+        return jax.grad(lambda p: minisvi.ELBO()(key, MODEL, GUIDE, p, *batch, weight=weight))(
+            params
+        )
 
     steps = jnp.arange(4000) * num_batches + jnp.arange(4000) % num_batches
     grads = jax.jit(jax.vmap(lambda step: gradient(params, *batches(step, data))))(steps)
@@ -155,10 +157,10 @@ def test_rows_may_have_weights_of_their_own(key, rtol):
     params["z"]["log_scale"] = jnp.linspace(-1.0, 1.0, 4)[:, None]
     index, counts = jnp.arange(4), np.array([3, 0, 1, 2])
 
-    def log_w(index, x, scale, normals):
-        q = minisvi.guides.base.scaled(guide.distribution(params, index, x), scale)
+    def log_w(index, x, weight, normals):
+        q = minisvi.guides.base.weighted(guide.distribution(params, index, x), weight)
         u, log_q = q.from_noise(normals)
-        return model.log_density(u, index, x, scale=scale) - log_q
+        return model.log_density(u, index, x, weight=weight) - log_q
 
     normals = jax.random.normal(key, (5,))
     repeated = np.repeat(np.arange(4), counts)
@@ -173,8 +175,8 @@ def test_rows_may_have_weights_of_their_own(key, rtol):
 
 def test_a_block_gives_each_step_its_batch():
     rows = jnp.arange(24.0).reshape(4, 3, 2)
-    (seen,), weights = Blocks(100)(
-        jnp.int32(12), (Block(10, (rows,), jnp.arange(12.0).reshape(4, 3)),)
+    (seen,), weights = Chunks(100)(
+        jnp.int32(12), (Chunk(10, (rows,), jnp.arange(12.0).reshape(4, 3)),)
     )
     np.testing.assert_array_equal(seen, rows[2])
     np.testing.assert_array_equal(weights, [6.0, 7.0, 8.0])

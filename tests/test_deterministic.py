@@ -184,7 +184,7 @@ def test_an_improper_posterior_does_not_converge(key):
 @pytest.mark.slow
 def test_a_scaled_likelihood_is_that_of_repeated_rows(key):
     model, x = conjugate_model(), conjugate_data()
-    half = deterministic(key, model, x, scale=3.0, num_restarts=1)
+    half = deterministic(key, model, x, weight=3.0, num_restarts=1)
     full = deterministic(key, model, jnp.concatenate([x, x, x]), num_restarts=1)
     for name in ("loc", "log_scale"):
         assert np.allclose(half.params[name], full.params[name], rtol=0, atol=1e-4)
@@ -244,7 +244,7 @@ def test_equal_keys_give_equal_fits_and_a_second_one_traces_nothing(key):
         ({"num_draws": 3}, ValueError, "must be even; got 3"),
         ({"restart_draws": 6}, ValueError, "must be a power of two; got 6"),
         ({"start": {"y": 0.0}}, ValueError, "expected a tree with leaves"),
-        ({"scale": 2.0}, ValueError, "a minibatch needs a factored model"),
+        ({"weight": 2.0}, ValueError, "a minibatch needs a factored model"),
     ],
 )
 def test_bad_arguments(options, error, message, key):

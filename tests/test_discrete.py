@@ -366,7 +366,7 @@ def test_score_function_of_local_latents_is_unbiased_over_batches(key):
     @jax.jit
     def gradients(keys, rows):
         objective = lambda p, k: ELBO(2, "score_function")(
-            k, NEAR_MODEL, near_guide(3), p, rows, x[rows], scale=1.5
+            k, NEAR_MODEL, near_guide(3), p, rows, x[rows], weight=1.5
         )
         return jax.vmap(jax.grad(objective), (None, 0))({"z": logits}, keys)["z"]
 
@@ -444,7 +444,7 @@ def test_local_sums_keep_the_minibatch_scale():
     full = model.log_density(theta, *MIXTURE_DATA)
     pairs = [jnp.array(rows) for rows in itertools.combinations(range(5), 2)]
     batches = jnp.stack(
-        [model.log_density(theta, rows, MIXTURE_DATA[1][rows], scale=5 / 2) for rows in pairs]
+        [model.log_density(theta, rows, MIXTURE_DATA[1][rows], weight=5 / 2) for rows in pairs]
     )
     assert jnp.allclose(jnp.mean(batches), full, rtol=10 * RTOL)
     assert jnp.std(batches) > 1.0
@@ -479,7 +479,7 @@ def test_local_latents_that_depend_on_the_summed_ones(key):
     for rows in itertools.combinations(range(5), 2):
         i = jnp.array(rows)
         batches.append(
-            summed.log_density(theta | {"w": theta["w"][i]}, i, MIXTURE_DATA[1][i], scale=5 / 2)
+            summed.log_density(theta | {"w": theta["w"][i]}, i, MIXTURE_DATA[1][i], weight=5 / 2)
         )
     assert np.allclose(np.mean(batches), expected, rtol=10 * RTOL)
     _, log_p = log_conditional(model, "z", theta, *MIXTURE_DATA)

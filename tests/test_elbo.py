@@ -124,7 +124,7 @@ def test_minibatch_scale_is_unbiased_for_the_full_likelihood():
     x, model = conjugate_data(), conjugate_model()
     u = {"w": jnp.asarray(OFF_LOC, FLOAT)}
     pairs = [jnp.array([i, j]) for i in range(NUM_ROWS) for j in range(i)]
-    batches = jnp.stack([model.log_density(u, x[rows], scale=NUM_ROWS / 2) for rows in pairs])
+    batches = jnp.stack([model.log_density(u, x[rows], weight=NUM_ROWS / 2) for rows in pairs])
     assert jnp.allclose(jnp.mean(batches), model.log_density(u, x), rtol=RTOL)
     assert jnp.std(batches) > 1.0
 

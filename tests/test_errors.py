@@ -196,7 +196,7 @@ STATIC = {
         r"expected either `log_joint`, or both",
     ),
     "minibatch of an unfactored model": (
-        lambda: good().log_density({"a": jnp.zeros(())}, X, scale=2.0),
+        lambda: good().log_density({"a": jnp.zeros(())}, X, weight=2.0),
         ValueError,
         r"a minibatch needs a factored model: give `log_prior` and `log_likelihood`",
     ),
@@ -325,29 +325,30 @@ STATIC = {
         r"`prior` in place of `log_prior`",
     ),
     "antithetic draws of an odd number": (
-        lambda: ELBO(3, draws="antithetic"),
+        lambda: ELBO(3, sampling="antithetic"),
         ValueError,
         r"antithetic draws come in pairs: `num_particles` must be even; got 3",
     ),
     "quasi-random draws of six": (
-        lambda: ELBO(6, draws="quasi"),
+        lambda: ELBO(6, sampling="quasi"),
         ValueError,
         r"quasi-random draws: `num_particles` must be a power of two; got 6",
     ),
     "unknown draws": (
-        lambda: ELBO(2, draws="sobol"),
+        lambda: ELBO(2, sampling="sobol"),
         ValueError,
-        r"`draws` must be one of .*; got 'sobol'",
+        r"`sampling` must be one of .*; got 'sobol'",
     ),
     "antithetic draws of a guide without normals": (
         lambda: estimate(
-            ELBO(2, draws="antithetic"), guide=custom(lambda p, *_: {"a": distrax.Normal(p, 1.0)})
+            ELBO(2, sampling="antithetic"),
+            guide=custom(lambda p, *_: {"a": distrax.Normal(p, 1.0)}),
         ),
         ValueError,
-        r"draws='antithetic': expected a guide made of normals, with `from_noise`; this draws from keys",
+        r"sampling='antithetic': expected a guide made of normals, with `from_noise`; this draws from keys",
     ),
     "doubly reparameterised antithetic draws": (
-        lambda: ImportanceWeighted(4, "doubly_reparameterised", draws="antithetic"),
+        lambda: ImportanceWeighted(4, "doubly_reparameterised", sampling="antithetic"),
         ValueError,
         r"gradient='doubly_reparameterised' is unbiased with independent draws alone; got 'antithetic'",
     ),

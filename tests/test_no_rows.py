@@ -112,7 +112,7 @@ NEED_ROWS = {
         r"a minibatch needs .*`per_row=False`",
     ),
     "a scale": (
-        lambda: MODEL.log_density(U, X, scale=2.0),
+        lambda: MODEL.log_density(U, X, weight=2.0),
         ValueError,
         r"a minibatch needs .*`per_row=False`",
     ),

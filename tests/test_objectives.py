@@ -270,7 +270,7 @@ def test_normals_drawn_as_a_vector_are_those_of_the_array(shape, key):
 
 def test_antithetic_draws_make_the_location_gradient_exact(key):
     # On a Gaussian it is linear in eps, and eps and -eps cancel.
-    _, grad = estimates(ELBO(2, draws="antithetic"), key, 50)
+    _, grad = estimates(ELBO(2, sampling="antithetic"), key, 50)
     assert np.allclose(grad[:, :3], ELBO_GRADIENT[:3], atol=2e4 * jnp.finfo(FLOAT).eps)
     _, independent = estimates(ELBO(2), key, 50)
     assert np.all(independent[:, :3].std(0) > 0.1)
@@ -278,18 +278,18 @@ def test_antithetic_draws_make_the_location_gradient_exact(key):
 
 def test_quasi_random_draws_have_a_fraction_of_the_variance(key):
     value, grad = estimates(ELBO(64), key, 2000)
-    quasi_value, quasi_grad = estimates(ELBO(64, draws="quasi"), key, 2000)
+    quasi_value, quasi_grad = estimates(ELBO(64, sampling="quasi"), key, 2000)
     assert quasi_value.var() < 0.1 * value.var()
     assert np.all(quasi_grad.var(0) < 0.1 * grad.var(0))
     bound = values(ImportanceWeighted(64), key, 2000)
-    assert values(ImportanceWeighted(64, draws="quasi"), key, 2000).var() < 0.5 * bound.var()
+    assert values(ImportanceWeighted(64, sampling="quasi"), key, 2000).var() < 0.5 * bound.var()
 
 
 # --- Common random numbers. ---
 
 
 @pytest.mark.parametrize(
-    "objective", [ELBO(8, draws="antithetic"), ImportanceWeighted(8), Renyi(8, alpha=0.3)]
+    "objective", [ELBO(8, sampling="antithetic"), ImportanceWeighted(8), Renyi(8, alpha=0.3)]
 )
 def test_fixed_draws_do_not_depend_on_the_key(objective, key):
     fixed = FixedDraws(objective, seed=4)
@@ -305,7 +305,7 @@ def test_fixed_draws_do_not_depend_on_the_key(objective, key):
 
 def test_fixed_antithetic_draws_and_lbfgs_find_the_exact_location(key):
     # Antithetic draws have mean zero, so that the fixed ELBO's optimum is the posterior's location.
-    svi = SVI(MODEL, GUIDE, optax.lbfgs(), FixedDraws(ELBO(32, draws="antithetic")))
+    svi = SVI(MODEL, GUIDE, optax.lbfgs(), FixedDraws(ELBO(32, sampling="antithetic")))
     result = svi.run(key, 60, DATA, params=params(), progress_bar=False)
     assert np.allclose((result.params["loc"] - POST_LOC) / POST_SD, 0, atol=1e-3)
     grad = jax.grad(lambda p: svi.objective(key, MODEL, GUIDE, p, DATA))(result.params)

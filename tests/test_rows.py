@@ -142,7 +142,7 @@ def hierarchies():
 @pytest.mark.parametrize("draws", ["independent", "antithetic", "quasi"])
 @pytest.mark.parametrize("name", hierarchies())
 def test_every_estimate_is_the_log_evidence_at_the_exact_posterior(name, draws, key):
-    guide, objective = hierarchies()[name], ELBO(4, draws=draws)
+    guide, objective = hierarchies()[name], ELBO(4, sampling=draws)
     elbo = lambda k: objective(k, HIERARCHY, guide, exact_params(name), *DATA)
     estimates = jax.jit(jax.vmap(elbo))(jax.random.split(key, 20))
     assert jnp.allclose(estimates, exact()[-1], rtol=10 * RTOL)
@@ -237,11 +237,11 @@ def moved(params, key):
     )
 
 
-def terms(guide, params, u, data, scale=None):
+def terms(guide, params, u, data, weight=None):
     """Every term that may count N/B times."""
-    q = base.scaled(guide.distribution(params, *data), scale)
-    log_det = trees.constrain(SCALED.latents, u, scale)[1]
-    log_prior, log_likelihood = SCALED.log_terms(u, *data, scale=scale)
+    q = base.weighted(guide.distribution(params, *data), weight)
+    log_det = trees.constrain(SCALED.latents, u, weight)[1]
+    log_prior, log_likelihood = SCALED.log_terms(u, *data, weight=weight)
     return {
         "log_det": log_det,
         "log_prior": log_prior - log_det,
@@ -300,7 +300,7 @@ def test_antithetic_draws_of_all_rows_come_in_pairs(key):
 
     @jax.jit
     def draws(params):
-        q, u, _ = ELBO(4, draws="antithetic").particles(
+        q, u, _ = ELBO(4, sampling="antithetic").particles(
             "total", key, HIERARCHY, guide, params, *DATA
         )
         assert q.noise_size == 1 + NUM
@@ -395,16 +395,16 @@ def autoencoder():
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("scale", [None, 2.5])
-def test_closed_form_kl_through_rows(scale, key):
+@pytest.mark.parametrize("weight", [None, 2.5])
+def test_closed_form_kl_through_rows(weight, key):
     model, guide, params, x = autoencoder()
     target = model.over(guide.constrained)
     p = params["z"]
     loc, log_scale = np.split(np.asarray(x, np.float64) @ np.asarray(p, np.float64), 2, axis=1)
     closed = np.sum(np.log(2.0) - log_scale + (np.exp(2 * log_scale) + (loc - 0.5) ** 2) / 8 - 0.5)
-    factor = 1.0 if scale is None else scale
+    factor = 1.0 if weight is None else weight
     estimate = lambda gradient: (
-        lambda k: ELBO(1, gradient)(k, target, guide, params, x, scale=scale)
+        lambda k: ELBO(1, gradient)(k, target, guide, params, x, weight=weight)
     )
     u, _ = guide.distribution(params, x).sample_and_log_prob(seed=key)
     log_likelihood = jnp.sum(model.log_likelihood(u, x))
@@ -419,7 +419,7 @@ def test_closed_form_kl_through_rows(scale, key):
     sampled = jax.jit(
         jax.vmap(
             lambda k: closed_kl.sampled_minus_closed(
-                guide.distribution(params, x), target, u, scale
+                guide.distribution(params, x), target, u, weight
             )
         )
     )
@@ -443,12 +443,12 @@ def test_minibatches_touch_the_parameters_of_their_rows_alone(key):
     svi = SVI(HIERARCHY, hierarchies()["per_row"], optax.sgd(0.01), ELBO(), Minibatches(2, seed=5))
     state = svi.init(key, *DATA)
     after, _ = jax.jit(svi.update)(state, *DATA)
-    (rows, _), scale = svi.batches(state.step, DATA)
+    (rows, _), weight = svi.batches(state.step, DATA)
     changed = np.any(
         np.asarray(after.params["z"]["guide"]["loc"] != state.params["z"]["guide"]["loc"]), axis=1
     )
     assert set(np.flatnonzero(changed)) == set(np.asarray(rows).tolist())
-    assert scale == NUM / 2
+    assert weight == NUM / 2
 
 
 def test_rows_come_up_equally_often():

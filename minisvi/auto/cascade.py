@@ -104,21 +104,21 @@ def _from_several_starts(
     less, and the best goes on with all of them: no posterior of some rows is near enough to that of
     all for its weights to be good.
     """
-    rows, scale = data, None
+    rows, weight = data, None
     if settings.batch_size is not None:
-        rows, scale = _some_rows(rows_key, data, _ROWS_PER_BATCH_ROW * settings.batch_size)
+        rows, weight = _some_rows(rows_key, data, _ROWS_PER_BATCH_ROW * settings.batch_size)
     settings.display.begin("mean field from several starts")
     size = trees.spec(model.latents).shape[0]
     options = {
         "start": settings.start,
-        "scale": scale,
+        "weight": weight,
         "num_restarts": 8 if size <= MAX_EIGHT_STARTS else 4,
         # Few latents are worth less time than the compilation of a second program takes.
         "restart_draws": NUM_DRAWS if size <= MAX_ONE_PROGRAM else 8,
         "num_draws": NUM_DRAWS,
     }
     det = _remembered("mean field", key, model, rows, settings, options)
-    if scale is None or interrupted():
+    if weight is None or interrupted():
         return det
     return _again("mean field on all rows", key, model, data, settings, det, NUM_DRAWS)
 
@@ -164,7 +164,7 @@ def _remembered(
     params, eps, *rest = checkpoint.remembered(
         settings.checkpoint_dir / name, arrays, like, settings.deadline
     )
-    fixed = Fixed(eps, rows, options.get("scale"))
+    fixed = Fixed(eps, rows, options.get("weight"))
     return Deterministic(model, mean_field(model.latents), params, fixed, *rest)
 
 

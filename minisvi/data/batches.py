@@ -118,7 +118,7 @@ class Minibatches:
         return apart("rows", orders, jnp.arange(self.shards)), weights
 
 
-class Block(NamedTuple):
+class Chunk(NamedTuple):
     """S successive batches, from number `first` on: `rows`, each leaf (S, B, ...), and their
     `weights` (S, B).
     """
@@ -129,8 +129,8 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The batches of a stream: the data are a `Block`, and step t sees batch number t, which is one
+class Chunks:
+    """The batches of a stream: the data are a `Chunk`, and step t sees batch number t, which is one
     of its. N is `num_data`.
     """
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from minisvi.data.batches import Block, Blocks
+from minisvi.data.batches import Chunk, Chunks
 from minisvi.data.packing import Form, Packed
 from minisvi.tools import checks
 from minisvi.tools.sharding import check_rows
@@ -96,7 +96,7 @@ class Reader:
             check_rows([self._form.num_rows])
         size = sum(leaf.nbytes for leaf in self._form.empty(1))
         self._capacity = int(np.clip(_BLOCK_BYTES // max(size, 1), 1, _MAX_BATCHES))
-        self.batches = Blocks(stream.num_data)
+        self.batches = Chunks(stream.num_data)
         self.example = (self._sent(begin, Packed.empty(self._form, begin, self._capacity).arrays),)
 
     def start(self, first: int, last: int, num_dropped: int) -> None:
@@ -108,7 +108,7 @@ class Reader:
         self._block = self.example[0]
         self._read_on()
 
-    def block(self, step: int, limit: int, over: Callable[[], bool]) -> tuple[tuple[Block], int]:
+    def block(self, step: int, limit: int, over: Callable[[], bool]) -> tuple[tuple[Chunk], int]:
         """Data for the steps from `step` on, and for how many, `limit` at most; 0 at the end of the
         stream, and where the fit is `over` before the next batch has come.
         """
@@ -141,7 +141,7 @@ class Reader:
         packed = self._packed = Packed.empty(self._form, self._end, self._capacity)
         self._filling = _in_background(lambda: self._fill(packed))
 
-    def _next(self, over: Callable[[], bool]) -> tuple[Block, int]:
+    def _next(self, over: Callable[[], bool]) -> tuple[Chunk, int]:
         try:
             block = self._wait(self._filling, over)
             return block, 0 if block is None else self._packed.num
@@ -217,7 +217,7 @@ class Reader:
         self._number += 1
         return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
-    def _fill(self, packed: Packed) -> Block:
+    def _fill(self, packed: Packed) -> Chunk:
         if self._error is not None:
             raise self._error
         self._since = time.monotonic()
@@ -252,7 +252,7 @@ class Reader:
             {device.process_index for device in sharding.mesh.devices.flat}
         )
 
-    def _sent(self, first: int, arrays: list[np.ndarray]) -> Block:
+    def _sent(self, first: int, arrays: list[np.ndarray]) -> Chunk:
         sharding = self._stream.sharding
         if sharding is None:
             *leaves, weights = jax.device_put(arrays)
@@ -261,7 +261,7 @@ class Reader:
             *leaves, weights = [
                 jax.make_array_from_process_local_data(rows, leaf) for leaf in arrays
             ]
-        return Block(np.int32(first), jax.tree.unflatten(self._form.treedef, leaves), weights)
+        return Chunk(np.int32(first), jax.tree.unflatten(self._form.treedef, leaves), weights)
 
 
 def _in_background(function: Callable[[], Any]) -> Future[Any]:

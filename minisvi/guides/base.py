@@ -25,7 +25,7 @@ class Distribution(Protocol):
     - `strata(noise)`: draws of every component of a mixture, with their log weights;
     - `reparameterised`: False if draws carry no gradient, and `score_log_prob(u)` if only some
       parts of them do;
-    - `scaled(scale)`: the same with the log densities of local latents counted as their rows are;
+    - `weighted(weight)`: the same with the log densities of local latents counted as their rows are;
     - `parts`: a tree of independent distributions, for closed-form KLs;
     - `affine()`: the (loc, factor) that takes the draws to about the standard normal, for flows.
     """
@@ -141,6 +141,6 @@ def entropy(q: Any) -> Array:
         ) from None
 
 
-def scaled(q: Any, scale: Any) -> Any:
-    """q with the log densities of its local latents counted `scale` times, or each row its own."""
-    return q if scale is None or not hasattr(q, "scaled") else q.scaled(scale)
+def weighted(q: Any, weight: Any) -> Any:
+    """q with the log densities of its local latents counted `weight` times, or each row its own."""
+    return q if weight is None or not hasattr(q, "weighted") else q.weighted(weight)

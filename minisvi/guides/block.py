@@ -16,7 +16,7 @@ from minisvi.model import trees
 from minisvi.tools import checks
 
 
-class Blocks(NamedTuple):
+class _Factors(NamedTuple):
     """L block-diagonal after a permutation: one triangular factor for each static array of indices
     into the vector.
     """
@@ -40,7 +40,7 @@ class Blocks(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Block(Family):
+class BlockDiagonal(Family):
     """See `block`."""
 
     groups: tuple[tuple[str, ...], ...] = ()
@@ -75,14 +75,14 @@ class Block(Family):
     def distribution(self, params: Any, /, *data: Any) -> LocationScale:
         del data
         factors = tuple(Triangular(matrix) for matrix in params["scale_tril"])
-        return LocationScale(self.latents, params["loc"], Blocks(self._index(), factors))
+        return LocationScale(self.latents, params["loc"], _Factors(self._index(), factors))
 
 
-def block(latents: Any, groups: Sequence[Sequence[str]], scale: float = 0.1) -> Block:
+def block(latents: Any, groups: Sequence[Sequence[str]], scale: float = 0.1) -> BlockDiagonal:
     """A Gaussian that is full rank inside each group of latents and independent between groups.
 
     `groups`: dotted paths of latents, each latent in one group, such as `[["w", "b"], ["tau"]]`.
     Parameters `loc` (D,) and `scale_tril`, one matrix a group, as in `full_rank`. ValueError if a
     latent is missing, unknown or named twice.
     """
-    return Block(trees.latents_of(latents), scale, tuple(tuple(group) for group in groups))
+    return BlockDiagonal(trees.latents_of(latents), scale, tuple(tuple(group) for group in groups))

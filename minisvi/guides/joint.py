@@ -26,8 +26,8 @@ class Dependent:
     noise_size: int | None = None
     reparameterised: bool = True
 
-    def scaled(self, scale: Any) -> "Dependent":
-        return replace(self, make=lambda draws: base.scaled(self.make(draws), scale))
+    def weighted(self, weight: Any) -> "Dependent":
+        return replace(self, make=lambda draws: base.weighted(self.make(draws), weight))
 
 
 def _is_part(node: Any) -> bool:
@@ -146,9 +146,9 @@ class Joint(base.FromNoise):
     def entropy(self) -> Array:
         return jnp.asarray(sum((base.entropy(part) for part in self._named.values()), 0.0))
 
-    def scaled(self, scale: Any) -> "Joint":
+    def weighted(self, weight: Any) -> "Joint":
         return Joint(
-            jax.tree.map(lambda part: base.scaled(part, scale), self.parts, is_leaf=_is_part)
+            jax.tree.map(lambda part: base.weighted(part, weight), self.parts, is_leaf=_is_part)
         )
 
 

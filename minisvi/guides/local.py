@@ -22,7 +22,7 @@ from minisvi.tools.tracing import fresh
 
 @dataclass(frozen=True)
 class Rows(base.FromNoise):
-    """q(u) = prod_n q_n(u_n) over the B rows of a batch, row n counted `scale` times, or `scale[n]`
+    """q(u) = prod_n q_n(u_n) over the B rows of a batch, row n counted `weight` times, or `weight[n]`
     times.
 
     `make(params_n)` is the distribution of a row; leaves of `params` and of u have the leading axis
@@ -31,7 +31,7 @@ class Rows(base.FromNoise):
 
     make: Callable[[Any], Any]
     params: Any
-    scale: Any = None
+    weight: Any = None
 
     @property
     def _num(self) -> int:
@@ -56,11 +56,11 @@ class Rows(base.FromNoise):
         u, log_q = jax.vmap(lambda params, piece: base.draw(self.make(params), piece))(
             self.params, pieces
         )
-        return u, trees.weighted_sum(log_q, self.scale)
+        return u, trees.weighted_sum(log_q, self.weight)
 
     def _sum(self, term: Callable[..., Array], *rows: Any) -> Array:
         terms = jax.vmap(lambda params, *row: term(self.make(params), *row))(self.params, *rows)
-        return trees.weighted_sum(terms, self.scale)
+        return trees.weighted_sum(terms, self.weight)
 
     def log_prob(self, u: Any, /) -> Array:
         return self._sum(lambda q, row: q.log_prob(row), u)
@@ -71,8 +71,8 @@ class Rows(base.FromNoise):
     def entropy(self) -> Array:
         return self._sum(base.entropy)
 
-    def scaled(self, scale: Any) -> "Rows":
-        return replace(self, scale=scale)
+    def weighted(self, weight: Any) -> "Rows":
+        return replace(self, weight=weight)
 
     @property
     def parts(self) -> Any:

@@ -104,18 +104,18 @@ class Model(Record):
                 f"latents {local} are local, one for each row, and `per_row=False` says there are no rows"
             )
 
-    def log_density(self, u: Any, *data: Any, scale: Any = None) -> Array:
+    def log_density(self, u: Any, *data: Any, weight: Any = None) -> Array:
         """log p(T(u), D) + log|det J_T(u)|: a scalar in nats, the target density on unconstrained
         space.
 
-        `scale` = N/B multiplies the likelihood of B of the N rows, which makes it unbiased (Hoffman
+        `weight` = N/B multiplies the likelihood of B of the N rows, which makes it unbiased (Hoffman
         et al. 2013, eq. 20); an array (B,) is each row's own factor. ValueError if it is given and
         the model is not factored.
         """
         if self.log_joint is None:
-            log_prior, log_likelihood = self.log_terms(u, *data, scale=scale)
+            log_prior, log_likelihood = self.log_terms(u, *data, weight=weight)
             return log_prior + log_likelihood
-        if scale is not None:
+        if weight is not None:
             checks.factored(self)
         theta, log_det = trees.constrain(self.latents, u)
         return self.log_joint(theta, *fresh(data)) + log_det
@@ -146,7 +146,7 @@ class Model(Record):
         assert self.log_likelihood is not None
         return self.log_likelihood(theta, *fresh(data))
 
-    def log_terms(self, u: Any, *data: Any, scale: Any = None) -> tuple[Array, Array]:
+    def log_terms(self, u: Any, *data: Any, weight: Any = None) -> tuple[Array, Array]:
         """The two terms of `log_density`: the prior's, with log|det J_T|, and the likelihood's.
         ValueError if the model is not factored.
         """
@@ -154,20 +154,20 @@ class Model(Record):
             raise ValueError(
                 "expected a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`"
             )
-        if scale is not None:
+        if weight is not None:
             checks.factored(self)
-        theta, log_det = trees.constrain(self.latents, u, scale)
-        log_likelihood = trees.weighted_sum(self._likelihood(theta, *data), scale)
-        return self.prior_term(theta, scale) + log_det, log_likelihood
+        theta, log_det = trees.constrain(self.latents, u, weight)
+        log_likelihood = trees.weighted_sum(self._likelihood(theta, *data), weight)
+        return self.prior_term(theta, weight) + log_det, log_likelihood
 
-    def prior_term(self, theta: Any, scale: Any = None) -> Array:
+    def prior_term(self, theta: Any, weight: Any = None) -> Array:
         """log p(theta) of a factored model, a scalar in nats; local latents' counts as the rows do."""
         if self.prior is None:
             assert self.log_prior is not None
             return self.log_prior(theta)
         priors = self.priors(theta)
         terms = [
-            trees.weigh(support, priors[name].log_prob(value), scale)
+            trees.weigh(support, priors[name].log_prob(value), weight)
             for (name, support), value in zip(
                 checks.named_leaves(self.latents).items(), jax.tree.leaves(theta)
             )

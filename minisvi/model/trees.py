@@ -42,9 +42,9 @@ def unconstrained_like(latents: Any) -> Any:
     return jax.tree.map(lambda support: support.unconstrained, latents)
 
 
-def constrain(latents: Any, u: Any, scale: Any = None) -> tuple[Any, Array]:
+def constrain(latents: Any, u: Any, weight: Any = None) -> tuple[Any, Array]:
     """theta = T(u) for a tree of supports, and the sum of log|det J_T(u)|; local ones count as
-    `scale` says.
+    `weight` says.
     """
 
     def one(support: Support, leaf: Array) -> tuple[Array, Array]:
@@ -52,7 +52,7 @@ def constrain(latents: Any, u: Any, scale: Any = None) -> tuple[Any, Array]:
             jax.vmap(support.forward_and_log_det) if support.local else support.forward_and_log_det
         )
         value, log_det = forward(leaf)
-        return value, weigh(support, log_det, scale)
+        return value, weigh(support, log_det, weight)
 
     pairs = jax.tree.map(one, latents, u)
     theta = jax.tree.map(lambda _, pair: pair[0], latents, pairs)
@@ -68,22 +68,22 @@ def at_zero(latents: Any) -> Any:
     return constrain(latents, zeros)[0]
 
 
-def weigh(support: Support, terms: Array, scale: Any) -> Array:
+def weigh(support: Support, terms: Array, weight: Any) -> Array:
     """The sum of a latent's terms. Those of a local one, whose leading axis is the rows, count as
     the rows do: the rows that are not in the batch have one too.
     """
     return (
-        weighted_sum(terms.reshape(len(terms), -1).sum(-1), scale)
+        weighted_sum(terms.reshape(len(terms), -1).sum(-1), weight)
         if support.local
         else jnp.sum(terms)
     )
 
 
-def weighted_sum(rows: Array, scale: Any) -> Array:
-    """sum_i scale_i row_i of rows (B,): `scale` is (B,), one number for all rows, or None for one."""
-    if scale is None:
+def weighted_sum(rows: Array, weight: Any) -> Array:
+    """sum_i weight_i row_i of rows (B,): `weight` is (B,), one number for all rows, or None for one."""
+    if weight is None:
         return jnp.sum(rows)
-    return jnp.sum(scale * rows) if jnp.ndim(scale) else scale * jnp.sum(rows)
+    return jnp.sum(weight * rows) if jnp.ndim(weight) else weight * jnp.sum(rows)
 
 
 def with_rows(latents: Any, data: Any) -> Any:

@@ -13,7 +13,7 @@ from minisvi.model import bijectors, trees
 from minisvi.model.model import Model
 
 
-def sampled_minus_closed(q: Any, model: Model, u: Any, scale: Any) -> Array:
+def sampled_minus_closed(q: Any, model: Model, u: Any, weight: Any) -> Array:
     """sum_i (log q_i(u_i) - log p_i(theta_i)) - KL(q_i || p_i) over the latents whose KL is closed,
     given the others' draw.
 
@@ -28,7 +28,7 @@ def sampled_minus_closed(q: Any, model: Model, u: Any, scale: Any) -> Array:
     parts, priors = _marginals(q, u), model.priors(model.constrain(u))
     leaves = jax.tree_util.tree_leaves_with_path(u)
     terms = [
-        trees.weigh(support, _terms(parts[path], prior, leaf), scale)
+        trees.weigh(support, _terms(parts[path], prior, leaf), weight)
         for (path, leaf), support, prior in zip(
             leaves, jax.tree.leaves(model.latents), priors.values(), strict=True
         )

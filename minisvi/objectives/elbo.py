@@ -50,7 +50,7 @@ class Objective:
 
     - `num_particles`: draws of the guide per estimate, K >= 1.
     - `gradient`: see each objective.
-    - `draws`: `"independent"`, `"antithetic"` or `"quasi"` (see `noise.over_particles`).
+    - `sampling`: `"independent"`, `"antithetic"` or `"quasi"` (see `noise.over_particles`).
     - `kl_weight`, `likelihood_weight`: annealing, each a function of the step (an optax schedule,
       say) to beta: log w = beta_l log p(D | theta) + beta_k (log p(theta) + log|det J| - log q), of
       a factored model (Bowman et al. 2016; Mandt et al. 2016).
@@ -61,7 +61,7 @@ class Objective:
 
     num_particles: int = 1
     gradient: str = "reparameterised"
-    draws: noise.Draws = "independent"
+    sampling: noise.Sampling = "independent"
     kl_weight: Callable[[Any], Any] | None = None
     likelihood_weight: Callable[[Any], Any] | None = None
 
@@ -72,16 +72,16 @@ class Objective:
         checks.positive_integer("num_particles", self.num_particles)
         if self.gradient not in self._gradients:
             raise ValueError(f"`gradient` must be one of {self._gradients}; got {self.gradient!r}")
-        noise.check(self.draws, self.num_particles)
-        if self.gradient in self._independent_only and self.draws != "independent":
+        noise.check(self.sampling, self.num_particles)
+        if self.gradient in self._independent_only and self.sampling != "independent":
             raise ValueError(
-                f"gradient={self.gradient!r} is unbiased with independent draws alone; got {self.draws!r}"
+                f"gradient={self.gradient!r} is unbiased with independent draws alone; got {self.sampling!r}"
             )
 
     def __call__(
         self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
     ) -> Array:
-        """The estimate in nats, whose gradient in `params` is the estimator's. `batch`: `scale` =
+        """The estimate in nats, whose gradient in `params` is the estimator's. `batch`: `weight` =
         N/B of a minibatch, and the `step` that schedules are asked at.
         """
         raise NotImplementedError
@@ -100,10 +100,10 @@ class Objective:
         gradient: `"total"`, both its arguments; `"path"`, u alone, the family being stopped;
         `"score"`, phi alone, the draws being stopped.
         """
-        model, scale = model.over(guide.constrained), batch.get("scale")
+        model, weight = model.over(guide.constrained), batch.get("weight")
         unscaled = guide.distribution(params, *data)
-        q = base.scaled(unscaled, scale)
-        frozen = base.scaled(guide.distribution(stop_gradient(params), *data), scale)
+        q = base.weighted(unscaled, weight)
+        frozen = base.weighted(guide.distribution(stop_gradient(params), *data), weight)
         if log_q != "score" and self.gradient != "score_function":
             _check_reparameterised(q, model)
         kl_weight, likelihood_weight = self._weights(batch.get("step"))
@@ -122,8 +122,8 @@ class Objective:
                 score, own = base.score_log_prob(unscaled, u), base.score_log_prob(q, u)
                 log_q_u = log_q_u - (own - stop_gradient(own))
             if not annealed:
-                return u, model.log_density(u, *data, scale=scale), log_q_u, score
-            log_prior, log_likelihood = model.log_terms(u, *data, scale=scale)
+                return u, model.log_density(u, *data, weight=weight), log_q_u, score
+            log_prior, log_likelihood = model.log_terms(u, *data, weight=weight)
             return (
                 u,
                 likelihood_weight * log_likelihood + kl_weight * log_prior,
@@ -138,7 +138,7 @@ class Objective:
             return jax.vmap(weigh)(u, log_q_u), log_weight
 
         pairs = noise.over_particles(
-            particle, key, self.num_particles, self.draws, base.noise_size(q)
+            particle, key, self.num_particles, self.sampling, base.noise_size(q)
         )
         if base.is_stratified(q):
             pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pairs)
@@ -196,7 +196,7 @@ class ELBO(Objective):
             return particles.mean(particles.log_p) + kl_weight * base.entropy(q)
         if self.gradient == "closed_form_kl":
             sampled_minus_closed = jax.vmap(
-                lambda u: closed_kl.sampled_minus_closed(q, model, u, batch.get("scale"))
+                lambda u: closed_kl.sampled_minus_closed(q, model, u, batch.get("weight"))
             )(u)
             return particles.mean(particles.log_w + kl_weight * sampled_minus_closed)
         if self.gradient == "score_function":

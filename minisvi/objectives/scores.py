@@ -17,12 +17,12 @@ CHUNK = 8  # pairs at a time, to bound the memory
 
 
 def elbo(
-    key: Array, model: Any, guide: Any, params: Any, num_pairs: int, *data: Any, scale: Any = None
+    key: Array, model: Any, guide: Any, params: Any, num_pairs: int, *data: Any, weight: Any = None
 ) -> Array:
     """`num_pairs` independent estimates of the ELBO, of two draws each, in nats."""
 
     def estimate(key: Array) -> Array:
-        _, _, draws = _PAIR.particles("total", key, model, guide, params, *data, scale=scale)
+        _, _, draws = _PAIR.particles("total", key, model, guide, params, *data, weight=weight)
         return draws.mean(draws.log_w)
 
     return jax.lax.map(estimate, jax.random.split(key, num_pairs), batch_size=CHUNK)
@@ -58,6 +58,6 @@ def validation_elbo(
     """
     num_held_out = jax.tree.leaves(held_out)[0].shape[0]
     values = elbo(
-        key, model, guide, params, -(-num_draws // 2), *held_out, scale=num_rows / num_held_out
+        key, model, guide, params, -(-num_draws // 2), *held_out, weight=num_rows / num_held_out
     )
     return jnp.mean(values) / num_rows

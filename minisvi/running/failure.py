@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minisvi.data.batches import Blocks
+from minisvi.data.batches import Chunks
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.tools import checks
@@ -16,7 +16,7 @@ def explain(svi: Any, state: Any, data: tuple[Any, ...]) -> str:
     _, step_key = jax.random.split(state.key)
     batch, _ = svi.batches(jnp.maximum(state.step - 1, 0), data)
     whole = (
-        batch if isinstance(svi.batches, Blocks) else data
+        batch if isinstance(svi.batches, Chunks) else data
     )  # of a stream there is no more than the batch
     u, _ = svi.guide.distribution(state.params, *batch).sample_and_log_prob(seed=step_key)
     when = "from the start" if state.step == state.num_skipped else f"up to step {int(state.step)}"

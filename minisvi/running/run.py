@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi.data.batches import Blocks, FullBatch
+from minisvi.data.batches import Chunks, FullBatch
 from minisvi.data.streams import Reader, Stream, StreamError
 from minisvi.objectives import scores
 from minisvi.running import device, failure
@@ -114,7 +114,7 @@ def _best(
     lanes = [_result(_lane(outcome, i), plan, 0) for i in range(plan.num_restarts)]
     failed = np.array([lane.reason == "non-finite" for lane in lanes])
     if isinstance(
-        svi.batches, Blocks
+        svi.batches, Chunks
     ):  # whose rows are gone: what the last steps saw, all starts the same rows
         recent = [
             lane.elbo[lane.elbo.size // 2 :][-_NUM_ESTIMATES:] for lane in lanes
@@ -152,8 +152,8 @@ def _fresh_elbo(svi: Any, key: Array, data: tuple[Any, ...], params: Any) -> Arr
     def estimates(params: Any) -> Array:
         def one(pair: tuple[Array, Array]) -> Array:
             step, key = pair
-            batch, scale = svi.batches(step, data)
-            return scores.elbo(key, svi.model, svi.guide, params, 1, *batch, scale=scale)[0]
+            batch, weight = svi.batches(step, data)
+            return scores.elbo(key, svi.model, svi.guide, params, 1, *batch, weight=weight)[0]
 
         pairs = jnp.arange(_NUM_ESTIMATES), jax.random.split(key, _NUM_ESTIMATES)
         return jax.lax.map(one, pairs, batch_size=scores.CHUNK)

@@ -37,13 +37,13 @@ _BLOCK = 5  # Newton steps between two looks at the clock
 
 
 class Fixed(NamedTuple):
-    """What f is a function of beside x: the draws `eps` (M, D), the data, and the `scale` N/B of
+    """What f is a function of beside x: the draws `eps` (M, D), the data, and the `weight` N/B of
     their likelihood.
     """
 
     eps: Array
     data: tuple[Any, ...]
-    scale: Any
+    weight: Any
 
 
 class Deterministic(NamedTuple):
@@ -69,7 +69,7 @@ def deterministic(
     key: Array,
     model: Model,
     *data: Any,
-    scale: float | None = None,
+    weight: float | None = None,
     start: Any = None,
     num_restarts: int = 8,
     num_draws: int = 32,
@@ -88,7 +88,7 @@ def deterministic(
 
     **Arguments**
 
-    - `scale`: N/B, where the data are B of N rows.
+    - `weight`: N/B, where the data are B of N rows.
     - `start`: a tree u, such as `model.unconstrain(theta)`, for the first start; by default zero.
       The others are uniform(-2, 2). Each is drawn again, up to 32 times, where the density is not
       finite.
@@ -110,7 +110,7 @@ def deterministic(
     start_key, draw_key, fresh_key = jax.random.split(checks.prng_key(key), 3)
     first = None if start is None else trees.start(model.latents, start_key, start)
     guide, spec = mean_field(model.latents), trees.spec(model.latents)
-    fixed = Fixed(_fixed_draws(draw_key, restart_draws, spec), data, scale)
+    fixed = Fixed(_fixed_draws(draw_key, restart_draws, spec), data, weight)
     x, finite = _starts(model, num_restarts, start_key, first, fixed)
     if not np.any(finite):
         raise ValueError(
@@ -170,7 +170,7 @@ def _fixed_draws(key: Array, num_draws: int, spec: jax.ShapeDtypeStruct) -> Arra
     """M normals (M, D): a Sobol' net and its reflection, scaled so that each coordinate's mean
     square is one, whose error would be the largest in the mean field's variances.
     """
-    draws: noise.Draws = "quasi" if spec.shape[0] <= noise.MAX_QUASI else "independent"
+    draws: noise.Sampling = "quasi" if spec.shape[0] <= noise.MAX_QUASI else "independent"
     eps = noise.over_particles(lambda eps: eps, key, num_draws // 2, draws, spec.shape[0]).astype(
         spec.dtype
     )
@@ -212,7 +212,7 @@ def loss(x: Array, fixed: Fixed, *, model: Model) -> Array:
 
     def log_p(eps: Array) -> Array:
         u = trees.unravel(model.latents, loc + jnp.exp(log_scale) * eps)
-        return model.log_density(u, *fixed.data, scale=fixed.scale)
+        return model.log_density(u, *fixed.data, weight=fixed.weight)
 
     return -jnp.mean(batched(log_p)(fixed.eps)) - jnp.sum(log_scale) - loc.size * Normal().entropy()
 
@@ -272,7 +272,7 @@ def _fresh(
 
     def log_w(eps: Array) -> Array:
         u, log_q = q.from_noise(eps)
-        return model.log_density(u, *fixed.data, scale=fixed.scale) - log_q
+        return model.log_density(u, *fixed.data, weight=fixed.weight) - log_q
 
     def chunk(key: Array) -> Array:
         return jax.vmap(log_w)(noise.normals(key, (_CHUNK, loc.size), loc.dtype))

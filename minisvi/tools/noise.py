@@ -16,19 +16,19 @@ from jax.scipy.special import ndtri
 
 from minisvi.tools.sharding import along
 
-Draws = Literal["independent", "antithetic", "quasi"]
+Sampling = Literal["independent", "antithetic", "quasi"]
 MAX_QUASI = 21_201  # dimensions of SciPy's Sobol' nets
 
 
-def check(draws: str, num_particles: int) -> None:
-    """ValueError unless `draws` is known and the number of particles suits it."""
-    if draws not in get_args(Draws):
-        raise ValueError(f"`draws` must be one of {get_args(Draws)}; got {draws!r}")
-    if draws == "antithetic" and num_particles % 2:
+def check(sampling: str, num_particles: int) -> None:
+    """ValueError unless `sampling` is known and the number of particles suits it."""
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"`sampling` must be one of {get_args(Sampling)}; got {sampling!r}")
+    if sampling == "antithetic" and num_particles % 2:
         raise ValueError(
             f"antithetic draws come in pairs: `num_particles` must be even; got {num_particles}"
         )
-    if draws == "quasi" and num_particles & (num_particles - 1):
+    if sampling == "quasi" and num_particles & (num_particles - 1):
         raise ValueError(
             f"quasi-random draws: `num_particles` must be a power of two; got {num_particles}"
         )
@@ -45,7 +45,7 @@ def over_particles(
     particle: Callable[[Array], Any],
     key: Array,
     num_particles: int,
-    draws: str,
+    sampling: str,
     noise_size: int | None,
 ) -> Any:
     """particle(noise_k) for k = 1..K, stacked. `noise_k` is a key, or `noise_size` standard
@@ -55,15 +55,15 @@ def over_particles(
     scrambled on the host and shifted at random in each call (Owen 1998; Buchholz, Wenzel & Mandt
     2018). ValueError where q only draws from a key.
     """
-    if draws == "independent":
+    if sampling == "independent":
         if num_particles == 1:  # takes the key as it is, as NumPyro does
             return jax.tree.map(lambda leaf: leaf[None], particle(key))
         return jax.vmap(particle)(along("particles", jax.random.split(key, num_particles)))
     if noise_size is None:
         raise ValueError(
-            f"draws={draws!r}: expected a guide made of normals, with `from_noise`; this draws from keys"
+            f"sampling={sampling!r}: expected a guide made of normals, with `from_noise`; this draws from keys"
         )
-    if draws == "antithetic":
+    if sampling == "antithetic":
         eps = normals(key, (num_particles // 2, noise_size))
         return jax.vmap(particle)(jnp.concatenate([eps, -eps]))
     shift = jax.random.bits(key, (noise_size,), jnp.uint32)
