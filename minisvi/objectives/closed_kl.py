@@ -27,7 +27,8 @@ def sampled_minus_closed(q: Distribution, model: Model, u: Draw, weight: Any) ->
     """
     if model.prior is None:
         raise ValueError(
-            "closed_form_kl needs a factored model with prior distributions: give `prior`, not `log_prior`"
+            "closed_form_kl needs a factored model with prior distributions: "
+            "give `prior`, not `log_prior`"
         )
     parts = _parts(q, u)
     priors = model.priors(model.constrain(u))
