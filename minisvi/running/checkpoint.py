@@ -157,9 +157,7 @@ class Checkpoints:
         """Let no failure to write end the run."""
         try:
             yield
-        except (
-            Exception
-        ) as error:  # of this write or of the last one
+        except Exception as error:  # of this write or of the last one
             self._last = -1
             logger.warning(
                 "no checkpoint could be written to %s, and the fit goes on: %.200r",
