@@ -17,8 +17,8 @@ class Memory(Protocol):
 
     @property
     def seen(self) -> Any:
-        """What the latest check saw, a NamedTuple of arrays. `result.checks` stacks those of all
-        checks.
+        """What the latest check saw, a NamedTuple of arrays. `result.checks` has those of all
+        checks, stacked.
         """
 
     @property
@@ -32,9 +32,10 @@ M = TypeVar("M", bound=Memory)
 class Rule(Protocol[M]):
     """A stopping rule: a frozen, hashable record of pure functions.
 
-    All but `init` run inside the compiled loop. Any record with these methods works as a rule.
-    `svi` is the engine, whose `model`, `guide` and `batches` a rule may look at, and `state` its
-    `SVIState`. With several restarts each has a memory of its own.
+    Any record with these methods works as one. They are compiled: `init` where the fit starts,
+    `observe` and `check` inside its loop, and `params` where it ends. `svi` is the engine, whose
+    `model`, `guide` and `batches` a rule may look at, and `state` its `SVIState`. With several
+    restarts each has a memory of its own.
     """
 
     @property
@@ -46,8 +47,7 @@ class Rule(Protocol[M]):
         """What `result.reason` is when the rule has ended the fit."""
 
     def init(self, svi: Any, state: Any, data: Data, held_out: Any) -> M:
-        """The memory before the first step. Static mistakes raise here, before anything is
-        compiled.
+        """The memory before the first step. Static mistakes raise here, while it is traced.
 
         `held_out` are the rows that the user gave for the rule, or None.
         """
