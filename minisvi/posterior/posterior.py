@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from minisvi.guides import base
 from minisvi.guides.base import Guide
+from minisvi.guides.foreign import member
 from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import PSIS, psis
 from minisvi.posterior.draws import Draws, plain
@@ -212,11 +212,11 @@ def _map_draws(
     inputs: Data,
 ) -> Any:
     """fn(key, theta, *inputs) at a draw theta of q for each of the keys."""
-    q = guide.distribution(params, *data)
+    q = member(guide, params, *data)
     target = model.over(guide.constrained)
 
     def one(key: Array) -> Any:
-        u, _ = base.draw(q, key)
+        u, _ = q.draw(key)
         fn_key = jax.random.fold_in(key, 1)
         return fn(fn_key, target.constrain(u), *inputs)
 
@@ -238,11 +238,11 @@ def weigh(
     The noise of a draw is a key, or the normals that q is made from. `reference` is what a model
     that is `centred` takes after the data.
     """
-    q = guide.distribution(params, *data)
+    q = member(guide, params, *data)
     target = model.over(guide.constrained)
 
     def one(noise: Array) -> tuple[Draw, Array]:
-        u, log_q = base.draw(q, noise)
+        u, log_q = q.draw(noise)
         log_p = target.log_density(u, *data, *reference)
         return u, log_p - log_q
 

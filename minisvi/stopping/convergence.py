@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from minisvi.guides import base
 from minisvi.guides.base import Distribution
+from minisvi.guides.foreign import member
 from minisvi.posterior.diagnostics import chain_ess, mcse, split_rhat
 from minisvi.stopping.rules import Rule, choose, rule_key
 from minisvi.tools import checks
@@ -167,11 +167,11 @@ class Convergence(Rule[ConvergenceMemory]):
         first_step = jnp.zeros((), jnp.int32)
         batch, _ = svi.batches(first_step, data)
 
-        def member(flat: Array) -> Distribution:
-            return svi.guide.distribution(unravel(flat), *batch)
+        def of_iterate(flat: Array) -> Distribution:
+            return member(svi.guide, unravel(flat), *batch)
 
-        look = self._look(memory, member)
-        divergence = _divergence(memory, look, member)
+        look = self._look(memory, of_iterate)
+        divergence = _divergence(memory, look, of_iterate)
         rates = _learning_rates(state.opt_state)
         # A rate that cannot be set ends the fit at its first average.
         settled = look.accurate
@@ -246,7 +246,7 @@ def _moments(keys: Array, q: Distribution) -> Array:
     """
 
     def flat_draw(key: Array) -> Array:
-        u, _ = base.draw(q, key)
+        u, _ = q.draw(key)
         flat, _ = ravel_pytree(u)
         return flat.astype(float)
 
@@ -294,7 +294,7 @@ def _symmetric_kl(key: Array, p: Distribution, q: Distribution) -> Array:
     """
 
     def kl_term(key: Array, p: Distribution, q: Distribution) -> Array:
-        u, log_p = base.draw(p, key)
+        u, log_p = p.draw(key)
         log_ratio = log_p - q.log_prob(u)
         return jnp.expm1(-log_ratio) + log_ratio
 
