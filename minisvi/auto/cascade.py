@@ -30,7 +30,7 @@ from minisvi.second_order.deterministic import Deterministic, Fixed, determinist
 from minisvi.second_order.response import linear_response
 from minisvi.tools.interrupts import interrupted
 
-MAX_DENSE = 2000  # latents, for a D x D covariance: the README says what it takes
+MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
 RANK = 10
 NUM_DRAWS, MAX_OPTIMISM = 32, 1.0
 MAX_KL = 0.01  # nats, of a flow that needs no more steps
