@@ -15,6 +15,7 @@ from jax import Array
 
 from minisvi.model import ancestral, supports
 from minisvi.tools import checks
+from minisvi.tools.names import path_name
 
 Prior = Callable[[str, tuple[int, ...]], Any]
 
@@ -104,6 +105,6 @@ def from_linen(module: Any, variables: Mapping[str, Any], prior: Prior) -> Netwo
 
 def _network(initial: Any, prior: Prior, apply: Callable[..., Any]) -> Network:
     priors = jax.tree_util.tree_map_with_path(
-        lambda path, w: prior(checks.path_name(path), w.shape), initial
+        lambda path, w: prior(path_name(path), w.shape), initial
     )
     return Network(initial, priors, apply)

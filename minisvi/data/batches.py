@@ -16,6 +16,7 @@ from jax import Array
 
 from minisvi.data.permutation import shuffled
 from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import apart
 
 
@@ -67,8 +68,7 @@ class Minibatches:
 
     def num_rows(self, data: tuple[Any, ...]) -> int:
         sizes = {
-            name: jnp.shape(leaf)[:1]
-            for name, leaf in checks.named_leaves(data, what="data").items()
+            name: jnp.shape(leaf)[:1] for name, leaf in named_leaves(data, what="data").items()
         }
         if len(set(sizes.values())) != 1 or () in sizes.values():
             raise ValueError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minisvi.tools import checks
+from minisvi.tools.names import leaf_names, named_leaves
 
 
 class Form(NamedTuple):
@@ -23,7 +23,7 @@ class Form(NamedTuple):
     @classmethod
     def of(cls, batch: Any) -> "Form":
         """ValueError unless all leaves have as many rows, one at least, of numbers."""
-        named = checks.named_leaves(batch, what="a batch")
+        named = named_leaves(batch, what="a batch")
         shapes = {name: np.shape(leaf) for name, leaf in named.items()}
         if len({shape[:1] for shape in shapes.values()}) != 1 or {(), (0,)} & {
             shape[:1] for shape in shapes.values()
@@ -73,7 +73,7 @@ class Form(NamedTuple):
     def _arrays(self, batch: Any) -> list[np.ndarray]:
         if jax.tree.structure(batch) != self.treedef:
             raise ValueError(
-                f"expected a tree with leaves {self.names}; got leaves {checks.leaf_names(batch)}"
+                f"expected a tree with leaves {self.names}; got leaves {leaf_names(batch)}"
             )
         arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
         num = arrays[0].shape[0] if arrays[0].ndim else None

@@ -12,7 +12,7 @@ from jax import Array
 from jax.interpreters import partial_eval
 
 from minisvi.model import trees
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 
 Priors = Callable[[Any], dict[str, Any]]
 
@@ -64,7 +64,7 @@ def _parents(latents: Any, priors: Priors) -> dict[str, set[str]]:
     density.
     """
     theta = trees.at_zero(latents)
-    values = checks.named_leaves(theta)
+    values = named_leaves(theta)
 
     def terms(theta: Any) -> list[Array]:
         # At a value that is no function of theta, so that only what the distribution depends on
@@ -85,9 +85,9 @@ def sample(key: Array, latents: Any, priors: Priors, groups: list[list[str]]) ->
     is of no use.
     """
     theta = trees.at_zero(latents)  # placeholders for what is not drawn yet
-    names, treedef = list(checks.named_leaves(latents)), jax.tree.structure(latents)
+    names, treedef = list(named_leaves(latents)), jax.tree.structure(latents)
     keys = dict(zip(names, jax.random.split(key, len(names))))
-    supports, values = checks.named_leaves(latents), checks.named_leaves(theta)
+    supports, values = named_leaves(latents), named_leaves(theta)
     for group in groups:
         given = priors(jax.tree.unflatten(treedef, values.values()))
         values |= {

@@ -9,6 +9,7 @@ from jax import Array
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 
 
 def with_prior(model: Model, guide: Any, params: Any, weight: float = 1.0) -> Model:
@@ -34,7 +35,7 @@ def with_prior(model: Model, guide: Any, params: Any, weight: float = 1.0) -> Mo
         raise ValueError(
             "with_prior needs a factored model: give `log_prior` and `log_likelihood`; got a `log_joint`"
         )
-    local = [name for name, support in checks.named_leaves(model.latents).items() if support.local]
+    local = [name for name, support in named_leaves(model.latents).items() if support.local]
     if local:
         raise ValueError(
             f"with_prior: latents {local} are local, and the new rows have latents of their own"

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.model import ancestral, prior_supports, trees
+from minisvi.model import ancestral, prior_supports, term_shapes, trees
 from minisvi.model.supports import real
-from minisvi.tools import checks, inputs
+from minisvi.tools import checks, finite_data, inputs
+from minisvi.tools.names import leaf_names, named_leaves
 from minisvi.tools.record import Record
 from minisvi.tools.sharding import check_axes
 from minisvi.tools.tracing import fresh
@@ -96,9 +97,7 @@ class Model(Record):
             raise TypeError(
                 "Model: `per_row=False` is said of a `log_likelihood`; got a `log_joint`"
             )
-        local = [
-            name for name, support in checks.named_leaves(self.latents).items() if support.local
-        ]
+        local = [name for name, support in named_leaves(self.latents).items() if support.local]
         if local:
             raise ValueError(
                 f"latents {local} are local, one for each row, and `per_row=False` says there are no rows"
@@ -169,7 +168,7 @@ class Model(Record):
         terms = [
             trees.weigh(support, priors[name].log_prob(value), weight)
             for (name, support), value in zip(
-                checks.named_leaves(self.latents).items(), jax.tree.leaves(theta)
+                named_leaves(self.latents).items(), jax.tree.leaves(theta)
             )
             if priors[name] is not None
         ]
@@ -189,11 +188,11 @@ class Model(Record):
                 is_leaf=is_prior,
             )
         except ValueError:
-            known, found = checks.leaf_names(self.latents), checks.leaf_names(prior, is_prior)
+            known, found = leaf_names(self.latents), leaf_names(prior, is_prior)
             raise ValueError(
                 f"`prior`: expected a tree with leaves {known}; got leaves {found}"
             ) from None
-        return checks.named_leaves(tree, is_prior)
+        return named_leaves(tree, is_prior)
 
     def sample_prior(self, key: Array, num_samples: int, *data: Any) -> Any:
         """Draws of theta from `prior`, a tree like the latents, each leaf with a leading axis of
@@ -216,9 +215,7 @@ class Model(Record):
             raise ValueError(
                 "sample_prior draws from distributions: expected a model with `prior`; got a log density"
             )
-        local = [
-            name for name, support in checks.named_leaves(self.latents).items() if support.local
-        ]
+        local = [name for name, support in named_leaves(self.latents).items() if support.local]
         if local and not data:
             raise ValueError(
                 f"latents {local} are local: expected data, whose rows say how many there are; got none"
@@ -262,7 +259,7 @@ class Model(Record):
         return replace(self, latents=jax.tree.map(identity, constrained, self.latents))
 
     def check(self, *data: Any) -> None:
-        """Raise on a mistake of a term (see `checks.density_term`): by shapes alone, nothing is
+        """Raise on a mistake of a term (see `term_shapes.density_term`): by shapes alone, nothing is
         computed or compiled.
 
         A prior that is known to have mass outside of its latent's support gives a
@@ -275,18 +272,18 @@ class Model(Record):
         check_axes(data)
         latents = trees.with_rows(self.latents, data)
         self._check_terms(latents, data)
-        checks.finite_terms(lambda *data: self.terms(trees.at_zero(latents), *data), data)
+        finite_data.finite_terms(lambda *data: self.terms(trees.at_zero(latents), *data), data)
 
     def _check_terms(self, latents: Any, data: tuple[Any, ...]) -> None:
         theta = trees.shapes_of(latents)
         if self.log_joint is not None:
-            checks.density_term("log_joint", self.log_joint, (), latents, theta, *data)
+            term_shapes.density_term("log_joint", self.log_joint, (), latents, theta, *data)
             return
         assert self.log_likelihood is not None
-        checks.density_term(
+        term_shapes.density_term(
             "prior" if self.prior else "log_prior", self.prior_term, (), latents, theta
         )
-        checks.density_term(
+        term_shapes.density_term(
             "log_likelihood",
             self.log_likelihood,
             self._likelihood_shape(data),
@@ -306,7 +303,7 @@ class Model(Record):
         found: list[str | None] = []
 
         def look(theta: Any) -> None:
-            priors, supports = self.priors(theta), checks.named_leaves(self.latents)
+            priors, supports = self.priors(theta), named_leaves(self.latents)
             found.extend(
                 prior_supports.complaint(name, supports[name], prior)
                 for name, prior in priors.items()

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from minisvi.model.model import Model
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.record import Record
 
 MAX_STATES = 4096
@@ -138,7 +138,7 @@ class _RowSum(_Sum):
     def _log_priors(self, theta: Any, num: int) -> Array:
         """Of all local latents, since those that are kept may depend on z; (num,)."""
         priors = {} if self.model.prior is None else self.model.priors(theta)
-        values, supports = checks.named_leaves(theta), checks.named_leaves(self.model.latents)
+        values, supports = named_leaves(theta), named_leaves(self.model.latents)
         local = [
             name for name, prior in priors.items() if prior is not None and supports[name].local
         ]
@@ -163,7 +163,6 @@ class _Without(Record):
             name: support for name, support in self.model.latents.items() if name not in self.names
         }
         leaves = [
-            None if support.local else priors[path]
-            for path, support in checks.named_leaves(kept).items()
+            None if support.local else priors[path] for path, support in named_leaves(kept).items()
         ]
         return jax.tree.unflatten(jax.tree.structure(kept), leaves)

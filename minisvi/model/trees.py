@@ -14,6 +14,7 @@ from jax import Array
 
 from minisvi.model.supports import Support
 from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 
 
 def latents_of(model: Any) -> Any:
@@ -22,7 +23,7 @@ def latents_of(model: Any) -> Any:
     TypeError names a leaf that is no support, and ValueError two of one dotted path.
     """
     latents = model.latents if hasattr(model, "log_density") else model
-    for name, support in checks.named_leaves(latents, what="latents").items():
+    for name, support in named_leaves(latents, what="latents").items():
         if not isinstance(support, Support):
             raise TypeError(
                 f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}"
@@ -105,7 +106,7 @@ def unconstrain(latents: Any, theta: Any) -> Any:
         lambda support, leaf: support.inverse(leaf.astype(support.value_dtype)), latents, theta
     )
     for name, support, leaf, start in zip(
-        checks.named_leaves(latents),
+        named_leaves(latents),
         jax.tree.leaves(latents),
         jax.tree.leaves(theta),
         jax.tree.leaves(u),
@@ -129,7 +130,7 @@ def _check_inside(name: str, support: Support, theta: Array, u: Array) -> None:
 
 def spec(latents: Any) -> jax.ShapeDtypeStruct:
     """Shape (D,) and dtype of the vector of all unconstrained latents."""
-    for name, support in checks.named_leaves(latents).items():
+    for name, support in named_leaves(latents).items():
         if support.local or support.num_values is not None:
             kind, remedy = (
                 ("local", "`per_row` or `amortised`, around one over a row's support, for it")

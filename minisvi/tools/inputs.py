@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minisvi.tools import checks
+from minisvi.tools.names import data_name
 
 
 def arrays(data: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -33,7 +33,7 @@ def _is_number(value: Any) -> bool:
 def _array(path: tuple[Any, ...], leaf: Any) -> Any:
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(
-            f"data `{checks.data_name(path)}`: expected numbers; got a masked array: give it and its mask as two arrays"
+            f"data `{data_name(path)}`: expected numbers; got a masked array: give it and its mask as two arrays"
         )
     if isinstance(leaf, jax.Array) or _is_number(leaf) or hasattr(leaf, "__jax_array__"):
         return leaf
@@ -41,7 +41,7 @@ def _array(path: tuple[Any, ...], leaf: Any) -> Any:
     if array is None or not _is_numeric(array.dtype):
         got = _described(leaf, array)
         raise TypeError(
-            f"data `{checks.data_name(path)}`: expected numbers, in an array or a list of them; got {got}"
+            f"data `{data_name(path)}`: expected numbers, in an array or a list of them; got {got}"
         )
     return array
 
