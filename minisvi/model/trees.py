@@ -104,8 +104,7 @@ def weighted_sum(rows: Array, weight: Weight) -> Array:
 
 def with_rows(latents: Latents, data: Data) -> Latents:
     """The latents of a batch: local ones get the leading axis of the data's first array."""
-    leaves = jax.tree.leaves(data)
-    rows = jnp.shape(leaves[0])[:1] if leaves else ()
+    rows = row_shape(data) or ()
 
     def of_batch(support: Support) -> Support:
         if not support.local:
@@ -113,6 +112,12 @@ def with_rows(latents: Latents, data: Data) -> Latents:
         return replace(support, shape=(*rows, *support.shape), local=False)
 
     return jax.tree.map(of_batch, latents)
+
+
+def row_shape(data: Data) -> tuple[int, ...] | None:
+    """(B,), the leading axis of the data's first array; None without data."""
+    leaves = jax.tree.leaves(data)
+    return jnp.shape(leaves[0])[:1] if leaves else None
 
 
 def unconstrain(latents: Latents, theta: Draw) -> Draw:
@@ -203,7 +208,10 @@ def start(latents: Latents, key: Array, loc: Draw = None) -> Array:
 
 
 def covariance(cov: Any, loc: Array) -> Array:
-    """`cov` in the dtype of the location (D,); ValueError unless it is (D, D), or variances (D,)."""
+    """`cov` in the dtype of the location (D,).
+
+    ValueError unless it is a matrix (D, D), or variances (D,).
+    """
     cov = jnp.asarray(cov, loc.dtype)
     size = loc.size
     if cov.shape not in ((size,), (size, size)):
