@@ -68,9 +68,9 @@ class Model(Record):
     def log_density(self, u: Draw, *data: Any, weight: Weight = None) -> Array:
         """log p(T(u), D) + log|det J_T(u)|, a scalar in nats: the target density over u.
 
-        `weight` = N/B multiplies the likelihood of B of the N rows, which makes it unbiased (Hoffman
-        et al. 2013, eq. 20). An array (B,) is each row's own factor. ValueError if it is given and
-        the model is not factored.
+        `weight` = N/B multiplies the likelihood of B of the N rows, which makes it unbiased
+        (Hoffman et al. 2013, eq. 20). An array (B,) is each row's own factor. ValueError if it is
+        given and the model is not factored.
         """
         if self.log_joint is None:
             log_prior, log_likelihood = self.log_terms(u, *data, weight=weight)

@@ -144,14 +144,14 @@ def local(support: Latents) -> Latents:
 def simplex(shape: Shape, dtype: Any = None) -> Support:
     """theta >= 0 that sum to one along the last axis, by stick-breaking."""
     support = _support("simplex", shape, bijectors.StickBreaking(), dtype)
-    checks.shape_ends_in_size(1, "simplex", support.shape)
+    checks.shape_ends_in_size("simplex", support.shape)
     return support
 
 
 def ordered(shape: Shape, dtype: Any = None) -> Support:
     """theta increasing along the last axis."""
     support = _support("ordered", shape, bijectors.Ordered(), dtype)
-    checks.shape_ends_in_size(1, "ordered", support.shape)
+    checks.shape_ends_in_size("ordered", support.shape)
     return support
 
 

@@ -18,11 +18,11 @@ Shape = tuple[int, ...]
 def density_term(
     name: str, function: Callable[..., Any], shape: Shape | None, known: Latents, *args: Any
 ) -> None:
-    """Raise unless `function(*args)` is a float array of `shape`, or (N,) of any N where it is None.
+    """Raise unless `function(*args)` is a float array of `shape`, where None is (N,) of any N.
 
-    It is traced with shapes alone: nothing is computed. ValueError or TypeError if it is no such
-    array, if it asks for a latent that is not in the tree `known`, or if a (N,) array meets a
-    (N, 1) one, which would silently become (N, N).
+    The function is traced with shapes alone, so that nothing is computed. ValueError or TypeError
+    if it is no such array, if it asks for a latent that is not in the tree `known`, or if a (N,)
+    array meets a (N, 1) one, which would silently become (N, N).
     """
     try:
         term = _eval_shape_without_outer_broadcast(name, function, *args)

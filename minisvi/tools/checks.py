@@ -1,5 +1,6 @@
-"""Static mistakes, found before anything is compiled: each error names the thing, what was expected
-and what came.
+"""Static mistakes in arguments, found before anything is compiled.
+
+Each error names the thing, what was expected and what came.
 """
 
 import inspect
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minisvi.tools.keys import is_key
 from minisvi.tools.names import leaf_names, named_leaves
-
-_A = {jnp.floating: "a floating", jnp.integer: "an integer"}
+from minisvi.tools.types import Latents
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -58,17 +59,19 @@ def _number(name: str, value: Any) -> float:
 
 
 def probabilities(values: Any) -> None:
-    """ValueError unless all of them, where they are known, are in [0, 1]."""
+    """ValueError unless all the values, where they are known, are in [0, 1]."""
     if isinstance(values, jax.core.Tracer):
         return
     numbers = np.asarray(values)
-    if not np.all((numbers >= 0) & (numbers <= 1)):  # written so that NaN fails too
+    is_inside = (numbers >= 0) & (numbers <= 1)  # False for NaN
+    if not np.all(is_inside):
         raise ValueError(f"`probabilities` must be in [0, 1]; got {values}")
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
-    """`value`, an integer or several, as a shape; TypeError if it is none, ValueError if a size is
-    below zero.
+    """`value`, an integer or several, as a shape.
+
+    TypeError if it is none, ValueError if a size is below zero.
     """
     sizes = value if isinstance(value, tuple | list) else (value,)
     try:
@@ -82,19 +85,22 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
     return integers
 
 
-def shape_ends_in_size(ndim: int, name: str, shape: tuple[int, ...]) -> None:
-    if len(shape) < ndim or shape[-1] < 1:
+def shape_ends_in_size(name: str, shape: tuple[int, ...]) -> None:
+    """ValueError unless the shape has a last size, which is at least one."""
+    if len(shape) < 1 or shape[-1] < 1:
         raise ValueError(f"{name}: expected a shape that ends in a size >= 1; got {shape}")
 
 
 def shape_ends_in_square(name: str, shape: tuple[int, ...]) -> None:
+    """ValueError unless the last two sizes are equal, and at least one."""
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 1:
         raise ValueError(f"{name}: expected a shape (..., n, n) with n >= 1; got {shape}")
 
 
-def at_least_single(latents: Any) -> None:
-    """TypeError if a latent is of half precision, in which there are no eigenvalues or quasi-random
-    numbers.
+def at_least_single(latents: Latents) -> None:
+    """TypeError if a latent is of half precision.
+
+    There are no eigenvalues or quasi-random numbers in it.
     """
     for name, support in named_leaves(latents).items():
         dtype = support.value_dtype
@@ -103,8 +109,9 @@ def at_least_single(latents: Any) -> None:
 
 
 def takes(name: str, function: Any, call: str, num_arguments: int) -> None:
-    """TypeError unless `function` takes so many arguments, which `call` names, as far as its
-    signature tells.
+    """TypeError unless `function` takes `num_arguments`, as far as its signature tells.
+
+    `call` names them in the error, such as "fn(key, theta)".
     """
     if not callable(function):
         raise TypeError(f"`{name}` must be a function {call}; got {function!r}")
@@ -119,18 +126,24 @@ def takes(name: str, function: Any, call: str, num_arguments: int) -> None:
 
 
 def prng_key(key: Any) -> jax.Array:
-    """`key` itself if it is one PRNG key, typed, or legacy and of JAX's default kind; TypeError
-    otherwise.
+    """`key` itself if it is one PRNG key, typed, or legacy and of JAX's default kind.
+
+    TypeError if it is anything else.
     """
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    legacy = dtype == jnp.uint32 and shape == _legacy_shape()
-    if not (typed or legacy):
-        got = f"{dtype}{list(shape)}" if dtype is not None and shape is not None else repr(key)
-        raise TypeError(
-            f"`key` must be one PRNG key, such as jax.random.key(0), or jax.random.key(0, impl='rbg'); got {got}"
-        )
+    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
+        raise _no_key(repr(key))
+    is_typed = is_key(key) and key.shape == ()
+    is_legacy = key.dtype == jnp.uint32 and key.shape == _legacy_shape()
+    if not (is_typed or is_legacy):
+        raise _no_key(f"{key.dtype}{list(key.shape)}")
     return key
+
+
+def _no_key(got: str) -> TypeError:
+    return TypeError(
+        "`key` must be one PRNG key, such as jax.random.key(0), or jax.random.key(0, impl='rbg'); "
+        f"got {got}"
+    )
 
 
 def _legacy_shape() -> tuple[int, ...]:
@@ -139,35 +152,37 @@ def _legacy_shape() -> tuple[int, ...]:
 
 
 def same_tree(name: str, expected: Any, got: Any) -> None:
-    """Raise unless `got` has the leaves of `expected`, with their shapes, and floats where it has
-    floats.
+    """Raise unless `got` has the leaves of `expected`, with their shapes, and floats for floats.
 
     ValueError names the leaves that are missing, unexpected or of another shape; TypeError those of
     another kind.
     """
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(got):
-        want, have = leaf_names(expected), leaf_names(got)
         raise ValueError(
-            f"{name}: expected a tree with leaves {want}; got {type(got).__name__} with leaves {have}"
+            f"{name}: expected a tree with leaves {leaf_names(expected)}; got "
+            f"{type(got).__name__} with leaves {leaf_names(got)}"
         )
-    for leaf, spec, value in zip(
-        leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(got), strict=True
-    ):
-        if jnp.shape(value) != jnp.shape(spec):
-            raise ValueError(
-                f"{name} `{leaf}`: expected shape {jnp.shape(spec)}; got {jnp.shape(value)}"
-            )
-        kind = jnp.floating if jnp.issubdtype(spec.dtype, jnp.floating) else jnp.integer
-        if not jnp.issubdtype(jnp.result_type(value), kind):
-            raise TypeError(
-                f"{name} `{leaf}`: expected {_A[kind]} dtype; got {jnp.result_type(value)}"
-            )
+    leaves = zip(leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(got))
+    for leaf, like, value in leaves:
+        _same_leaf(f"{name} `{leaf}`", like, value)
+
+
+def _same_leaf(name: str, expected: Any, got: Any) -> None:
+    if jnp.shape(got) != jnp.shape(expected):
+        raise ValueError(f"{name}: expected shape {jnp.shape(expected)}; got {jnp.shape(got)}")
+    dtype = jnp.result_type(got)
+    if jnp.issubdtype(expected.dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{name}: expected a floating dtype; got {dtype}")
+    elif not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name}: expected an integer dtype; got {dtype}")
 
 
 def factored(model: Any, what: str = "a minibatch") -> None:
-    """ValueError, of `what` needs it, unless the model has a likelihood apart, with one term per
-    row.
+    """ValueError unless the model has a likelihood apart, with one term per row.
+
+    `what` begins the error: it is what needs such a model.
     """
     if model.log_likelihood is None:
         raise ValueError(f"{what} needs a factored model: give `log_prior` and `log_likelihood`")
