@@ -130,12 +130,14 @@ def prng_key(key: Any) -> jax.Array:
 
     TypeError if it is anything else.
     """
-    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
+    dtype = getattr(key, "dtype", None)
+    shape = getattr(key, "shape", None)
+    if dtype is None or shape is None:
         raise _no_key(repr(key))
-    is_typed = is_key(key) and key.shape == ()
-    is_legacy = key.dtype == jnp.uint32 and key.shape == _legacy_shape()
+    is_typed = is_key(key) and shape == ()
+    is_legacy = dtype == jnp.uint32 and shape == _legacy_shape()
     if not (is_typed or is_legacy):
-        raise _no_key(f"{key.dtype}{list(key.shape)}")
+        raise _no_key(f"{dtype}{list(shape)}")
     return key
 
 
