@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 
 import minisvi
 from minisvi import Model, positive, real
-from minisvi.guides.base import is_distribution
+from minisvi.guides.foreign import is_distribution
 from minisvi.guides.joint import Joint
 
 # A conjugate Gaussian away from the origin with unequal scales: w ~ N(m, diag(s^2)), x_n ~ N(w,
