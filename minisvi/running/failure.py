@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from minisvi.data.batches import Chunks
 from minisvi.model import trees
 from minisvi.model.model import Model
-from minisvi.tools import checks
+from minisvi.tools import checks, finite_data
 from minisvi.tools.types import Data, Draw, Engine
 
 
@@ -38,7 +38,7 @@ def _at(model: Model, u: Draw, batch: Data, data: Data) -> str:
         *(_non_finite(name, term) for name, term in terms.items()),
         *_each(theta, "latent {}"),
         *_each(grad, "gradient for {}"),
-        *checks.non_finite_data(data),
+        *finite_data.non_finite_data(data),
     ]
     return "; ".join(filter(None, lines)) or "all terms are finite at this point"
 

@@ -16,7 +16,7 @@ from jax import Array
 from minisvi.model import trees
 from minisvi.second_order import newton
 from minisvi.second_order.hessian_products import scaled_products
-from minisvi.tools import checks
+from minisvi.tools import checks, finite_data
 
 
 def mode(
@@ -41,7 +41,7 @@ def mode(
     if bad or not np.isfinite(value):
         raise ValueError(
             f"expected a finite log density and derivatives where the climb ended; got {value}, and derivatives "
-            f"that are not finite for {bad} of {x.size} latents: give another `start`{checks.or_the_data(data)}"
+            f"that are not finite for {bad} of {x.size} latents: give another `start`{finite_data.or_the_data(data)}"
         )
     return x, value, grad, diag
 

@@ -23,7 +23,7 @@ from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
 from minisvi.second_order import newton
-from minisvi.tools import checks, inputs, noise
+from minisvi.tools import checks, finite_data, inputs, noise
 from minisvi.tools.batching import batched
 from minisvi.tools.interrupts import interrupted
 
@@ -115,7 +115,7 @@ def deterministic(
     if not np.any(finite):
         raise ValueError(
             f"expected a finite log density at one of {num_restarts * _NUM_TRIES} starts, uniform(-2, 2) in "
-            f"unconstrained space: give a `start` where it is finite{checks.or_the_data(data)}"
+            f"unconstrained space: give a `start` where it is finite{finite_data.or_the_data(data)}"
         )
     run = partial(_run, model, guide, fresh_key, max_steps, deadline)
     found = run(fixed, x)
