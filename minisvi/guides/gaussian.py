@@ -6,8 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides.location_scale import Diagonal, LocationScale, Normal, Triangular
-from minisvi.guides.student_t import StudentT
+from minisvi.guides.location_scale import Diagonal, LocationScale, Normal, StudentT, Triangular
 from minisvi.model import trees
 from minisvi.tools.record import Record
 
