@@ -9,25 +9,27 @@ from jax import Array
 from minisvi.guides.joint import Joint
 from minisvi.tools.record import Record
 from minisvi.tools.tracing import fresh
+from minisvi.tools.types import Params
 
 
 @dataclass(frozen=True, eq=False)
 class Custom(Record):
     """See `custom`."""
 
-    init: Callable[[Array], Any]
+    init: Callable[[Array], Params]
     family: Callable[..., Any]
     constrained: Any = False
 
-    def distribution(self, params: Any, /, *data: Any) -> Joint:
-        return Joint(self.family(params, *fresh(data)))
+    def distribution(self, params: Params, /, *data: Any) -> Joint:
+        parts = self.family(params, *fresh(data))
+        return Joint(parts)
 
 
 def custom(
-    init: Callable[[Array], Any], distribution: Callable[..., Any], constrained: Any = False
+    init: Callable[[Array], Params], distribution: Callable[..., Any], constrained: Any = False
 ) -> Custom:
-    """A guide of your own: any Distrax or TFP distribution, or a tree of them shaped like the
-    latents.
+    """A guide of your own: a distribution of Distrax, TFP, NumPyro or FlowJAX, or a tree of them in
+    the form of the latents.
 
     **Arguments**
 
@@ -38,7 +40,7 @@ def custom(
       theta itself, such as those of a Gamma for a positive latent; False where they are u.
 
     Draws should be reparameterised: Gamma and Beta are, through implicit gradients (Figurnov et al.
-    2018). Parts that are not (integers, or an attribute `reparameterised = False`) need
+    2018). Parts that are not (integers, or those with an attribute `reparameterised = False`) need
     `gradient="score_function"`.
     """
     return Custom(init, distribution, constrained)

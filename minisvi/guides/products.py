@@ -1,7 +1,8 @@
-"""Products of guides: one for each latent, or subtree of latents."""
+"""Products of guides: one guide for each latent, or subtree of latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,10 +11,12 @@ from jax import Array
 
 from minisvi.guides.base import is_reparameterised, noise_size
 from minisvi.guides.foreign import adapted
-from minisvi.guides.joint import Dependent, Joint
+from minisvi.guides.joint import Dependent, Draws, Joint
+from minisvi.guides.location_scale import Factor
 from minisvi.model import trees
 from minisvi.tools import checks
 from minisvi.tools.record import Record
+from minisvi.tools.types import Data, Draw, Latents, Params
 
 
 def _is_guide(node: Any) -> bool:
@@ -39,66 +42,73 @@ class Product(Record):
     def latents(self) -> Any:
         return jax.tree.map(lambda guide: guide.latents, self.parts, is_leaf=_is_guide)
 
-    def init(self, key: Array, /) -> Any:
+    def init(self, key: Array, /) -> Params:
         guides, treedef = jax.tree.flatten(self.parts, is_leaf=_is_guide)
-        return jax.tree.unflatten(
-            treedef, [g.init(k) for g, k in zip(guides, jax.random.split(key, len(guides)))]
-        )
+        keys = jax.random.split(key, len(guides))
+        params = [guide.init(own) for guide, own in zip(guides, keys, strict=True)]
+        return jax.tree.unflatten(treedef, params)
 
-    def distribution(self, params: Any, /, *data: Any) -> Joint:
+    def distribution(self, params: Params, /, *data: Any) -> Joint:
         guides = checks.named_leaves(self.parts, _is_guide)
         treedef: Any = jax.tree.structure(self.parts, is_leaf=_is_guide)
-        given = dict(zip(guides, treedef.flatten_up_to(params)))
-        free = {
-            n: g.distribution(given[n], *data)
-            for n, g in guides.items()
-            if not getattr(g, "on", None)
-        }
-
-        def standard(draws: dict[str, Any]) -> dict[str, Any]:
-            return {
-                n: _standard(guides[n], free[n], u) if n in free else u for n, u in draws.items()
-            }
-
-        parts = [
-            free[n] if n in free else _part(g, given[n], standard, data) for n, g in guides.items()
-        ]
-        return Joint(treedef.unflatten(parts))
+        given = dict(zip(guides, treedef.flatten_up_to(params), strict=True))
+        independent = {}
+        for name, guide in guides.items():
+            if not _depends(guide):
+                independent[name] = guide.distribution(given[name], *data)
+        standardised = partial(_standardised, guides, independent)
+        parts = dict(independent)
+        for name, guide in guides.items():
+            if _depends(guide):
+                parts[name] = _dependent(guide, given[name], standardised, data)
+        return Joint(treedef.unflatten([parts[name] for name in guides]))
 
 
-def _standard(guide: Any, q: Any, u: Any) -> Any:
-    """L^-1 (u - loc) of a Gaussian part: of mean zero wherever the fit has brought it. u itself of
-    another part.
+def _depends(guide: Any) -> bool:
+    """True of a part with a dict `on` of other parts, whose draws it is given."""
+    return bool(getattr(guide, "on", None))
+
+
+def _standardised(guides: dict[str, Any], independent: dict[str, Any], draws: Draws) -> Draws:
+    """The draws, with those of independent parts that are about Gaussian brought to about the
+    standard normal. What a dependent part has learnt of them then holds wherever the fit moves them.
     """
-    affine = adapted(q).affine()
-    if affine is None:
-        return u
+    moved = dict(draws)
+    for name, u in draws.items():
+        affine = adapted(independent[name]).affine() if name in independent else None
+        if affine is not None:
+            moved[name] = _standard(guides[name].latents, affine, u)
+    return moved
+
+
+def _standard(latents: Latents, affine: tuple[Array, Factor], u: Draw) -> Draw:
+    """L^-1 (u - loc), as a tree like u."""
     loc, factor = affine
-    return trees.unravel(guide.latents, factor.solve(trees.ravel(guide.latents, u) - loc))
+    z = factor.solve(trees.ravel(latents, u) - loc)
+    return trees.unravel(latents, z)
 
 
-def _part(guide: Any, params: Any, standard: Callable[..., Any], data: tuple[Any, ...]) -> Any:
-    on = guide.on
-    # What does not depend on the draws is read off the distribution at zero; nothing of it is
+def _dependent(
+    guide: Any, params: Params, standardised: Callable[[Draws], Draws], data: Data
+) -> Dependent:
+    """The part that depends on others, as a function of their draws."""
+
+    def make(draws: Draws) -> Any:
+        return guide.distribution(params, standardised(draws), *data)
+
+    # What does not depend on the draws is read off the distribution at zero. Nothing of it is
     # computed.
-    at_zero = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
-        trees.unconstrained_like(trees.with_rows(dict(on), data)),
-    )
-    q = guide.distribution(params, at_zero, *data)
-    return Dependent(
-        tuple(on),
-        lambda u: guide.distribution(params, standard(u), *data),
-        noise_size(q),
-        is_reparameterised(q),
-    )
+    shapes = trees.unconstrained_like(trees.with_rows(dict(guide.on), data))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    at_zero = guide.distribution(params, zeros, *data)
+    return Dependent(tuple(guide.on), make, noise_size(at_zero), is_reparameterised(at_zero))
 
 
 def product(parts: Any) -> Product:
     """q(u) = prod_i q_i(u_i): a guide for each latent, or subtree of latents.
 
-    `parts` is a tree of guides in the shape of the latents, such as `{"w": full_rank(latents["w"]),
-    "tau": ...}`; a part may be a `conditional` on others, a `delta` (a learnable constant), over
+    `parts` is a tree of guides in the form of the latents, such as `{"w": full_rank(latents["w"]),
+    "tau": ...}`. A part may be a `conditional` on others, a `delta` (a learnable constant), over
     theta, local or discrete. The parameters are a tree of the parts' own. TypeError for what is no
     guide; ValueError if conditional parts form a circle.
     """
