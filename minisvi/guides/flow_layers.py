@@ -109,8 +109,8 @@ def _zero_readout(size: int, num_params: int, num_features: int) -> dict[str, Ar
 def _readout(weights: Array, bias: Array, features: Array) -> Array:
     """W h / sqrt(H) + b, for features h (H,).
 
-    By the root of the width a step of the optimiser moves a wide layer no further than a narrow
-    one.
+    The root of the width is there so that a step of the optimiser moves a wide layer no further
+    than a narrow one.
     """
     return weights @ features / features.size**0.5 + bias
 
@@ -139,7 +139,7 @@ class Coupling(Record):
     def bijector(self, params: Params, order: Array) -> Bijector:
         import distrax
 
-        def conditioner(first_half: Array) -> Array:
+        def conditioner(first_half: Array) -> Array:  # (D,), with zeros for the second half
             features = self.network.apply(params["network"], first_half)
             return _readout(params["readout"], params["bias"], features)
 
@@ -152,9 +152,8 @@ class Autoregressive(Record):
     """y_i = z_i exp(s_i) + t_i, where s_i and t_i are functions of the coordinates before i in a
     layer's order.
 
-    One network gives them all, whose weights are masked (Germain et al. 2015): a
-    hidden unit of degree d sees the coordinates at places 0..d, and the outputs at places above d
-    see the unit.
+    One network gives them all, whose weights are masked (Germain et al. 2015). A hidden unit of
+    degree d sees the coordinates at places 0..d, and the outputs at places above d see the unit.
     """
 
     hidden: int
@@ -174,10 +173,12 @@ class Autoregressive(Record):
         first, second = params["network"]
 
         def transform(z: Array) -> Any:
-            h = _masked(first, degree[:, None] >= order[None, :], z)
-            h = _masked(second, degree[:, None] >= degree[None, :], h)
-            seen = order[:, None] > degree[None, :]
-            weights = params["readout"] * seen[:, None, :]
+            seen_inputs = degree[:, None] >= order[None, :]
+            h = _masked(first, seen_inputs, z)
+            seen_units = degree[:, None] >= degree[None, :]
+            h = _masked(second, seen_units, h)
+            seen_by_outputs = order[:, None] > degree[None, :]
+            weights = params["readout"] * seen_by_outputs[:, None, :]
             return affine(_readout(weights, params["bias"], h))
 
         return _InOrder(transform, order.size)

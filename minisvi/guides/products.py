@@ -12,11 +12,10 @@ from jax import Array
 from minisvi.guides.base import is_reparameterised, noise_size
 from minisvi.guides.foreign import adapted
 from minisvi.guides.joint import Dependent, Draws, Joint
-from minisvi.guides.location_scale import Factor
 from minisvi.model import trees
 from minisvi.tools import checks
 from minisvi.tools.record import Record
-from minisvi.tools.types import Data, Draw, Latents, Params
+from minisvi.tools.types import Data, Draw, Params
 
 
 def _is_guide(node: Any) -> bool:
@@ -75,17 +74,19 @@ def _standardised(guides: dict[str, Any], independent: dict[str, Any], draws: Dr
     """
     moved = dict(draws)
     for name, u in draws.items():
-        affine = adapted(independent[name]).affine() if name in independent else None
-        if affine is not None:
-            moved[name] = _standard(guides[name].latents, affine, u)
+        if name in independent:
+            moved[name] = _standard(guides[name], independent[name], u)
     return moved
 
 
-def _standard(latents: Latents, affine: tuple[Array, Factor], u: Draw) -> Draw:
-    """L^-1 (u - loc), as a tree like u."""
+def _standard(guide: Any, q: Any, u: Draw) -> Draw:
+    """L^-1 (u - loc) if q is about Gaussian, as a tree like u; u itself if it is not."""
+    affine = adapted(q).affine()
+    if affine is None:
+        return u
     loc, factor = affine
-    z = factor.solve(trees.ravel(latents, u) - loc)
-    return trees.unravel(latents, z)
+    z = factor.solve(trees.ravel(guide.latents, u) - loc)
+    return trees.unravel(guide.latents, z)
 
 
 def _dependent(
