@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides.base import Distribution
+from minisvi.guides.conditional import parts_of
 from minisvi.guides.foreign import adapted
-from minisvi.guides.products import parts_of
 from minisvi.guides.weights import Init, initialiser
 from minisvi.model import trees
 from minisvi.tools import checks
