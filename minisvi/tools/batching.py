@@ -32,6 +32,15 @@ def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+def one_by_one(fun: Callable[[Any], Any], xs: Any) -> Any:
+    """fun of each of `xs`, one after the other on every machine.
+
+    It is for functions that often have triangular solves, such as products with a Hessian, where
+    nobody looks whether this one has.
+    """
+    return jax.lax.map(fun, xs)
+
+
 def in_batches(fun: Callable[[Any], Any], xs: Any, batch_size: int) -> Any:
     """`jax.lax.map(fun, xs, batch_size=batch_size)`, which fails (jax 0.10) where a leaf of the
     result is empty.
