@@ -1,0 +1,188 @@
+"""What a verdict says: its figures, and the rule that gives the level and the reason."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from minisvi.posterior.draws import Draws
+from minisvi.posterior.moments import MAX_KHAT, Moment
+
+Level = Literal["not trusted", "bulk good, tails unverified", "good"]
+LEVELS: tuple[Level, ...] = get_args(Level)  # from the worst to the best
+NUM_BATCHES = 4
+GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
+HIGH_ESS, FAIR_ESS, LOW_ESS = 0.85, 0.1, 0.02  # of S
+MAX_SPACING = 0.1  # nats
+_MAX_MISSED = 0.01  # of the best optimum's mass
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the importance weights of S draws say of a fit; `str` gives a short table.
+
+    - `level`, `reason`: `good`: the weighted draws may be used as the posterior's; `bulk good,
+      tails unverified`: their quantiles, means and sds may, to about a tenth of an sd, but for the
+      moments that the reason names; `not trusted`. The reason is one line.
+    - `khat`: the largest of four batches', beside its `threshold`; `ess`: the weights' ESS / S.
+    - `error`: the standard error of the weighted means and sds of theta, in sds, of the `worst`
+      latent, by its name; `error_u`: the same of u, of which quantiles are those of theta.
+    - `unreached`: the means and sds of theta that the draws do not give to 0.03 sd, in words: a
+      moment that does not exist, one that rare draws decide, and one that has too few draws.
+    - `of_weights`: the level without what was found of theta's moments and of the `spacing`, which
+      is that of the dtype's numbers at log p, in nats.
+    - `shift`: how far weighting moves the mean of the worst coordinate, in sds: how wrong q is
+      without it.
+    - `elbo`, `log_evidence`, each with its standard error `_se`, in nats.
+    - `broken`: how many draws have a density of NaN or +inf.
+    - `optima`: how many distinct ones the restarts converged to, at least one; `missed`: the
+      largest mass, relative to the best, of where any of them ended that q does not reach; None
+      without restarts. `optimism`: nats that fixed draws promised beyond fresh ones, or None.
+    """
+
+    level: Level
+    reason: str
+    khat: float
+    threshold: float
+    ess: float
+    error: float
+    worst: str
+    error_u: float
+    unreached: tuple[str, ...]
+    of_weights: Level
+    spacing: float
+    shift: float
+    elbo: float
+    elbo_se: float
+    log_evidence: float
+    log_evidence_se: float
+    num_draws: int
+    broken: int
+    optima: int | None = None
+    missed: float | None = None
+    optimism: float | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:13} {text}" for name, text in self._rows().items())
+
+    def _rows(self) -> dict[str, str]:
+        compared = f"threshold {self.threshold:.2f}, largest of {NUM_BATCHES} batches"
+        where = f"of weighted means and sds at the worst latent, `{self.worst}`"
+        evidence = f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}"
+        rows = {}
+        rows["verdict"] = f"{self.level}: {self.reason}"
+        rows["k-hat"] = f"{self.khat:.2f} ({compared})"
+        rows["ESS / S"] = f"{self.ess:.3f} of {self.num_draws} draws"
+        rows["error"] = f"{self.error:.3f} sd, {where}"
+        rows["shift"] = f"{self.shift:.3f} sd, from q's means to the weighted ones"
+        rows["ELBO"] = f"{self.elbo:.3f} +- {self.elbo_se:.3f} nats"
+        rows["log evidence"] = f"{evidence} nats"
+        if self.optima is not None:
+            misses = f"of which q misses {self.missed:.2g} of the best's mass"
+            rows["optima"] = f"{self.optima} distinct, {misses}"
+        if self.optimism is not None:
+            rows["optimism"] = f"{self.optimism:.2f} nats, of fixed draws over fresh ones"
+        return rows
+
+
+class Judged(NamedTuple):
+    """The verdict on a guide, and its weighted draws of theta."""
+
+    verdict: Verdict
+    draws: Draws
+
+
+class Ruling(NamedTuple):
+    """A level, and the reason for it in one line."""
+
+    level: Level
+    reason: str
+
+
+def rule_on_weights(
+    khat: float,
+    threshold: float,
+    ess: float,
+    error_u: float,
+    broken: int,
+    missed: float | None = None,
+) -> Ruling:
+    """The level that the weights have by themselves; `judge` has the rule in words."""
+    if broken:
+        return Ruling("not trusted", f"{broken} draws have a density of NaN or +inf")
+    if missed is not None and missed > _MAX_MISSED:
+        mass = f"{missed:.2g} of the best one's mass"
+        reason = f"a restart found another optimum, with {mass}, that q misses"
+        return Ruling("not trusted", reason)
+    is_light = khat < threshold
+    has_mean = khat < 1
+    nearly_equal = has_mean and ess >= HIGH_ESS
+    if error_u <= GOOD_ERROR and (nearly_equal or (is_light and khat < 0.35 + ess)):
+        reason = f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
+        return Ruling("good", reason)
+    many_enough = (is_light and ess >= LOW_ESS) or (has_mean and ess >= FAIR_ESS)
+    if error_u <= BULK_ERROR and many_enough:
+        reason = f"k-hat {khat:.2f}, ESS/S {ess:.2f}, error {error_u:.2f} sd"
+        return Ruling("bulk good, tails unverified", reason)
+    if not has_mean:
+        reason = f"k-hat {khat:.2f}: the weights have no mean, so q lacks part of the posterior"
+        return Ruling("not trusted", reason)
+    figures = f"k-hat {khat:.2f}, ESS/S {ess:.3f}, error {error_u:.2f} sd"
+    return Ruling("not trusted", f"{figures}: too few draws carry the weight")
+
+
+def rule(
+    known: list[Moment],
+    by_weights: Ruling,
+    ess: float,
+    spacing: float,
+    log_evidence: float,
+) -> Ruling:
+    """The ruling on the weights, held against the spacing of log p and against each moment of
+    theta.
+    """
+    level, reason = by_weights
+    if MAX_SPACING < spacing < np.inf:
+        return Ruling("not trusted", _of_rounding(spacing, log_evidence))
+    max_error = GOOD_ERROR if level == "good" else BULK_ERROR
+    failing = [moment for moment in known if not moment.holds(max_error, max_khat(ess))]
+    if level == "not trusted" or not failing:
+        return Ruling(level, reason)
+    return Ruling("bulk good, tails unverified", f"{_of_moments(failing, ess)}; {reason}")
+
+
+def max_khat(ess: float) -> float:
+    """The heaviest tail that the terms of a moment may have.
+
+    Where the weights are nearly equal a heavy tail is theta's own, and no better q would make it
+    lighter. Otherwise it is partly the tail of the weights, which have been judged already, and the
+    error of the moment tells.
+    """
+    return MAX_KHAT if ess >= HIGH_ESS else 1.0
+
+
+def _of_rounding(spacing: float, log_evidence: float) -> str:
+    numbers = f"the dtype's numbers are {spacing:.2g} nats apart"
+    return (
+        f"log p is about {log_evidence:.2g}, where {numbers}: the weights "
+        "are rounding. Take constants out of the density, give the likelihood by row, or enable x64"
+    )
+
+
+def _of_moments(failing: list[Moment], ess: float) -> str:
+    """Which moments fail, and how: first come those whose tail is too heavy, for which more draws
+    would not help.
+    """
+    failing = sorted(failing, key=lambda moment: (moment.khat, moment.error), reverse=True)
+    names = ", ".join(str(moment) for moment in failing[:_MOST_NAMED])
+    num_others = len(failing) - _MOST_NAMED
+    if num_others > 0:
+        names += f" and {num_others} more"
+    worst = failing[0]
+    if worst.khat < max_khat(ess):
+        return f"quantiles hold, but not {names}: the error is {worst.error:.2f} sd"
+    why = "the weights do not reach it"
+    if ess >= HIGH_ESS:
+        why = "it may not exist, or rare draws decide it"
+    return f"quantiles hold, but not {names}: {why} (a tail of shape {worst.khat:.2f})"
