@@ -30,7 +30,7 @@ from minisvi.posterior.posterior import Posterior, weigh
 from minisvi.tools import checks
 from minisvi.tools.interrupts import interrupted
 from minisvi.tools.sharding import to_host
-from minisvi.tools.types import Draw, Params
+from minisvi.tools.types import Data, Draw, Params
 
 
 def judge(
@@ -120,7 +120,7 @@ def _weighed(posterior: Posterior, noise: Array) -> _Weighed:
     return _Weighed(u, log_w, density)
 
 
-def _parts(posterior: Posterior) -> tuple[Model, Guide, Params, tuple[Any, ...]]:
+def _parts(posterior: Posterior) -> tuple[Model, Guide, Params, Data]:
     return posterior.model, posterior.guide, posterior.params, posterior.data
 
 
@@ -130,8 +130,8 @@ def _spacing(dtype: Any, log_p: float) -> float:
 
 
 class _Evidence(NamedTuple):
-    """All that the rule knows, on the host. `log_evidence` and `elbo` lack the offset of a density
-    that is `centred`.
+    """All that the rule knows, on the host; `Verdict` says what each is. Of a density that is
+    `centred` the `figures` have the ELBO and the log evidence without its offset.
     """
 
     figures: Figures

@@ -36,14 +36,17 @@ def _response(model: Model, x: Array, fixed: Fixed, vectors: Array | None) -> Ar
 
 
 def _covariance(product: Product, x: Array, unit: Array) -> Array:
+    """C, by a Cholesky factor of S H S, of which `product` is the product."""
     size = x.size // 2
     factor = jax.scipy.linalg.cho_factor(dense(product, x))
     identity = jnp.eye(2 * size, size, dtype=x.dtype)
-    inverse = jax.scipy.linalg.cho_solve(factor, identity)[:size]
+    columns = jax.scipy.linalg.cho_solve(factor, identity)
+    inverse = columns[:size]
     return unit[:size, None] * inverse * unit[None, :size]
 
 
 def _products(product: Product, x: Array, unit: Array, vectors: Array) -> Array:
+    """C v for each row v of `vectors`, by conjugate gradients."""
     size = x.size // 2
     tolerance = jnp.finfo(x.dtype).eps ** 0.75
 
@@ -51,5 +54,7 @@ def _products(product: Product, x: Array, unit: Array, vectors: Array) -> Array:
         solution, _ = jax.scipy.sparse.linalg.cg(product, row, tol=tolerance, maxiter=4 * size)
         return solution[:size] * unit[:size]
 
-    rows = jnp.pad(vectors, ((0, 0), (0, size))) * unit[None]
+    # With zeros for log_scale.
+    padded = jnp.pad(vectors, ((0, 0), (0, size)))
+    rows = padded * unit[None]
     return one_by_one(solve, rows)
