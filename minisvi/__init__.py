@@ -8,7 +8,8 @@ makes a Flax module a pytree of latents; it is imported by name, as it loads Fla
 """
 
 from minisvi.auto.fit import Fit, fit
-from minisvi.auto.verdict import Judged, Verdict, judge
+from minisvi.auto.judging import judge
+from minisvi.auto.verdict import Judged, Verdict
 from minisvi.data.batches import FullBatch, Minibatches
 from minisvi.data.streams import Stream, StreamError
 from minisvi.guides.block import block

@@ -30,6 +30,15 @@ def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+def one_by_one(fun: Callable[[Any], Any], xs: Any) -> Any:
+    """fun of each of `xs`, one after the other on every machine.
+
+    It is for functions that often have triangular solves, such as products with a Hessian, where
+    nobody looks whether this one has.
+    """
+    return jax.lax.map(fun, xs)
+
+
 def _has_solves(fun: Callable[[Any], Any], xs: Any) -> bool:
     one = jax.tree.map(_one_of, xs)
     primitives = _primitives(jax.make_jaxpr(fun)(one))
