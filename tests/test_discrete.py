@@ -36,7 +36,6 @@ from minisvi import (
     real,
     sum_out,
 )
-from minisvi.guides import base
 
 KEY = jax.random.key(0)
 
@@ -92,10 +91,8 @@ def test_categorical_knows_its_probabilities_and_entropy():
 @pytest.mark.parametrize("by", ["key", "noise"])
 def test_categorical_draws_each_state_as_often_as_it_should(by, key):
     q, n = categorical(TREE).distribution(LOGITS), 40_000
-    noise = (
-        jax.random.split(key, n) if by == "key" else jax.random.normal(key, (n, base.noise_size(q)))
-    )
-    z, log_q = jax.jit(jax.vmap(lambda piece: base.draw(q, piece)))(noise)
+    noise = jax.random.split(key, n) if by == "key" else jax.random.normal(key, (n, q.noise_size))
+    z, log_q = jax.jit(jax.vmap(lambda piece: q.draw(piece)))(noise)
     assert {name: leaf.dtype for name, leaf in z.items()} == {"a": jnp.int32, "b": jnp.int32}
     assert np.allclose(jax.vmap(q.log_prob)(z), log_q, rtol=10 * RTOL)
     _, p = states_and_probabilities()

@@ -10,7 +10,7 @@ from families import FAMILIES, FLOWS, FLOWS_SLOW, FOREIGN, NAMES, TREES, marked,
 
 import minisvi
 from minisvi import ELBO, SVI, Model, real
-from minisvi.guides import base
+from minisvi.guides.foreign import member
 
 KNOW_ENTROPY = {
     "mean_field",
@@ -27,7 +27,7 @@ KNOW_ENTROPY |= {"whitened full_rank", "whitened low_rank"}
 
 def weighted_draws(q, key, num):
     """u, log q(u) and weights of `num` draws of every stratum of q."""
-    u, log_q, log_weight = jax.vmap(lambda k: base.strata(q, k))(jax.random.split(key, num))
+    u, log_q, log_weight = jax.vmap(lambda k: q.strata(k))(jax.random.split(key, num))
     return u, log_q, jnp.exp(log_weight)
 
 
@@ -56,28 +56,28 @@ def test_draws_densities_and_entropy_belong_together(name, key):
 
     @jax.jit
     def evaluate(params, key):
-        draw = lambda p, k: guide.distribution(p).sample_and_log_prob(seed=k)
-        q, keys = guide.distribution(params), jax.random.split(key, n)
+        draw = lambda p, k: member(guide, p).draw(k)
+        q, keys = member(guide, params), jax.random.split(key, n)
         u, log_q = jax.vmap(draw, (None, 0))(params, keys)
         many, many_log_q, weights = weighted_draws(q, key, 3)
         draws, drawn = (
             [jax.tree.map(lambda leaf: leaf[:3], u), flattened(many)],
             [log_q[:3], jnp.ravel(many_log_q)],
         )
-        size = base.noise_size(q)
+        size = q.noise_size
         assert (size is not None) == has_noise
         if has_noise:
-            fixed, fixed_log_q, _ = base.strata(q, jax.random.normal(key, (size,)))
+            fixed, fixed_log_q, _ = q.strata(jax.random.normal(key, (size,)))
             draws, drawn = [*draws, fixed], [*drawn, fixed_log_q]
         scored = jax.vmap(q.log_prob)(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws))
         if has_entropy:
-            entropy = base.entropy(q)
+            entropy = q.entropy()
         else:
             entropy = None
             with pytest.raises(
                 ValueError, match="has no closed-form entropy: take gradient='reparameterised'"
             ):
-                base.entropy(q)
+                q.entropy()
         stopped = jax.grad(lambda p: draw(jax.lax.stop_gradient(p), key)[1])(params)
         return (
             u,
@@ -122,7 +122,7 @@ def density_on_a_grid(name, dimension, key):
     """
     guide, latents, params = members_of(name, dimension, key)
     vector, unravel_params = jax.flatten_util.ravel_pytree(params)
-    u, _, _ = jax.jit(lambda key: weighted_draws(guide.distribution(params), key, 2000))(key)
+    u, _, _ = jax.jit(lambda key: weighted_draws(member(guide, params), key, 2000))(key)
     draws = np.stack([np.ravel(leaf) for leaf in jax.tree.leaves(u)], axis=1)
     low, high = draws.min(0), draws.max(0)
     width = high - low
@@ -178,7 +178,7 @@ def test_gradient_through_the_draws_is_the_finite_difference_of_the_expectation(
     @jax.vmap
     def through_the_draws(k):
         def estimate(vector):
-            u, _, log_weight = base.strata(guide.distribution(unravel_params(vector)), k)
+            u, _, log_weight = member(guide, unravel_params(vector)).strata(k)
             return jnp.exp(log_weight) @ jax.vmap(
                 lambda u: f(minisvi.model.trees.ravel(latents, u))
             )(u)

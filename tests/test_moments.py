@@ -109,3 +109,9 @@ def test_constants_nothing_and_integers_hold(x):
 
 def test_few_draws_have_no_tail_to_see():
     assert tail_shape(np.log(np.arange(1.0, 200.0))) == -np.inf
+
+
+@pytest.mark.parametrize("largest", [np.inf, np.nan])
+def test_no_tail_can_be_seen_where_the_largest_term_is_not_finite(largest):
+    log_terms = np.append(np.linspace(0.0, 1.0, 999), largest)
+    assert tail_shape(log_terms) == np.inf

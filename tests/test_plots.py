@@ -147,6 +147,6 @@ def test_weights_that_are_equal_few_or_broken(key):
 def test_without_matplotlib_it_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(
-        ImportError, match=r"`minisvi\.plots` needs Matplotlib: pip install matplotlib"
+        ImportError, match=r"`minisvi\.posterior\.plots` needs Matplotlib: pip install matplotlib"
     ):
         plots.loss(np.zeros(3))

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides import base
 from minisvi.guides.base import Guide
+from minisvi.guides.foreign import member
 from minisvi.tools.noise import normals
 from minisvi.tools.types import Data, Params
 
@@ -35,7 +35,7 @@ def is_plain(num_draws: int) -> Array:
 def noise(
     key: Array, guide: Guide, params: Params, data: Data, num_draws: int
 ) -> tuple[Array, Array]:
-    """What `base.draw` makes S draws from, and log N(eps; 0, I) - log m(eps), (S,).
+    """What `Distribution.draw` makes S draws from, and log N(eps; 0, I) - log m(eps), (S,).
 
     These are keys and zeros where q can only be drawn from a key: then all draws are plain.
     """
@@ -45,12 +45,11 @@ def noise(
 
 def _normals(guide: Guide, params: Params, data: Data) -> Array | None:
     """An array like the normals that one draw is a function of, or None if it is of no normals."""
-    q = guide.distribution(params, *data)
-    size = base.noise_size(q)
-    if base.is_stratified(q) or not size:
+    q = member(guide, params, *data)
+    if q.stratified or not q.noise_size:
         return None
-    dtype = getattr(q, "noise_dtype", None) or jnp.result_type(float)
-    return jnp.zeros(size, dtype)
+    dtype = q.noise_dtype or jnp.result_type(float)
+    return jnp.zeros(q.noise_size, dtype)
 
 
 # The guide is no argument, so that there is one program for all guides of as many normals.

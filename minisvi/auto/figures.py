@@ -10,6 +10,7 @@ from jax import Array
 from minisvi.auto import defensive
 from minisvi.auto.verdict import NUM_BATCHES
 from minisvi.guides.base import Guide
+from minisvi.guides.foreign import member
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
@@ -110,7 +111,7 @@ def missed_mass(
     highest q: there q is, though of many latents no draw may reach the mode itself. `log_w` is of
     `density`, which wants the `reference` behind the data.
     """
-    q = guide.distribution(params, *data)
+    q = member(guide, params, *data)
 
     def at(loc: Array) -> tuple[Array, Array, Array]:
         u = trees.unravel(model.latents, loc)

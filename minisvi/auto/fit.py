@@ -26,6 +26,7 @@ from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic
 from minisvi.tools import checks, inputs
 from minisvi.tools.interrupts import deferred_interrupt
+from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import check_axes
 from minisvi.tools.types import Data, Draw, Params
 
@@ -265,7 +266,7 @@ def _interrupted(stage: Stage) -> Stage:
 def _runaway(model: Model, det: Deterministic) -> str | None:
     """In words, that Newton has not converged because a scale grows without end; None otherwise."""
     log_scale = trees.unravel(model.latents, np.asarray(det.params["log_scale"]))
-    leaves = checks.named_leaves(log_scale)
+    leaves = named_leaves(log_scale)
     widest = {name: float(np.max(leaf)) for name, leaf in leaves.items() if leaf.size}
     name = max(widest, key=widest.__getitem__, default=None)
     if det.converged or name is None or widest[name] < np.log(1e3):

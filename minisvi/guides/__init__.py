@@ -1,1 +1,1 @@
-"""q: the contract in `base`, the Gaussian families, and the catalogue, one file per kind of family."""
+"""q: the contract in `base`, the Gaussian families, and the catalogue, a file for each family."""

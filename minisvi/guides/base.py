@@ -103,7 +103,7 @@ class Distribution:
         others; None if q is no product.
         """
         del u
-        return getattr(self, "parts", None)
+        return None
 
     def affine(self) -> tuple[Array, Any] | None:
         """The (loc, factor) that takes draws to about the standard normal, factor^-1 (u - loc);
@@ -132,45 +132,3 @@ class Guide(Protocol):
         before the data.
         """
         ...
-
-
-# --- until the callers ask the distributions themselves ---
-FromNoise = Distribution
-
-
-def _of(q: Any) -> Distribution:
-    from minisvi.guides.foreign import adapted
-
-    return adapted(q)
-
-
-def draw(q: Any, noise: Array) -> tuple[Any, Array]:
-    return _of(q).draw(noise)
-
-
-def noise_size(q: Any) -> int | None:
-    return _of(q).noise_size
-
-
-def strata(q: Any, noise: Array) -> tuple[Any, Array, Array]:
-    return _of(q).strata(noise)
-
-
-def is_stratified(q: Any) -> bool:
-    return _of(q).stratified
-
-
-def is_reparameterised(q: Any) -> bool:
-    return _of(q).reparameterised
-
-
-def score_log_prob(q: Any, u: Any) -> Array:
-    return _of(q).score_log_prob(u)
-
-
-def entropy(q: Any) -> Array:
-    return _of(q).entropy()
-
-
-def weighted(q: Any, weight: Any) -> Any:
-    return _of(q).weighted(weight)

@@ -16,7 +16,7 @@ from minisvi.guides.gaussian import Family, log_cholesky
 from minisvi.guides.location_scale import LocationScale, Triangular
 from minisvi.model import trees
 from minisvi.model.model import Model
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Draw, Latents, Params
 
 
@@ -54,7 +54,7 @@ class BlockDiagonal(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = list(checks.named_leaves(self.latents))
+        known = list(named_leaves(self.latents))
         given = [name for group in self.groups for name in group]
         if sorted(given) != sorted(known):
             groups = list(self.groups)
@@ -66,7 +66,7 @@ class BlockDiagonal(Family):
         """For each group, the indices of its latents' coordinates in the vector (D,)."""
         places = {}
         end = 0
-        for name, support in checks.named_leaves(self.latents).items():
+        for name, support in named_leaves(self.latents).items():
             start = end
             end = start + math.prod(support.unconstrained.shape)
             places[name] = np.arange(start, end)

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr
 
-from minisvi.guides.base import FromNoise
+from minisvi.guides.base import Distribution
 from minisvi.model import trees
 from minisvi.model.model import Model
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.record import Record
 from minisvi.tools.types import Draw, Latents, Params
 
 
 @dataclass(frozen=True)
-class Categoricals(FromNoise):
+class Categoricals(Distribution):
     """z_i ~ Categorical(softmax(logits_i)), all independent.
 
     `logits` is a tree whose leaves have shape (*shape, n); a draw z has integers of shape (*shape,)
@@ -85,7 +85,7 @@ class Categorical(Record):
     constrained = False
 
     def __post_init__(self) -> None:
-        for name, support in checks.named_leaves(self.latents).items():
+        for name, support in named_leaves(self.latents).items():
             if support.num_values is None:
                 raise ValueError(
                     f"categorical: expected a `finite` support for latent `{name}`; got {support}"

@@ -24,6 +24,7 @@ from minisvi.guides.flow_layers import (
     affine,
     mlp,
 )
+from minisvi.guides.foreign import member
 from minisvi.guides.weights import Init, pair
 from minisvi.guides.wrapped import Pushed
 from minisvi.model import trees
@@ -127,7 +128,7 @@ class Flow(Record):
         return {"base": base, "layers": layers}
 
     def distribution(self, params: Params, /, *data: Any) -> Pushforward:
-        q = self.base.distribution(params["base"], *data)
+        q = member(self.base, params["base"], *data)
         orders = jnp.asarray(self._orders())
         return Pushforward(self.latents, q, self.layer, params["layers"], orders)
 

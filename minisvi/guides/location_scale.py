@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import digamma, gammaln, log_ndtr, ndtr
 
-from minisvi.guides.base import FromNoise
+from minisvi.guides.base import Distribution
 from minisvi.model import trees
 from minisvi.tools.types import Draw, Latents
 
@@ -149,7 +149,7 @@ class StudentT:
 
 
 @dataclass(frozen=True)
-class LocationScale(FromNoise):
+class LocationScale(Distribution):
     """q(u), where u = loc + L z.
 
     With z = L^-1 (u - loc), a change of variables gives
@@ -189,11 +189,11 @@ class LocationScale(FromNoise):
     def entropy(self) -> Array:
         return self.loc.size * self.standard.entropy() + self.factor.log_det()
 
-    @property
-    def parts(self) -> Any:
+    def parts_at(self, u: Draw) -> Any:
         """The tree of independent normals that q is, for closed-form KLs; None if q is no such
         tree.
         """
+        del u
         if not isinstance(self.factor, Diagonal) or not isinstance(self.standard, Normal):
             return None
         import distrax  # heavy: only a closed-form KL asks for it

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from minisvi.guides.base import FromNoise
+from minisvi.guides.base import Distribution
 from minisvi.guides.gaussian import Family, precisions
 from minisvi.guides.location_scale import LOG_2PI, Diagonal
 from minisvi.model import trees
@@ -21,7 +21,7 @@ from minisvi.tools.types import Draw, Latents, Params
 
 
 @dataclass(frozen=True)
-class DiagonalPlusFactor(FromNoise):
+class DiagonalPlusFactor(Distribution):
     """q(u) = N(u; loc, S (I + F F^T) S), with S = diag(exp(log_scale)) and F the factor, (D, R).
 
     A draw is u = loc + S x, where x = eps_1 + F eps_2 with standard normals eps_1 (D,) and eps_2

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides.base import is_reparameterised, noise_size
-from minisvi.guides.foreign import adapted
+from minisvi.guides.foreign import adapted, member
 from minisvi.guides.joint import Dependent, Draws, Joint
 from minisvi.model import trees
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.record import Record
 from minisvi.tools.types import Data, Draw, Params
 
@@ -29,7 +28,7 @@ class Product(Record):
     parts: Any
 
     def __post_init__(self) -> None:
-        for name, part in checks.named_leaves(self.parts, _is_guide, "product").items():
+        for name, part in named_leaves(self.parts, _is_guide, "product").items():
             if not _is_guide(part):
                 raise TypeError(f"product: expected a guide for `{name}`; got {part!r}")
 
@@ -48,7 +47,7 @@ class Product(Record):
         return jax.tree.unflatten(treedef, params)
 
     def distribution(self, params: Params, /, *data: Any) -> Joint:
-        guides = checks.named_leaves(self.parts, _is_guide)
+        guides = named_leaves(self.parts, _is_guide)
         treedef: Any = jax.tree.structure(self.parts, is_leaf=_is_guide)
         given = dict(zip(guides, treedef.flatten_up_to(params), strict=True))
         independent = {}
@@ -70,7 +69,8 @@ def _depends(guide: Any) -> bool:
 
 def _standardised(guides: dict[str, Any], independent: dict[str, Any], draws: Draws) -> Draws:
     """The draws, with those of independent parts that are about Gaussian brought to about the
-    standard normal. What a dependent part has learnt of them then holds wherever the fit moves them.
+    standard normal. What a dependent part has learnt of them then holds wherever the fit moves
+    them.
     """
     moved = dict(draws)
     for name, u in draws.items():
@@ -101,8 +101,8 @@ def _dependent(
     # computed.
     shapes = trees.unconstrained_like(trees.with_rows(dict(guide.on), data))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    at_zero = guide.distribution(params, zeros, *data)
-    return Dependent(tuple(guide.on), make, noise_size(at_zero), is_reparameterised(at_zero))
+    at_zero = member(guide, params, zeros, *data)
+    return Dependent(tuple(guide.on), make, at_zero.noise_size, at_zero.reparameterised)
 
 
 def product(parts: Any) -> Product:

@@ -10,8 +10,8 @@ from jax import Array
 from jax.lax import stop_gradient
 from jax.typing import ArrayLike
 
-from minisvi.guides import base
 from minisvi.guides.flow import Flow
+from minisvi.guides.foreign import member
 from minisvi.guides.gaussian import Family, log_cholesky
 from minisvi.guides.location_scale import Diagonal, Factor, Triangular
 from minisvi.guides.wrapped import Pushed, Wrapper
@@ -43,7 +43,7 @@ class Affine(Pushed):
         return self.base.log_prob(x) - self.factor.log_det()
 
     def entropy(self) -> Array:
-        return base.entropy(self.base) + self.factor.log_det()
+        return self.base.entropy() + self.factor.log_det()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Whitened(Wrapper):
 
     def distribution(self, params: Params, /, *data: Any) -> Affine:
         loc, matrix = stop_gradient((params["loc"], params["factor"]))
-        x = self.guide.distribution(params["x"], *data)
+        x = member(self.guide, params["x"], *data)
         factor = Diagonal(matrix) if self.diagonal else Triangular(matrix)
         return Affine(self.latents, x, loc, factor)
 

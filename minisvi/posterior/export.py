@@ -12,8 +12,9 @@ from jax import Array
 
 from minisvi.model.model import Model
 from minisvi.posterior.draws import Draws
-from minisvi.tools import checks, inputs
+from minisvi.tools import inputs
 from minisvi.tools.batching import in_batches
+from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Data
 
 _BATCH = 50  # draws at a time, to bound the memory
@@ -82,7 +83,7 @@ def _observed(data: Data) -> dict[str, np.ndarray]:
 
 def _named(tree: Any, what: str) -> dict[str, Any]:
     """The leaves by their dotted path without a slash; ValueError if two have the same one."""
-    named = checks.named_leaves(tree, what=what)
+    named = named_leaves(tree, what=what)
     names = [name.replace("/", ".") for name in named]
     if len(set(names)) < len(names):
         raise ValueError(f"{what}: expected names that differ when each / is a dot; got {[*named]}")

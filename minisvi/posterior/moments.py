@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minisvi.posterior import diagnostics
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Draw
 
@@ -61,7 +61,7 @@ def moments(theta: Draw, log_w: Any, log_weights: Any) -> list[Moment]:
     weights = np.exp(log_weights[counts].astype(float))
     weights /= weights.sum()
     found = []
-    for latent, leaf in checks.named_leaves(to_host(theta)).items():
+    for latent, leaf in named_leaves(to_host(theta)).items():
         if not leaf.size:
             continue
         columns = leaf.reshape(len(leaf), -1)[counts]
@@ -137,7 +137,8 @@ def tail_shape(log_terms: np.ndarray) -> float:
     """The generalised Pareto shape of the tail of exp(log_terms) (S,), which is as long as that
     which `psis` smooths.
 
-    It is -inf where all terms of the tail are alike, and where they are too few to tell.
+    It is -inf where all terms of the tail are alike, and where they are too few to tell. It is +inf
+    where the largest term is not finite, for then no tail can be seen.
     """
     num = diagnostics.tail_size(log_terms.size)
     if num < _LEAST_TAIL:
@@ -145,6 +146,8 @@ def tail_shape(log_terms: np.ndarray) -> float:
     tail = _largest(log_terms, num + 1)
     if tail[-1] == -np.inf:  # all terms are zero
         return -math.inf
+    if not np.isfinite(tail[-1]):
+        return math.inf
     tail = np.exp(tail - tail[-1])
     exceedances = tail[1:] - tail[0]
     if exceedances[-1] - exceedances[0] <= 4 * np.finfo(float).eps:

@@ -18,6 +18,7 @@ from minisvi.posterior.diagnostics import PSIS
 from minisvi.posterior.draws import Draws, quantiles
 from minisvi.posterior.summary import entry_name
 from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 
 # Two of Okabe and Ito's colours, which the colour-blind tell apart, and a grey for what lies
 # behind.
@@ -133,7 +134,7 @@ def marginals(draws: Draws, reweighted: Draws, num: int = 6, ax: Any = None) -> 
 def _scalars(draws: Draws, num: int) -> list[tuple[str, Any]]:
     """The first `num` scalars (S,) by name, such as `net.bias[0]`."""
     found: list[tuple[str, Any]] = []
-    for name, leaf in checks.named_leaves(draws.theta).items():
+    for name, leaf in named_leaves(draws.theta).items():
         for index in np.ndindex(leaf.shape[1:]):
             if len(found) == num:
                 return found
@@ -219,7 +220,9 @@ def _pyplot() -> ModuleType:
     try:
         import matplotlib.pyplot
     except ImportError:
-        raise ImportError("`minisvi.plots` needs Matplotlib: pip install matplotlib") from None
+        raise ImportError(
+            "`minisvi.posterior.plots` needs Matplotlib: pip install matplotlib"
+        ) from None
     return matplotlib.pyplot
 
 

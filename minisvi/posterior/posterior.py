@@ -13,6 +13,7 @@ from jax import Array
 
 from minisvi.guides.base import Guide
 from minisvi.guides.foreign import member
+from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import PSIS, psis
 from minisvi.posterior.draws import Draws, plain
@@ -64,8 +65,7 @@ class Posterior:
             return _map_draws(self.model, self.guide, _theta, self.params, self.data, keys, ())
 
     def _check_data(self) -> None:
-        supports = checks.named_leaves(self.model.latents)
-        local = [name for name, support in supports.items() if support.local]
+        local = trees.local_names(self.model.latents)
         if local and not self.data:
             raise ValueError(
                 f"latents {local} are local, and their draws need the rows of the data: expected "

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from minisvi.guides.base import Guide
 from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Params
 
@@ -20,7 +21,7 @@ def save(path: str | Path, params: Params) -> None:
     """
     import orbax.checkpoint as ocp
 
-    named = to_host(checks.named_leaves(params, what="save"))
+    named = to_host(named_leaves(params, what="save"))
     # Orbax writes no arrays without entries; `load` knows them from the guide.
     written = {name: array for name, array in named.items() if array.size}
     with ocp.StandardCheckpointer() as checkpointer:
@@ -38,7 +39,7 @@ def load(path: str | Path, guide: Guide) -> Params:
     expected = jax.eval_shape(guide.init, jax.random.key(0))
     with ocp.StandardCheckpointer() as checkpointer:
         written = checkpointer.restore(Path(path).absolute())
-    named = checks.named_leaves(expected)
+    named = named_leaves(expected)
     found = _empty_leaves(named) | written
     checks.same_tree(f"the parameters in {path}", named, found)
     leaves = [jnp.asarray(found[name]) for name in named]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minisvi.tools import checks
+from minisvi.tools.names import leaf_names, named_leaves
 
 
 def batchwise(
@@ -57,7 +58,7 @@ def _with_rows(num_samples: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeSt
 
 def _check_numbers(form: Any) -> None:
     """TypeError names a leaf that is PRNG keys, for which NumPy has no array."""
-    for name, leaf in zip(checks.leaf_names(form), jax.tree.leaves(form), strict=True):
+    for name, leaf in zip(leaf_names(form), jax.tree.leaves(form), strict=True):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise TypeError(
                 "`fn` with a `batch_size`: expected numbers; "
@@ -71,7 +72,7 @@ def _room(form: Any) -> Any:
 
 def _files(form: Any, out: Path) -> Any:
     """An empty file for each leaf, in the directory `out`, as memory-mapped arrays."""
-    named = checks.named_leaves(form, what="what `fn` returns")
+    named = named_leaves(form, what="what `fn` returns")
     # A name may have any characters: quoted it is always that of a file in the directory itself.
     files = [out / f"{quote(name, safe=' ')}.npy" for name in named]
     there = [file.name for file in files if file.exists()]

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Draw
 
@@ -86,7 +86,7 @@ def summarise(theta: Draw, log_weights: Any) -> Summary:
 
 def _entries(theta: Draw) -> Iterator[tuple[str, np.ndarray]]:
     """The name of each scalar entry, and its draws (S,)."""
-    for name, leaf in checks.named_leaves(theta).items():
+    for name, leaf in named_leaves(theta).items():
         draws = to_host(leaf)
         for index in np.ndindex(draws.shape[1:]):
             entry = draws[:, *index]

@@ -6,9 +6,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 from jax import Array
 
+from minisvi.model import trees
 from minisvi.objectives import scores
 from minisvi.stopping.rules import Rule, choose, rule_key
 from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Data, Params
 
 Score = Literal["log_predictive", "elbo"]
@@ -144,8 +146,7 @@ class Patience(Rule[PatienceMemory]):
 
 def _check_no_local(latents: Any) -> None:
     """ValueError if there are local latents. Their q has seen the rows that it would predict."""
-    supports = checks.named_leaves(latents)
-    local = [name for name, support in supports.items() if support.local]
+    local = trees.local_names(latents)
     if local:
         raise ValueError(
             f"latents {local} are local, and q has seen their rows: expected score='elbo'"
@@ -168,5 +169,5 @@ def _check_rows(data: Data, held_out: Any) -> None:
 
 def _row_shapes(data: Any) -> dict[str, tuple[int, ...]]:
     """The shape of a row of each leaf of the data, by name."""
-    named = checks.named_leaves(data, what="data")
+    named = named_leaves(data, what="data")
     return {name: jnp.shape(leaf)[1:] for name, leaf in named.items()}
