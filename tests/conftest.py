@@ -15,17 +15,17 @@ FLOAT = jnp.result_type(float)
 RTOL = {jnp.dtype("float32"): 1e-5, jnp.dtype("float64"): 1e-10}[jnp.dtype(FLOAT)]
 
 
+# Most of a short test is compilation. LLVM's optimisation is half of that, and XLA's newer way to emit
+# fused loops, by MLIR, half of the rest. Flags of the jaxlib in constraints.txt.
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
 def pytest_configure(config):
-    """Most of a short test is compilation, and much of that is LLVM's work; slow tests run what
-    users run.
-    """
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's job in the background ignores it
+    """Slow tests alone run what users run: the others are compiled fast."""
+    # A shell's job in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("markexpr") != "slow":
-        os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-        )
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,18 @@
-"""The arrows of the design: imports run in the order of the mathematics, and light stays light."""
+"""The arrows of the design: imports run in the order of the mathematics, light stays light, and code
+stays plain.
+"""
 
 import ast
 import importlib
 import inspect
+import io
 import pkgutil
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import minisvi
@@ -39,6 +44,13 @@ ROOMS = {
         "svi",
     },
 }
+
+
+# How plain code is. A simple statement is an assignment, a return or an expression, and its tokens are
+# names, operators, numbers and strings. Of functions the lines of the body count, without the docstring.
+STATEMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return, ast.Expr)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+TOKENS = {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}
 
 
 def imported(path):
@@ -73,6 +85,58 @@ def test_no_public_name_is_a_module():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def everywhere(count):
+    """(number, place) of all files, the largest first."""
+    found = [pair for path in ROOT.rglob("*.py") for pair in count(path)]
+    return sorted(found, reverse=True)
+
+
+def is_docstring(node):
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def num_tokens(code):
+    lines = io.StringIO(f"({code}\n)")  # in brackets a statement may go over several lines
+    found = tokenize.generate_tokens(lines.readline)
+    return sum(token.type in TOKENS for token in found) - 2
+
+
+def statements(path):
+    """(number of tokens, where) of each simple statement."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, STATEMENTS) and not is_docstring(node):
+            code = ast.get_source_segment(text, node)
+            yield num_tokens(code), f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def functions(path):
+    """(number of lines, where) of each function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, FUNCTIONS):
+            body = node.body[1:] if is_docstring(node.body[0]) else node.body
+            num_lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            yield num_lines, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+
+
+def test_simple_statements_are_simple():
+    found = everywhere(statements)
+    numbers = [number for number, _ in found]
+    assert np.median(numbers) <= 11, found[:20]
+    assert np.quantile(numbers, 0.9, method="higher") <= 25, found[:20]
+
+
+def test_functions_are_short():
+    found = everywhere(functions)
+    numbers = [number for number, _ in found]
+    assert np.median(numbers) <= 6, found[:20]
+    assert max(numbers) <= 45, found[:20]
 
 
 def test_importing_minisvi_loads_neither_flax_nor_tfp():
