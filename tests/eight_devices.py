@@ -10,11 +10,10 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import RTOL
 from jax.sharding import NamedSharding, PartitionSpec
-from problems import conjugate_data, conjugate_model
+from problems import adam, conjugate_data, conjugate_model
 
 import minisvi
 from minisvi import ELBO, SVI, FullBatch, Minibatches, Patience, Stream, mean_field
@@ -22,7 +21,7 @@ from minisvi.running import device
 from minisvi.svi import _init
 
 NUM_ROWS = 400  # 50 a shard: orders that are walked, and batches of two sizes
-ADAM = optax.adam(0.05)
+ADAM = adam(0.05)
 X = np.asarray(conjugate_data(NUM_ROWS))
 D = X.shape[1]
 

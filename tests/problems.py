@@ -1,5 +1,7 @@
 """Models with known answers, and the two reference examples."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,16 @@ from minisvi import Model, positive, real
 from minisvi.guides.base import is_distribution
 from minisvi.guides.joint import Joint
 
+# Optimisers and models that are equal share a compilation, which is most of a test's time: so equal
+# rates give one optimiser, and the models are made of functions of this file.
+
+
+@cache
+def adam(rate, num_steps=None):
+    """Adam, at a rate that falls by a cosine if a number of steps is given."""
+    return optax.adam(rate if num_steps is None else optax.cosine_decay_schedule(rate, num_steps))
+
+
 # A conjugate Gaussian away from the origin with unequal scales: w ~ N(m, diag(s^2)), x_n ~ N(w,
 # diag(t^2)), N rows.
 PRIOR_LOC, PRIOR_SD = np.array([3.0, -20.0, 0.5]), np.array([2.0, 10.0, 0.1])
@@ -25,10 +37,18 @@ def conjugate_data(num_rows=NUM_ROWS):
     return jnp.asarray(np.array([4.0, -35.0, 0.4]) + NOISE_SD * eps)
 
 
+def conjugate_log_prior(w):
+    return jnp.sum(norm.logpdf(w["w"], jnp.asarray(PRIOR_LOC), jnp.asarray(PRIOR_SD)))
+
+
+def conjugate_log_likelihood(w, x):
+    return jnp.sum(norm.logpdf(x, w["w"][None], jnp.asarray(NOISE_SD)[None]), axis=-1)
+
+
 def conjugate_model():
-    prior = lambda w: jnp.sum(norm.logpdf(w["w"], jnp.asarray(PRIOR_LOC), jnp.asarray(PRIOR_SD)))
-    rows = lambda w, x: jnp.sum(norm.logpdf(x, w["w"][None], jnp.asarray(NOISE_SD)[None]), axis=-1)
-    return Model({"w": real(3)}, log_prior=prior, log_likelihood=rows)
+    return Model(
+        {"w": real(3)}, log_prior=conjugate_log_prior, log_likelihood=conjugate_log_likelihood
+    )
 
 
 def conjugate_posterior(x):
@@ -181,6 +201,7 @@ def moons_start():
     return {name: site(name, shape) for name, shape in MOONS_SHAPES.items()}
 
 
+@cache
 def moons_deck_optimizer():
     schedule = optax.linear_onecycle_schedule(
         8000, peak_value=0.008, pct_start=0.2, pct_final=0.8, div_factor=3, final_div_factor=4
@@ -189,6 +210,7 @@ def moons_deck_optimizer():
     return optax.chain(optax.adam(schedule), plateau)
 
 
+@cache
 def moons_deck():
     """The deck's recipe in NumPyro's key order."""
     start = {

@@ -7,9 +7,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.scipy.stats import norm
+from problems import adam
 from scipy.stats import chisquare
 
 import minisvi
@@ -183,7 +183,7 @@ def test_a_block_gives_each_step_its_batch():
 
 
 def test_going_on_sees_the_rows_that_one_run_would(key):
-    svi = minisvi.SVI(MODEL, GUIDE, optax.adam(1e-2), batches=minisvi.Minibatches(10))
+    svi = minisvi.SVI(MODEL, GUIDE, adam(1e-2), batches=minisvi.Minibatches(10))
     whole = svi.run(key, 60, *regression(), progress_bar=False)
     half = svi.run(key, 25, *regression(), progress_bar=False)
     rest = svi.resume(half.state, 35, *regression(), progress_bar=False)

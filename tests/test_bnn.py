@@ -5,10 +5,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.scipy.stats import norm
+from problems import adam
 
 from minisvi import SVI, Model, Posterior, bnn, mean_field
 
@@ -121,9 +121,7 @@ def test_fit_from_the_modules_own_values(name, key):
     )
     guide = mean_field(net.latents, scale=0.01)
     start = guide.init(key, loc=net.initial)
-    result = SVI(model, guide, optax.adam(0.01)).run(
-        key, 3000, X, y, params=start, progress_bar=False
-    )
+    result = SVI(model, guide, adam(0.01)).run(key, 3000, X, y, params=start, progress_bar=False)
     new = jnp.concatenate([X, X + 0.1])
     predictions = Posterior(model, guide, result.params).predictive(
         key, lambda key, w, x: net.apply(w, x), 200, new, batch_size=64

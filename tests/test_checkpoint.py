@@ -19,7 +19,7 @@ import pytest
 from conftest import FLOAT
 from flax import nnx
 from jax.scipy.stats import norm
-from problems import NUM_ROWS, conjugate_data, conjugate_model
+from problems import NUM_ROWS, adam, conjugate_data, conjugate_model
 
 import minisvi
 from minisvi import (
@@ -39,7 +39,7 @@ from minisvi.running.checkpoint import KEEP, Checkpoints, remembered
 from minisvi.running.identity import claim
 
 PART, WHOLE = 730, 1000  # the first is no multiple of the rules' `every`
-MODEL, X, ADAM = conjugate_model(), conjugate_data(), optax.adam(0.05)
+MODEL, X, ADAM = conjugate_model(), conjugate_data(), adam(0.05)
 GUIDE = mean_field(MODEL.latents)
 HALVED = SVI(
     MODEL, GUIDE, optax.inject_hyperparams(optax.adam)(0.1)

@@ -319,7 +319,10 @@ GP_PARTS = {
             key, model, guide, *data, num_steps=(5,), learning_rates=(1e-3,), num_particles=16
         )
         assert state.step == 5
-        verdict = minisvi.judge(key, model, guide, state.params, *data, num_draws=1000, max_draws=1000).verdict
+        judged = minisvi.judge(
+            key, model, guide, state.params, *data, num_draws=1000, max_draws=1000
+        )
+        verdict = judged.verdict
         assert verdict.num_draws == 1000
         assert verdict.broken == 0
     """,

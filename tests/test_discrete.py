@@ -7,10 +7,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
+from problems import adam
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
@@ -214,7 +214,7 @@ def best_mean_field():
 
 def test_a_fit_reaches_the_best_mean_field_elbo(key):
     guide = spike_guide(False)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
+    optimizer = adam(0.05, 3000)
     result = SVI(SPIKE, guide, optimizer, ELBO(16, "score_function")).run(
         key, 3000, *SPIKE_DATA, progress_bar=False
     )
@@ -278,7 +278,7 @@ TABLE = Model({"z": finite(2, 3)}, table_log_joint)
 
 
 def test_forward_kl_finds_the_exact_marginals(key):
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 2000))
+    optimizer = adam(0.05, 2000)
     guide = categorical(TABLE.latents)
     result = SVI(TABLE, guide, optimizer, ForwardKL(100)).run(key, 2000, progress_bar=False)
     marginals = PROBABILITIES @ STATES
@@ -345,7 +345,7 @@ NEAR_ROWS = np.array([-1.0, -0.5, 0.0, -1.5, -2.0])
     ("batches", "tolerance"), [(FullBatch(), 1e-4), (Minibatches(2), 1e-4)], ids=["full", "mini"]
 )
 def test_per_row_categoricals_find_the_responsibilities(batches, tolerance, key):
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 3000))
+    optimizer = adam(0.1, 3000)
     svi = SVI(NEAR_MODEL, near_guide(5), optimizer, ELBO(8, "score_function"), batches)
     result = svi.run(key, 3000, jnp.arange(5), jnp.asarray(NEAR_ROWS), progress_bar=False)
     expected = softmax(mixture_terms(NEAR_ROWS, NEAR), axis=1)
@@ -485,7 +485,7 @@ def test_local_latents_that_depend_on_the_summed_ones(key):
     _, log_p = log_conditional(model, "z", theta, *MIXTURE_DATA)
     assert np.allclose(np.exp(log_p), softmax(mixture_terms(w), axis=1), atol=10 * RTOL)
     guide = product({"mu": mean_field(real(3)), "w": per_row(mean_field(real()), 5, first)})
-    SVI(summed, guide, optax.adam(0.1), ELBO(), Minibatches(2)).init(key, *MIXTURE_DATA)
+    SVI(summed, guide, adam(0.1), ELBO(), Minibatches(2)).init(key, *MIXTURE_DATA)
 
 
 def test_arrays_of_local_states_are_summed_jointly():
@@ -524,7 +524,7 @@ def test_a_fit_with_z_summed_out_has_the_exact_moments(key):
         Model({"mu": real(), "z": local(finite(2))}, log_likelihood=rows, prior=prior), "z"
     )
     guide = mean_field(model.latents)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 1500))
+    optimizer = adam(0.05, 1500)
     svi = SVI(model, guide, optimizer, ELBO(8, "sticking_the_landing"))
     p = svi.run(key, 1500, jnp.asarray(x), progress_bar=False).params
     mu = np.linspace(1.0, 3.0, 4001)
@@ -554,7 +554,7 @@ def test_equal_sums_are_equal_and_are_not_traced_again(key):
         traces.append(None)
         return mixture_rows(theta, index, x)
 
-    optimizer = optax.adam(0.1)
+    optimizer = adam(0.1)
     make_joint = lambda: sum_out(Model(dict(JOINT.latents), log_joint), "z", "c")
     make_rows = lambda: sum_out(
         Model(dict(MIXTURE.latents), log_likelihood=rows, prior=mixture_prior), "z"
@@ -584,10 +584,13 @@ def test_posterior_of_a_discrete_latent(key):
 
 def fit(objective, model=TABLE, guide=None, data=()):
     guide = categorical(model.latents) if guide is None else guide
-    SVI(model, guide, optax.adam(0.1), objective).run(KEY, 5, *data, progress_bar=False)
+    SVI(model, guide, adam(0.1), objective).run(KEY, 5, *data, progress_bar=False)
 
 
-NOT_REPARAMETERISED = r"not reparameterised \(latents \['z'\] are discrete\): expected ELBO\(K, gradient='score_function'\)"
+NOT_REPARAMETERISED = (
+    r"not reparameterised \(latents \['z'\] are discrete\): "
+    r"expected ELBO\(K, gradient='score_function'\)"
+)
 BAD = {
     "an unknown name": (
         lambda: sum_out(JOINT, "zz"),

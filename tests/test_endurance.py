@@ -51,9 +51,8 @@ model = minisvi.Model(
     log_prior=lambda w: jnp.sum(norm.logpdf(w["w"])),
     log_likelihood=lambda w, x, y: norm.logpdf(y, x @ w["w"]),
 )
-svi = minisvi.SVI(
-    model, minisvi.full_rank(model.latents), optax.adam(1e-3), minisvi.ELBO(4), minisvi.Minibatches(100)
-)
+guide = minisvi.full_rank(model.latents)
+svi = minisvi.SVI(model, guide, optax.adam(1e-3), minisvi.ELBO(4), minisvi.Minibatches(100))
 rule = minisvi.Patience(patience=10**9, every=1000, num_draws=8)
 options = {"checkpoint_dir": directory, "checkpoint_every": EVERY} if directory else {}
 options |= {"average": True, "stop": rule, "held_out": (x[:50], y[:50]), "progress_bar": False}

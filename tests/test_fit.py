@@ -352,10 +352,12 @@ def log_joint(theta, x, y):
     factor = jnp.linalg.cholesky(k + 1e-3 * jnp.eye(x.size))
     white = jax.scipy.linalg.solve_triangular(factor, theta["f"], lower=True)
     prior = jnp.sum(norm.logpdf(white)) - jnp.sum(jnp.log(jnp.diag(factor)))
-    scales = norm.logpdf(jnp.log(theta["amplitude"])) + norm.logpdf(jnp.log(theta["length"]), -1.0, 0.5)
-    return prior + scales + jnp.sum(norm.logpdf(y, theta["f"], 0.1))
+    amplitude = norm.logpdf(jnp.log(theta["amplitude"]))
+    length = norm.logpdf(jnp.log(theta["length"]), -1.0, 0.5)
+    return prior + amplitude + length + jnp.sum(norm.logpdf(y, theta["f"], 0.1))
 
-model = minisvi.Model({"amplitude": minisvi.positive(), "length": minisvi.positive(), "f": minisvi.real(9)}, log_joint)
+latents = {"amplitude": minisvi.positive(), "length": minisvi.positive(), "f": minisvi.real(9)}
+model = minisvi.Model(latents, log_joint)
 fit = minisvi.fit(jax.random.key(0), model, x, y, progress_bar=False)
 print(fit.verdict.level, len(fit.stages))
 """

@@ -14,6 +14,7 @@ import pytest
 from conftest import RTOL
 from flax import nnx
 from jax.scipy.stats import norm
+from problems import adam
 from scipy.stats import norm as normal
 
 import minisvi
@@ -191,7 +192,7 @@ def fitted_gaussian():
     """The model, its full-rank fit, on which a flow starts, and that fit's gap."""
     model = banana()
     family = full_rank(model.latents)
-    svi = SVI(model, family, optax.adam(optax.cosine_decay_schedule(0.05, 3000)), ELBO(16, STL))
+    svi = SVI(model, family, adam(0.05, 3000), ELBO(16, STL))
     params = svi.run(jax.random.key(20), 3000, progress_bar=False).params
     return model, params, gap(model, family, params)
 

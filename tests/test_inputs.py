@@ -5,16 +5,16 @@ read is read.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas
 import pytest
+from problems import adam
 
 import minisvi
 from minisvi import SVI, Draws, Model, Posterior, mean_field, real
 from minisvi.tools import inputs
 
 KEY = jax.random.key(0)
-ADAM = optax.adam(0.1)
+ADAM = adam(0.1)
 NAN, INF = float("nan"), float("inf")
 MODEL = Model({"a": real()}, lambda theta: -0.5 * theta["a"] ** 2)
 
@@ -132,7 +132,10 @@ REFUSED = {
     "terms by position": (
         lambda: Model({"a": real()}, len, len),
         TypeError,
-        r"got \['log_joint', 'log_prior'\]. Only `log_joint` goes by position: give `prior=..., log_likelihood=...` by",
+        (
+            r"got \['log_joint', 'log_prior'\]. Only `log_joint` goes by position: give "
+            r"`prior=..., log_likelihood=...` by"
+        ),
     ),
     "a learning rate for an optimiser": (
         lambda: SVI(MODEL, mean_field(MODEL.latents), 0.3),
@@ -152,7 +155,10 @@ REFUSED = {
     "a row less": (
         lambda: rows(lambda theta, x: x[1:] * theta["a"]).check(jnp.ones(300)),
         ValueError,
-        r"expected float\[300\]; got float\d\d\[299\]. Rows are the leading axis .*`log_joint`, or `per_row=False`",
+        (
+            r"expected float\[300\]; got float\d\d\[299\]. Rows are the leading axis "
+            r".*`log_joint`, or `per_row=False`"
+        ),
     ),
     "rows for a log joint": (
         lambda: Model({"a": real()}, lambda theta, x: x * theta["a"]).check(jnp.ones(3)),

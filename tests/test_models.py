@@ -8,11 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import optax
 import pytest
 from jax.scipy.stats import norm
 from numpyro.infer.util import log_density
-from problems import conjugate_data, conjugate_model, conjugate_posterior, gamma_data, gamma_model
+from problems import (
+    adam,
+    conjugate_data,
+    conjugate_model,
+    conjugate_posterior,
+    gamma_data,
+    gamma_model,
+)
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import minisvi
@@ -59,7 +65,7 @@ def test_the_same_fit_from_three_libraries(name, key):
     # is below a tenth sd.
     model, z = MODELS[name], gamma_data()
     guide = mean_field(model.latents)
-    svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(0.02, 2000)), ELBO(10))
+    svi = SVI(model, guide, adam(0.02, 2000), ELBO(10))
     params = guide.init(key, loc={"concentration": jnp.asarray(0.5)})
     result = svi.run(key, 2000, z, params=params, progress_bar=False)
     assert abs(result.params["loc"][0] - 0.692083) < 0.002

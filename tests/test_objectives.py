@@ -15,6 +15,7 @@ from problems import (
     NOISE_SD,
     PRIOR_LOC,
     PRIOR_SD,
+    adam,
     conjugate_data,
     conjugate_model,
     conjugate_posterior,
@@ -367,7 +368,7 @@ def test_objectives_pass_through_a_whole_fit_without_a_second_trace(key):
         return conjugate_model().log_likelihood(theta, x)
 
     target = Model(MODEL.latents, prior=MODEL.prior, log_likelihood=log_likelihood)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 1500))
+    optimizer = adam(0.05, 1500)
     start = params(POST_LOC + POST_SD, 2 * POST_SD)
     for make in (
         lambda: ELBO(4, "closed_form_kl", "quasi"),

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import gamma, norm
@@ -26,7 +25,7 @@ from numpyro.infer import (
     autoguide,
     init_to_value,
 )
-from problems import Normal, NumpyroGuide, NumpyroKeys
+from problems import Normal, NumpyroGuide, NumpyroKeys, adam
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import minisvi
@@ -72,7 +71,7 @@ def numpyro_guide(make):
     """A guide of theirs that has seen its model, and starts at a = 1, w = 0."""
     start = init_to_value(values={"a": jnp.array(1.0), "w": jnp.zeros(3)})
     guide = make(numpyro_regression, init_loc_fn=start)
-    NumpyroSVI(numpyro_regression, guide, optax.adam(0.1), Trace_ELBO()).init(
+    NumpyroSVI(numpyro_regression, guide, adam(0.1), Trace_ELBO()).init(
         jax.random.key(0), *regression_data()
     )
     return guide
@@ -136,7 +135,7 @@ def test_fits_reach_the_same_elbo(name, key):
     # From the same start, and both scored with the same draws, so that only the fits' draws differ.
     guide, make, convert = FAMILIES[name]
     model, data, n = regression(), regression_data(), 1000
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
+    optimizer = adam(0.1, n)
     svi, theirs = SVI(model, guide, optimizer, ELBO(8)), numpyro_guide(make)
     their_svi = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO(8))
     start = guide.init(key, loc={"a": jnp.zeros(()), "w": jnp.zeros(3)})
@@ -159,7 +158,7 @@ def test_fits_reach_the_same_elbo(name, key):
 
 def test_delta_is_autodelta(key):
     model, data, n = regression(), regression_data(), 1000
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
+    optimizer = adam(0.1, n)
     guide, theirs = minisvi.delta(model.latents), numpyro_guide(autoguide.AutoDelta)
     fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(
         key, n, *data, progress_bar=False
@@ -175,7 +174,7 @@ def test_delta_is_autodelta(key):
 def test_laplace_is_autolaplace(key):
     model, data, n = regression(), regression_data(), 1000
     theirs = numpyro_guide(autoguide.AutoLaplaceApproximation)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
+    optimizer = adam(0.1, n)
     fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(
         key, n, *data, progress_bar=False
     )

@@ -1,4 +1,6 @@
-"""Local latents: the N/B scale, a hierarchy with a known posterior, encoders, and what is refused."""
+"""Local latents: the N/B scale, a hierarchy with a known posterior, encoders, and what is
+refused.
+"""
 
 import itertools
 from functools import lru_cache, partial
@@ -11,6 +13,7 @@ import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
+from problems import adam
 
 import minisvi
 from minisvi import (
@@ -41,7 +44,7 @@ NUM = 6
 X = 4.0 + 1.7 * np.random.default_rng(1).normal(size=NUM)
 LATENTS = {"g": real(), "z": local(real())}
 ON = {"g": real()}
-ADAM = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
+ADAM = adam(0.05, 3000)
 
 
 class Normal:
@@ -516,7 +519,10 @@ BAD = {
     "a flat guide over all latents": (
         lambda: mean_field(LATENTS).init(jax.random.key(0)),
         ValueError,
-        "latent `z` is local: expected a guide such as `per_row` or `amortised`, around one over a row",
+        (
+            "latent `z` is local: expected a guide such as `per_row` or `amortised`, around "
+            "one over a row"
+        ),
     ),
     "a mixture per row": (
         lambda: fit(per_row(mixture(mean_field(real()), 2), NUM, first)),
@@ -569,7 +575,10 @@ BAD = {
     "floats for an index": (
         lambda: fit(per_row(mean_field(real()), NUM, lambda index, x: x)),
         ValueError,
-        r"per_row: `index` must return each row's place in 0..5: expected int\[6\]; got float\d\d\[6\]",
+        (
+            r"per_row: `index` must return each row's place in 0..5: expected int\[6\]; got "
+            r"float\d\d\[6\]"
+        ),
     ),
     "a mask for an index": (
         lambda: fit(per_row(mean_field(real()), NUM, lambda index, x: x > 0)),
@@ -604,7 +613,10 @@ BAD = {
     "an encoder of another tree": (
         lambda: fit(encoding(lambda p: (p["loc"], p["log_scale"]))),
         ValueError,
-        r"amortised: `encode` gave: expected a tree with leaves \['loc', 'log_scale'\]; got tuple with leaves",
+        (
+            r"amortised: `encode` gave: expected a tree with leaves \['loc', 'log_scale'\]; "
+            r"got tuple with leaves"
+        ),
     ),
     "a conditional guide from an encoder": (
         lambda: amortised(conditional(mean_field(real()), ON), encoder(), encode),

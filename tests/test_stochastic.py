@@ -5,10 +5,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import FLOAT, RTOL
-from problems import conjugate_data, conjugate_model, conjugate_posterior
+from problems import adam, conjugate_data, conjugate_model, conjugate_posterior
 from scipy import stats
 
 import minisvi
@@ -176,7 +175,7 @@ def test_whitening_decides_on_a_badly_scaled_gaussian(key):
         z = (theta["x"] - jnp.asarray(LOC, FLOAT)) / jnp.asarray(SCALES, FLOAT)
         return -0.5 * z @ precision @ z
 
-    model, optimizer = Model(latents, log_joint), optax.adam(0.01)
+    model, optimizer = Model(latents, log_joint), adam(0.01)
     objective = minisvi.ELBO(8, "sticking_the_landing")
     rough = 2.0 * np.diag(SCALES) @ (0.3 * np.ones((4, 4)) + 0.7 * np.eye(4)) @ np.diag(SCALES)
     start = {"x": jnp.asarray(LOC + SCALES, FLOAT)}

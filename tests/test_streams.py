@@ -1,4 +1,6 @@
-"""Streams: the same fit as of data in memory, bit for bit, and what becomes of a source that fails."""
+"""Streams: the same fit as of data in memory, bit for bit, and what becomes of a source that
+fails.
+"""
 
 import itertools
 import threading
@@ -8,11 +10,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
-from problems import NUM_ROWS, conjugate_data, conjugate_model
+from problems import NUM_ROWS, adam, conjugate_data, conjugate_model
 from test_checkpoint import same
 
 from minisvi import ELBO, SVI, Minibatches, Model, Patience, Stream, StreamError, mean_field, real
@@ -22,7 +23,7 @@ from minisvi.running import progress
 
 MODEL, X = conjugate_model(), conjugate_data()
 HOST = np.asarray(X)
-ADAM, GUIDE = optax.adam(0.05), mean_field(MODEL.latents)
+ADAM, GUIDE = adam(0.05), mean_field(MODEL.latents)
 SVI_ALL = SVI(MODEL, GUIDE, ADAM, ELBO(2))
 KEY, STEPS = jax.random.key(20), 300
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.scipy.stats import norm
+from problems import adam
 
 import minisvi
 
@@ -41,7 +42,7 @@ def prior(theta):
 LATENTS = {"m": minisvi.real(), "s": minisvi.positive()}
 MODEL = minisvi.Model(LATENTS, prior=prior, log_likelihood=rows)
 GUIDE = minisvi.mean_field(LATENTS)
-ADAM = optax.adam(0.05)
+ADAM = adam(0.05)
 
 
 def test_the_log_of_this_file_leaks_where_one_tracer_meets_two_traces():

@@ -45,6 +45,7 @@ def judged(key, guide, params, model=GAUSSIAN, **options):
     return minisvi.judge(jax.random.key(key), model, guide, params, **options)
 
 
+@pytest.mark.x64
 def test_the_exact_posterior_is_good_and_every_figure_says_so():
     found = judged(0, *gaussian())
     v = found.verdict
@@ -387,7 +388,9 @@ def test_a_second_verdict_does_not_trace_again():
 
 @pytest.mark.foreign
 def test_a_guide_over_theta_misses_an_optimum_in_its_own_space():
-    """Log-normal modes at 1 and 1,000: what is compared at an optimum is two densities over theta."""
+    """Log-normal modes at 1 and 1,000: what is compared at an optimum is two densities over
+    theta.
+    """
     model = minisvi.Model(
         {"x": minisvi.positive()},
         lambda t: (
