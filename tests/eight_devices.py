@@ -14,6 +14,7 @@ import pytest
 from conftest import RTOL
 from jax.sharding import NamedSharding, PartitionSpec
 from problems import adam, conjugate_data, conjugate_model
+from tiers import WHOLE, standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, FullBatch, Minibatches, Patience, Stream, mean_field
@@ -66,7 +67,11 @@ def assert_same_fit(sharded, whole):
 
 
 @pytest.mark.parametrize(
-    "name", [*FITS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+    "name",
+    [
+        *standing_for(FITS, "particles"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
 )
 def test_a_sharded_fit_is_the_unsharded_one(name, key):
     axes, svi, options = (FITS | SLOW)[name]
@@ -80,6 +85,7 @@ def test_a_sharded_fit_is_the_unsharded_one(name, key):
         np.testing.assert_allclose(sharded.restarts.elbo, whole.restarts.elbo, rtol=RTOL)
 
 
+@WHOLE
 def test_a_rule_and_the_average_choose_the_same_by_minibatches_within_shards(key):
     mesh, svi = minisvi.mesh(rows=8), svi_of(batches=BY_SHARDS)
     x, held_out = minisvi.shard_rows(mesh, X, X[:80])
@@ -90,6 +96,7 @@ def test_a_rule_and_the_average_choose_the_same_by_minibatches_within_shards(key
     np.testing.assert_allclose(sharded.checks.score, whole.checks.score, rtol=RTOL)
 
 
+@WHOLE
 def test_a_stream_goes_to_all_devices(key):
     def fit(sharding):
         batches = [X[i : i + 40] for i in range(0, NUM_ROWS, 40)] * 50
@@ -168,7 +175,7 @@ def collectives(compiled):
     ]
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", standing_for(STEPS, "minibatch", "particles on their axis"))
 def test_only_sums_leave_a_device(name, key):
     axes, svi, sizes = STEPS[name]
     mesh = minisvi.mesh(**axes)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax.scipy.stats import norm
 from problems import adam
+from tiers import standing_for
 
 from minisvi import SVI, Model, Posterior, bnn, mean_field
 
@@ -89,7 +90,7 @@ def test_log_prior_by_path_and_shape(name):
     )  # Flax's weights are float32
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", standing_for(NETWORKS, "linen"))
 def test_prior_draws(name, key):
     net, _ = NETWORKS[name]()
     draws = net.sample_prior(key, 4000)
@@ -109,7 +110,7 @@ def test_prior_draws(name, key):
     assert jnp.all(predictions.std(0) > 0.1)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", standing_for(NETWORKS, "nnx"))
 def test_fit_from_the_modules_own_values(name, key):
     net, _ = NETWORKS[name]()
     truth = jax.tree.map(lambda w: w[0], net.sample_prior(jax.random.key(8), 1))

@@ -20,6 +20,7 @@ from conftest import FLOAT
 from flax import nnx
 from jax.scipy.stats import norm
 from problems import NUM_ROWS, adam, conjugate_data, conjugate_model
+from tiers import standing_for
 
 import minisvi
 from minisvi import (
@@ -103,14 +104,11 @@ CASES = {
     "plain": (PLAIN, {}),
     "average": (PLAIN, {"average": True}),
     "patience": (PLAIN, {"stop": PATIENCE, "held_out": (X[:3],)}),
-    "convergence": pytest.param(
-        HALVED, {"stop": Convergence(every=100, snapshots=40, mcse=0.5)}, marks=pytest.mark.slow
-    ),
+    "convergence": (HALVED, {"stop": Convergence(every=100, snapshots=40, mcse=0.5)}),
     "restarts": (PLAIN, {"num_restarts": 3}),
-    "restarts, with a rule": pytest.param(
+    "restarts, with a rule": (
         PLAIN,
         {"num_restarts": 2, "stop": PATIENCE, "held_out": (X[:3],), "average": True},
-        marks=pytest.mark.slow,
     ),
     "minibatches": (BATCHED, {}),
     "a latent of no size": (NO_SIZE, {}),
@@ -120,8 +118,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("svi", "options"), CASES.values(), ids=CASES)
-def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(svi, options, tmp_path, said):
+@pytest.mark.parametrize(
+    "case",
+    standing_for(CASES, "average", "patience", "restarts", "minibatches", "a stream: a function"),
+)
+def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(case, tmp_path, said):
+    svi, options = CASES[case]
     source = options.get("source")
     options = {name: value for name, value in options.items() if name != "source"}
 
@@ -265,7 +267,18 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize(
+    "name",
+    standing_for(
+        DAMAGE,
+        "halve in lane/d",
+        "flip_a_bit in trace/d",
+        "zero in trace/ocdbt.process_0/d",
+        "lane is gone",
+        "trace/_METADATA is gone",
+        "empty directory",
+    ),
+)
 def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(
     name, three, tmp_path, said
 ):

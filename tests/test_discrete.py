@@ -13,6 +13,7 @@ from jax.scipy.stats import norm
 from problems import adam
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
+from tiers import standing_for
 
 import minisvi
 from minisvi import (
@@ -183,8 +184,10 @@ def spike_evidence():
     return np.array(terms)
 
 
-@pytest.mark.parametrize("num_particles", [2, 5])
-@pytest.mark.parametrize("dependent", [False, True], ids=["independent w", "w given z"])
+@pytest.mark.parametrize("num_particles", standing_for([2, 5], 5))
+@pytest.mark.parametrize(
+    "dependent", standing_for([False, True], True), ids=["independent w", "w given z"]
+)
 def test_score_function_is_unbiased(dependent, num_particles, key):
     guide, params, n = spike_guide(dependent), spike_params(dependent), 40_000
     objective = ELBO(num_particles, "score_function")
@@ -342,7 +345,9 @@ NEAR_ROWS = np.array([-1.0, -0.5, 0.0, -1.5, -2.0])
 
 
 @pytest.mark.parametrize(
-    ("batches", "tolerance"), [(FullBatch(), 1e-4), (Minibatches(2), 1e-4)], ids=["full", "mini"]
+    ("batches", "tolerance"),
+    standing_for([(FullBatch(), 1e-4), (Minibatches(2), 1e-4)], (Minibatches(2), 1e-4)),
+    ids=["full", "mini"],
 )
 def test_per_row_categoricals_find_the_responsibilities(batches, tolerance, key):
     optimizer = adam(0.1, 3000)

@@ -162,8 +162,8 @@ IN_TWO = [marked(name, 2) for name in FLOWS]
 
 @pytest.mark.parametrize(
     ("name", "dimension"),
-    standing_for(IN_ONE_DIMENSION, "student_t", "low_rank")
-    + standing_for(IN_TWO, "affine_coupling"),
+    standing_for(IN_ONE_DIMENSION, ("student_t", 1), ("low_rank", 1), ("mixture", 1))
+    + standing_for(IN_TWO, ("affine_coupling", 2)),
 )
 def test_integrates_to_one(name, dimension, key):
     density, vector, _, cell = density_on_a_grid(name, dimension, key)

@@ -23,6 +23,7 @@ from problems import (
     gamma_log_joint,
 )
 from scipy.stats import chisquare
+from tiers import WHOLE, standing_for
 
 import minisvi
 from minisvi import Model, real
@@ -52,6 +53,7 @@ def test_a_conjugate_gaussian_is_exact_in_its_first_stage():
     assert np.all(np.abs(plain / sd - 1) < 0.03)
 
 
+@WHOLE
 def test_the_gamma_example():
     model = minisvi.Model({"concentration": minisvi.positive()}, gamma_log_joint)
     fit = fitted(1, model, gamma_data())
@@ -112,7 +114,7 @@ IMPROPER = {
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("name", IMPROPER)
+@pytest.mark.parametrize("name", standing_for(IMPROPER, "one flat latent"))
 def test_an_improper_posterior_is_named_and_not_trusted(name):
     fit = fitted(5, minisvi.Model({"a": minisvi.real(2)}, IMPROPER[name]), seconds=1.0)
     assert fit.verdict.level == "not trusted"

@@ -27,6 +27,7 @@ from numpyro.infer import (
 )
 from problems import Normal, NumpyroGuide, NumpyroKeys, adam
 from tensorflow_probability.substrates.jax import distributions as tfd
+from tiers import WHOLE, standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, ImportanceWeighted, Model, Renyi, laplace, positive, real
@@ -130,6 +131,7 @@ def test_log_q_and_entropy(name, key):
         assert np.allclose(log_q, theirs.log_prob(flat), rtol=10 * RTOL, atol=10 * RTOL)
 
 
+@WHOLE
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fits_reach_the_same_elbo(name, key):
     # From the same start, and both scored with the same draws, so that only the fits' draws differ.
@@ -171,6 +173,7 @@ def test_delta_is_autodelta(key):
     assert np.allclose(result.elbo[-1], -fitted.losses[-1], rtol=10 * RTOL)
 
 
+@WHOLE
 def test_laplace_is_autolaplace(key):
     model, data, n = regression(), regression_data(), 1000
     theirs = numpyro_guide(autoguide.AutoLaplaceApproximation)
@@ -283,7 +286,7 @@ def our_elbo(key, *objectives):
     return jax.jit(lambda p: [elbo(p) for elbo in elbos])(hierarchy_params())
 
 
-@pytest.mark.parametrize("num_particles", [1, 4])
+@pytest.mark.parametrize("num_particles", standing_for([1, 4], 4))
 def test_closed_form_kl_is_tracemeanfield(num_particles, key):
     ours, sampled = our_elbo(key, ELBO(num_particles, "closed_form_kl"), ELBO(num_particles))
     close([ours], their_elbo(key, TraceMeanField_ELBO(num_particles)))

@@ -7,6 +7,7 @@ import pytest
 from conftest import FLOAT
 from jax.experimental.ode import odeint
 from jax.scipy.stats import norm
+from tiers import WHOLE
 
 from minisvi import Model, deterministic, fit, laplace, linear_response, real
 from minisvi.second_order.hessian_products import dense, scaled_products
@@ -82,6 +83,7 @@ def test_newton(solver):
     assert np.allclose((state.x - LOC) / SD, 0.0, atol=10 * EPS**0.5)
 
 
+@WHOLE
 def test_mean_field_response_and_laplace(key):
     found = deterministic(key, MODEL, num_restarts=1, restart_draws=16, num_draws=16)
     same = deterministic(

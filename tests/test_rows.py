@@ -14,6 +14,7 @@ import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
 from problems import adam
+from tiers import standing_for
 
 import minisvi
 from minisvi import (
@@ -142,8 +143,15 @@ def hierarchies():
     return {name: product({"g": mean_field(real()), "z": part}) for name, part in parts.items()}
 
 
-@pytest.mark.parametrize("draws", ["independent", "antithetic", "quasi"])
-@pytest.mark.parametrize("name", hierarchies())
+@pytest.mark.parametrize(
+    ("name", "draws"),
+    standing_for(
+        itertools.product(hierarchies(), ["independent", "antithetic", "quasi"]),
+        ("per_row", "independent"),
+        ("amortised", "antithetic"),
+        ("conditional amortised", "quasi"),
+    ),
+)
 def test_every_estimate_is_the_log_evidence_at_the_exact_posterior(name, draws, key):
     guide, objective = hierarchies()[name], ELBO(4, sampling=draws)
     elbo = lambda k: objective(k, HIERARCHY, guide, exact_params(name), *DATA)
@@ -156,7 +164,7 @@ def elbo_of_1000(key, guide, params):
     return ELBO(1000)(key, HIERARCHY, guide, params, *DATA)
 
 
-@pytest.mark.parametrize("name", ["per_row", "amortised"])
+@pytest.mark.parametrize("name", standing_for(["per_row", "amortised"], "per_row"))
 def test_a_fit_reaches_the_log_evidence(name, key):
     loc, sd, *_, log_evidence = exact()
     guide, objective = hierarchies()[name], ELBO(4, "sticking_the_landing")
@@ -167,7 +175,7 @@ def test_a_fit_reaches_the_log_evidence(name, key):
     assert np.exp(g["log_scale"][0]) == pytest.approx(sd, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["per_row", "amortised"])
+@pytest.mark.parametrize("name", standing_for(["per_row", "amortised"], "amortised"))
 def test_a_fit_by_minibatches_comes_near(name, key):
     loc, sd, *_, log_evidence = exact()
     guide, objective = hierarchies()[name], ELBO(4, "sticking_the_landing")
@@ -254,7 +262,9 @@ def terms(guide, params, u, data, weight=None):
     }
 
 
-@pytest.mark.parametrize("name", scaled_guides())
+@pytest.mark.parametrize(
+    "name", standing_for(scaled_guides(), "per_row", "amortised on g", "per_row conditional")
+)
 def test_the_mean_over_all_batches_is_the_full_batch(name, key):
     guide = scaled_guides()[name]
 
@@ -325,7 +335,7 @@ CHAIN = Model(
 )
 
 
-@pytest.mark.parametrize("name", ["per_row", "amortised"])
+@pytest.mark.parametrize("name", standing_for(["per_row", "amortised"], "amortised"))
 def test_local_latents_depend_on_others_of_the_same_row(name, key):
     # b | a, x is N(slope x + pull a, sd_z^2) as in the hierarchy; a | x is N((M/S^2 + x/(T^2 +
     # R^2)) v, v).
@@ -398,7 +408,7 @@ def autoencoder():
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("weight", [None, 2.5])
+@pytest.mark.parametrize("weight", standing_for([None, 2.5], 2.5))
 def test_closed_form_kl_through_rows(weight, key):
     model, guide, params, x = autoencoder()
     target = model.over(guide.constrained)
@@ -430,7 +440,11 @@ def test_closed_form_kl_through_rows(weight, key):
 
 
 @pytest.mark.parametrize(
-    ("name", "batches"), [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())]
+    ("name", "batches"),
+    standing_for(
+        [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())],
+        ("per_row", Minibatches(2)),
+    ),
 )
 def test_vmap_over_keys_equals_single_fits(name, batches, key):
     svi = SVI(HIERARCHY, hierarchies()[name], ADAM, ELBO(3), batches)

@@ -168,6 +168,7 @@ def assert_the_fits_of_one_process(found):
             np.testing.assert_allclose(numbers[i], expected, rtol=RTOL, err_msg=name)
 
 
+@WHOLE
 def test_two_processes_with_half_of_the_rows_each_make_the_same_fit(tmp_path):
     assert_the_fits_of_one_process(fitted(tmp_path, "minibatches", 500))
 

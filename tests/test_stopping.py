@@ -24,6 +24,7 @@ from problems import (
     moons,
     moons_deck,
 )
+from tiers import WHOLE, standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, mean_field, real
@@ -81,7 +82,9 @@ def test_tail_is_the_mean_between_the_last_half_and_three_quarters():
         assert np.allclose(tail.mean()["a"], x[first:step].mean(), atol=10 * RTOL), step
 
 
-@pytest.mark.parametrize("num_steps", [1, 300, BLOCK_CAPACITY + 17])
+@pytest.mark.parametrize(
+    "num_steps", standing_for([1, 300, BLOCK_CAPACITY + 17], BLOCK_CAPACITY + 17)
+)
 def test_the_average_is_the_mean_of_the_iterates(num_steps, key):
     params = iterates(ADAM, key, num_steps, X)
     result = ADAM.run(key, num_steps, X, average=True, progress_bar=False)
@@ -174,7 +177,7 @@ def stops_at(steps, scores, rule):
     raise AssertionError("never")
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("average", standing_for([False, True], True))
 def test_patience_returns_the_best_scored_parameters(average, key):
     options = {
         "params": START,
@@ -324,6 +327,7 @@ def test_a_schedule_cannot_be_halved(key):
     assert np.isnan(svi.run(key, 1, X, stop=Convergence(), progress_bar=False).checks.learning_rate)
 
 
+@WHOLE
 def test_convergence_does_not_fire_while_a_coordinate_drifts(key):
     # Nothing holds `b`, and q widens along it for ever, while `a` settles at once.
     model = Model({"a": real(), "b": real()}, lambda theta: norm.logpdf(theta["a"]))
@@ -447,7 +451,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", standing_for(OPTIONS, "patience"))
 def test_second_run_does_not_trace_again(name, key):
     traces, optimizer = [], adam(0.1)
 

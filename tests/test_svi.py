@@ -18,6 +18,7 @@ import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
 from problems import adam, conjugate_data, conjugate_model, conjugate_posterior
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Model, Posterior, mean_field, positive, real
@@ -177,7 +178,7 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", standing_for(TREES, "nested", "bare"))
 def test_any_tree_of_latents(name, key):
     # x ~ N(3 + sum of latents, 1) with N(0, 1) priors; also a zero-size latent, a scalar and one
     # row of data.
@@ -200,7 +201,7 @@ def test_any_tree_of_latents(name, key):
         assert 0.5 < jnp.mean(total) < 4.0
 
 
-@pytest.mark.parametrize("num_rows", [0, 1])
+@pytest.mark.parametrize("num_rows", standing_for([0, 1], 0))
 def test_no_data_and_one_row(num_rows, key):
     # With no rows the posterior is the prior and the ELBO at the optimum is log 1 = 0.
     x = conjugate_data()[:num_rows]
@@ -251,7 +252,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", standing_for(OPTIMIZERS, "plateau", "schedule-free"))
 def test_optimisers(name, key):
     model = unit_model()
     guide = mean_field(model.latents)
