@@ -1,4 +1,4 @@
-"""max over phi of the ELBO: one step, many steps, and a whole fit.
+"""max over phi of the ELBO: one step, many steps, and a whole run.
 
 `init`, `update`, `evaluate` and `scan` are pure functions of arrays: jit, vmap and shard them at
 will. `run` and `resume` drive `update` in compiled blocks and do between blocks what is not
@@ -8,8 +8,7 @@ mathematics: progress, Ctrl-C, failure.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +17,16 @@ from jax import Array
 
 from minisvi.data.batches import Chunks, FullBatch, Minibatches
 from minisvi.guides.base import Guide
+from minisvi.guides.foreign import member
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
-from minisvi.running.device import Plan
-from minisvi.running.host import Host
 from minisvi.running.result import SVIResult
-from minisvi.running.run import fit
+from minisvi.running.run import Options, run
 from minisvi.tools import checks, inputs
 from minisvi.tools.record import Record
 from minisvi.tools.sharding import along, check_axes
+from minisvi.tools.types import Data, Draw, Params
 
 
 class SVIState(NamedTuple):
@@ -37,7 +36,7 @@ class SVIState(NamedTuple):
     was dropped, and `num_failed` the latest unbroken run of these.
     """
 
-    params: Any
+    params: Params
     opt_state: Any
     key: Array
     step: Array
@@ -91,15 +90,18 @@ class SVI(Record):
         if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
             rate = self.optimizer if isinstance(self.optimizer, float) else 0.01
             raise TypeError(
-                f"SVI: expected an optax `optimizer`, such as optax.adam({rate}); got {self.optimizer!r}"
+                f"SVI: expected an optax `optimizer`, such as optax.adam({rate}); "
+                f"got {self.optimizer!r}"
             )
 
     @property
     def target(self) -> Model:
-        """The model over what the guide draws: u, and theta itself where the guide is constrained."""
+        """The model over what the guide draws: u, and theta itself where the guide is
+        constrained.
+        """
         return self.model.over(self.guide.constrained)
 
-    def init(self, key: Array, *data: Any, params: Any = None) -> SVIState:
+    def init(self, key: Array, *data: Any, params: Params = None) -> SVIState:
         """The state before the first step, at `params` or at the guide's own start.
 
         Static mistakes in the model, the guide or the data are raised here, with the leaf, what was
@@ -114,10 +116,9 @@ class SVI(Record):
             checks.same_tree("params", jax.eval_shape(self.guide.init, guide_key), params)
         params = trees.strongly_typed(params)
         self._check(guide_key, params, data)
+        opt_state = trees.strongly_typed(self.optimizer.init(params))
         zero = jnp.zeros((), jnp.int32)
-        return SVIState(
-            params, trees.strongly_typed(self.optimizer.init(params)), key, zero, zero, zero
-        )
+        return SVIState(params, opt_state, key, step=zero, num_skipped=zero, num_failed=zero)
 
     def update(self, state: SVIState, *data: Any) -> tuple[SVIState, StepInfo]:
         """One step: phi <- phi + optimiser(grad ELBO). One that is not finite changes neither phi
@@ -126,7 +127,7 @@ class SVI(Record):
         key, step_key = jax.random.split(state.key)
         batch, weight = self.batches(state.step, data)
 
-        def loss(params: Any) -> Array:
+        def loss(params: Params) -> Array:
             return -self.objective(
                 step_key, self.model, self.guide, params, *batch, weight=weight, step=state.step
             )
@@ -137,18 +138,18 @@ class SVI(Record):
             grad, state.opt_state, state.params, value=value, grad=grad, value_fn=loss
         )
         params = optax.apply_updates(state.params, updates)
+
         finite = jnp.isfinite(value) & trees.all_finite(params)
-        params, opt_state = jax.tree.map(
-            partial(jnp.where, finite), (params, opt_state), (state.params, state.opt_state)
-        )
+        keep_if_finite = partial(jnp.where, finite)
+        params = jax.tree.map(keep_if_finite, params, state.params)
+        opt_state = jax.tree.map(keep_if_finite, opt_state, state.opt_state)
         skipped = (~finite).astype(jnp.int32)
+        num_skipped = state.num_skipped + skipped
         num_failed = skipped * (state.num_failed + 1)
-        state = SVIState(
-            params, opt_state, key, state.step + 1, state.num_skipped + skipped, num_failed
-        )
+        state = SVIState(params, opt_state, key, state.step + 1, num_skipped, num_failed)
         # Not `~finite`: a second output of that reduction costs a small model a fifth of its step
         # on a CPU.
-        return state, StepInfo(-value, num_failed > 0)
+        return state, StepInfo(elbo=-value, skipped=num_failed > 0)
 
     def evaluate(self, state: SVIState, *data: Any) -> Array:
         """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
@@ -158,101 +159,81 @@ class SVI(Record):
             step_key, self.model, self.guide, state.params, *batch, weight=weight, step=state.step
         )
 
+    def draw(self, key: Array, params: Params, *batch: Any) -> Draw:
+        """One draw of the guide: u, or theta where the guide is constrained."""
+        u, _ = member(self.guide, params, *batch).draw(key)
+        return u
+
     def scan(self, state: SVIState, num_steps: int, *data: Any) -> tuple[SVIState, StepInfo]:
         """`num_steps` updates as one pure function; the infos are stacked, shape (num_steps,)."""
+
+        def step(state: SVIState, _: None) -> tuple[SVIState, StepInfo]:
+            return self.update(state, *data)
+
         num_steps = checks.positive_integer("num_steps", num_steps)
-        return jax.lax.scan(lambda state, _: self.update(state, *data), state, length=num_steps)
+        return jax.lax.scan(step, state, length=num_steps)
 
     def run(
         self,
         key: Array,
         num_steps: int,
         *data: Any,
-        params: Any = None,
+        params: Params = None,
         num_restarts: int = 1,
-        average: bool = False,
-        stop: Any = None,
-        held_out: tuple[Any, ...] | None = None,
-        seconds: float = float("inf"),
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: float = 60.0,
-        progress_bar: bool = True,
-        on_failure: Literal["raise", "return"] = "raise",
+        **options: Unpack[Options],
     ) -> SVIResult:
-        """A fit from the guide's start, or from `params`, with the options of `resume`, its errors
-        and those of `init`.
+        """A fit from the guide's start, or from `params`.
 
         `num_restarts=R`: R starts at the keys split(key, R), in one compiled loop. The best by the
         ELBO at 1,024 fresh draws of each is what the result holds; all are in `result.restarts`. A
         start that fails does not end the rest.
+
+        The options, which `resume` takes as well:
+
+        - `average=False`: `result.params` are the last iterate; or, with True, the mean over the
+          last half, or more, of the steps of this call (see `Tail`).
+        - `stop=None`: a rule of `stopping`, which sees `held_out`, rows of the form of the data,
+          and chooses the parameters.
+        - `seconds=inf`: a budget. At its end, or at Ctrl-C, the fit ends after the block that runs,
+          with what is done.
+        - `checkpoint_dir=None`: written to every `checkpoint_every=60` seconds, and at the end. The
+          same call goes on from what it finds there, and ends bit by bit where it would have;
+          ValueError if that is of another run.
+        - `progress_bar=True`.
+        - `on_failure="raise"`: NonFiniteError after ten steps in a row that were not finite, and
+          StreamError if a stream fails; with `"return"` the result's `reason` says so instead.
+
+        It raises what `init` raises.
         """
-        plan, host = (
-            Plan(num_restarts, average, stop),
-            Host(progress_bar, seconds, checkpoint_dir, checkpoint_every),
-        )
         start = partial(_init, key=checks.prng_key(key), params=params, num_restarts=num_restarts)
-        return fit(self, plan, start, 0, num_steps, data, held_out, host, on_failure, key)
+        return run(self, start, 0, num_steps, data, key, num_restarts, **options)
 
     def resume(
-        self,
-        state: SVIState,
-        num_steps: int,
-        *data: Any,
-        average: bool = False,
-        stop: Any = None,
-        held_out: tuple[Any, ...] | None = None,
-        seconds: float = float("inf"),
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: float = 60.0,
-        progress_bar: bool = True,
-        on_failure: Literal["raise", "return"] = "raise",
+        self, state: SVIState, num_steps: int, *data: Any, **options: Unpack[Options]
     ) -> SVIResult:
         """`num_steps` more from a state, such as `result.state`: 500 and 500 steps equal 1,000,
-        number by number.
-
-        - `average`: `result.params` are the mean over the last half, or more, of the steps of this
-          call (see `Tail`).
-        - `stop`: a rule of `stopping`, which sees `held_out`, rows of the form of the data, and
-          chooses the parameters.
-        - `seconds`: a budget. At its end, or at Ctrl-C, the fit ends after the block that runs,
-          with what is done.
-        - `checkpoint_dir`: written to every `checkpoint_every` seconds, and at the end. The same
-          call goes on from what it finds there, and ends bit by bit where it would have; ValueError
-          if that is of another run.
-
-        NonFiniteError after ten steps in a row that were not finite, and StreamError if a stream
-        fails, unless `on_failure="return"`: then the result's `reason` says so.
+        number by number. The options are those of `run`.
         """
-        plan, host = (
-            Plan(1, average, stop),
-            Host(progress_bar, seconds, checkpoint_dir, checkpoint_every),
-        )
-        return fit(
-            self,
-            plan,
-            lambda *_: state,
-            int(state.step),
-            num_steps,
-            data,
-            held_out,
-            host,
-            on_failure,
-        )
 
-    def _check(self, key: Array, params: Any, data: tuple[Any, ...]) -> None:
+        def start(*_: Any) -> SVIState:
+            return state
+
+        return run(self, start, int(state.step), num_steps, data, **options)
+
+    def _check(self, key: Array, params: Params, data: Data) -> None:
+        """Raise static mistakes; nothing is computed."""
         batch, weight = self.batches(jnp.zeros((), jnp.int32), data)
         if weight is not None:
             checks.factored(self.model)
         self.model.check(*batch)
-        draw = jax.eval_shape(
-            lambda p: self.guide.distribution(p, *batch).sample_and_log_prob(seed=key)[0], params
-        )
+        draw = jax.eval_shape(partial(self.draw, key), params, *batch)
         expected = trees.unconstrained_like(trees.with_rows(self.target.latents, batch))
         checks.same_tree("guide's draw", expected, draw)
 
 
 @partial(jax.jit, static_argnames=("svi", "num_restarts"))
-def _init(svi: SVI, *data: Any, key: Array, params: Any, num_restarts: int) -> SVIState:
+def _init(svi: SVI, *data: Any, key: Array, params: Params, num_restarts: int) -> SVIState:
+    """The state before the first step, stacked if there are several starts."""
     if num_restarts == 1:
         return svi.init(key, *data, params=params)
     keys = along("restarts", jax.random.split(key, num_restarts))

@@ -19,6 +19,7 @@ from tiers import WHOLE, standing_for
 import minisvi
 from minisvi import ELBO, SVI, FullBatch, Minibatches, Patience, Stream, mean_field
 from minisvi.running import device
+from minisvi.running.plan import Plan
 from minisvi.svi import _init
 
 NUM_ROWS = 400  # 50 a shard: orders that are walked, and batches of two sizes
@@ -187,7 +188,7 @@ def test_only_sums_leave_a_device(name, key):
 
 def test_starts_lie_on_their_own_devices_and_share_only_their_ends(key):
     mesh, svi = minisvi.mesh(rows=2, restarts=4), svi_of()
-    program = device.program(svi, device.Plan(8))
+    program = device.program(svi, Plan(8))
     data, spread = minisvi.shard_rows(mesh, X), NamedSharding(mesh, PartitionSpec("restarts"))
     with jax.set_mesh(mesh):
         lane = device.start(

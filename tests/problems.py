@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 import minisvi
 from minisvi import Model, positive, real
-from minisvi.guides.base import is_distribution
+from minisvi.guides.foreign import is_distribution
 from minisvi.guides.joint import Joint
 
 # Optimisers and models that are equal share a compilation, which is most of a test's time: so equal

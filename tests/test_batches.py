@@ -163,7 +163,7 @@ def test_rows_may_have_weights_of_their_own(key, rtol):
     index, counts = jnp.arange(4), np.array([3, 0, 1, 2])
 
     def log_w(index, x, weight, normals):
-        q = minisvi.guides.base.weighted(guide.distribution(params, index, x), weight)
+        q = guide.distribution(params, index, x).weighted(weight)
         u, log_q = q.from_noise(normals)
         return model.log_density(u, index, x, weight=weight) - log_q
 

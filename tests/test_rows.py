@@ -35,7 +35,7 @@ from minisvi import (
     product,
     real,
 )
-from minisvi.guides import base
+from minisvi.guides.joint import Joint
 from minisvi.model import trees
 from minisvi.objectives import closed_kl
 
@@ -250,7 +250,7 @@ def moved(params, key):
 
 def terms(guide, params, u, data, weight=None):
     """Every term that may count N/B times."""
-    q = base.weighted(guide.distribution(params, *data), weight)
+    q = guide.distribution(params, *data).weighted(weight)
     log_det = trees.constrain(SCALED.latents, u, weight)[1]
     log_prior, log_likelihood = SCALED.log_terms(u, *data, weight=weight)
     return {
@@ -258,7 +258,7 @@ def terms(guide, params, u, data, weight=None):
         "log_prior": log_prior - log_det,
         "log_likelihood": log_likelihood,
         "log_q": q.log_prob(u),
-        "entropy": base.entropy(q.resolved(u)),
+        "entropy": Joint(q.parts_at(u)).entropy(),
     }
 
 
@@ -313,11 +313,10 @@ def test_antithetic_draws_of_all_rows_come_in_pairs(key):
 
     @jax.jit
     def draws(params):
-        q, u, _ = ELBO(4, sampling="antithetic").particles(
-            "total", key, HIERARCHY, guide, params, *DATA
-        )
+        q = guide.distribution(params, *DATA)
+        particles = ELBO(4, sampling="antithetic").particles(key, q, lambda u, log_q: u)
         assert q.noise_size == 1 + NUM
-        return u, q.from_noise(jnp.zeros(q.noise_size))[0]
+        return particles.values, q.from_noise(jnp.zeros(q.noise_size))[0]
 
     u, centre = draws(params)
     for name in LATENTS:

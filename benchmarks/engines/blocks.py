@@ -31,6 +31,7 @@ from minisvi import (
     real,
 )
 from minisvi.running import device
+from minisvi.running.plan import Plan
 
 ADAM = optax.adam(1e-3)
 
@@ -42,7 +43,7 @@ class Block:
         self, svi: SVI, num_steps: int, *data: Any, num_restarts: int = 1, params: Any = None
     ) -> None:
         program, start = (
-            device.program(svi, device.Plan(num_restarts)),
+            device.program(svi, Plan(num_restarts)),
             lambda key: svi.init(key, *data, params=params),
         )
         keys = jax.random.split(jax.random.key(0), num_restarts)

@@ -1,44 +1,114 @@
-"""q_phi(u): the contract of a guide, and what an objective may ask of the distributions that guides
-give.
+"""q_phi(u): what a guide is, and what a distribution is that guides give.
 
 A guide is a family of distributions over the latents: two pure functions in a frozen, hashable
-record. Its parameters phi are a plain pytree outside it, so the family with its gradient stopped is
-`distribution(stop_gradient(params))`.
+record. Its parameters phi are a plain pytree outside it, so that the family with its gradient
+stopped is `distribution(stop_gradient(params))`.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from minisvi.tools.types import Draw, Params
 
-class Distribution(Protocol):
+
+class Distribution:
     """q, one member of a family. Draws are trees like the model's latents; log densities are
     scalars in nats.
 
-    Two methods are owed. The rest is asked for by the functions below, and each may be left out:
-
-    - `entropy()`: H[q] = -E_q[log q], where it is known;
-    - `noise_size` and `from_noise(noise)`: the draw as a function of that many independent standard
-      normals, or of a key; what antithetic and quasi-random draws need;
-    - `strata(noise)`: draws of every component of a mixture, with their log weights;
-    - `reparameterised`: False if draws carry no gradient, and `score_log_prob(u)` if only some
-      parts of them do;
-    - `weighted(weight)`: the same with the log densities of local latents counted as their rows are;
-    - `parts`: a tree of independent distributions, for closed-form KLs;
-    - `affine()`: the (loc, factor) that takes the draws to about the standard normal, for flows.
+    A subclass owes `log_prob`, and one of `from_noise` and `sample_and_log_prob`. It overrides what
+    else it knows better than the defaults here.
     """
 
-    def sample_and_log_prob(self, *, seed: Array) -> tuple[Any, Array]:
-        """A draw u and log q(u), in one pass; reparameterised, unless the distribution says
-        otherwise.
-        """
-        ...
+    noise_dtype: Any = None  # of the normals that draws are made of; None for JAX's default
 
-    def log_prob(self, u: Any, /) -> Array:
+    @property
+    def noise_size(self) -> int | None:
+        """How many standard normals a draw is a function of; None if only a key can draw it."""
+        return None
+
+    @property
+    def reparameterised(self) -> bool:
+        """False if draws, or some parts of them, carry no gradient in the parameters."""
+        return True
+
+    @property
+    def stratified(self) -> bool:
+        """True if q is, or holds, a mixture, of which `strata` draws every component."""
+        return False
+
+    def log_prob(self, u: Draw, /) -> Array:
         """log q(u)."""
-        ...
+        raise NotImplementedError
+
+    def from_noise(self, noise: Array) -> tuple[Draw, Array]:
+        """u and log q(u), as a function of `noise_size` independent standard normals."""
+        raise NotImplementedError
+
+    def sample_and_log_prob(self, *, seed: Array) -> tuple[Draw, Array]:
+        """A draw u and log q(u), in one pass, from a PRNG key."""
+        if self.noise_size is None or self.stratified:
+            return self.from_noise(seed)
+        dtype = self.noise_dtype or jnp.result_type(float)
+        return self.from_noise(jax.random.normal(seed, (self.noise_size,), dtype))
+
+    def draw(self, noise: Array) -> tuple[Draw, Array]:
+        """u and log q(u) from `noise`: a key, or `noise_size` standard normals."""
+        if jnp.issubdtype(noise.dtype, jnp.floating):
+            return self.from_noise(noise)
+        return self.sample_and_log_prob(seed=noise)
+
+    def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
+        """(u, log q(u), log weight) of C draws along a leading axis, where E_q[f] is the mean of
+        sum_c weight_c f(u_c). There is one draw, C = 1, unless q has strata.
+        """
+        u, log_q = self.draw(noise)
+        return jax.tree.map(lambda leaf: leaf[None], u), log_q[None], jnp.zeros(1, log_q.dtype)
+
+    def at_draws(self, function: Callable[[Draw, Array], Any], noise: Array) -> tuple[Any, Array]:
+        """function(u, log q(u)) at a draw, and the log of the draw's weight, which is zero.
+
+        Where q has strata it is at a draw of each; both results then have a leading axis C.
+        """
+        if not self.stratified:
+            return function(*self.draw(noise)), jnp.zeros(())
+        u, log_q, log_weight = self.strata(noise)
+        return jax.vmap(function)(u, log_q), log_weight
+
+    def score_log_prob(self, u: Draw) -> Array:
+        """log q(u) of the parts that are not reparameterised, whose gradient is the score; zero if
+        there are none.
+        """
+        return jnp.zeros(()) if self.reparameterised else self.log_prob(u)
+
+    def entropy(self) -> Array:
+        """H[q] = -E_q[log q] in nats; ValueError if it has no closed form."""
+        raise ValueError(
+            f"{type(self).__name__} has no closed-form entropy: take gradient='reparameterised'"
+        )
+
+    def weighted(self, weight: Any) -> "Distribution":
+        """The same with the log densities of its local latents counted `weight` times: one number,
+        or one for each row.
+        """
+        del weight
+        return self
+
+    def parts_at(self, u: Draw) -> Any:
+        """The tree of distributions that q is a product of, given the draw u where some depend on
+        others; None if q is no product.
+        """
+        del u
+        return getattr(self, "parts", None)
+
+    def affine(self) -> tuple[Array, Any] | None:
+        """The (loc, factor) that takes draws to about the standard normal, factor^-1 (u - loc);
+        None of a q that is not close to a Gaussian by construction.
+        """
+        return None
 
 
 class Guide(Protocol):
@@ -49,13 +119,13 @@ class Guide(Protocol):
     @property
     def constrained(self) -> Any: ...
 
-    def init(self, key: Array, /) -> Any:
+    def init(self, key: Array, /) -> Params:
         """Initial parameters, a pytree of floats."""
         ...
 
-    def distribution(self, params: Any, /, *data: Any) -> Any:
+    def distribution(self, params: Params, /, *data: Any) -> Any:
         """The member of the family at `params`; `data` serves amortised guides, and others ignore
-        it.
+        it. It is a `Distribution`, or one of another library.
 
         A guide with a tree `on`, of the parts of a product that it depends on, gets their draws
         before the data.
@@ -63,84 +133,43 @@ class Guide(Protocol):
         ...
 
 
-class FromNoise:
-    """Base of distributions whose draw is `from_noise` of `noise_size` independent standard
-    normals.
-    """
-
-    noise_dtype: Any = None
-
-    def sample_and_log_prob(self, *, seed: Array) -> tuple[Any, Array]:
-        n = None if is_stratified(self) else noise_size(self)
-        dtype = self.noise_dtype or jnp.result_type(float)
-        return self.from_noise(seed if n is None else jax.random.normal(seed, (n,), dtype))  # type: ignore[attr-defined]
+# --- until the callers ask the distributions themselves ---
+FromNoise = Distribution
 
 
-def is_distribution(node: Any) -> bool:
-    """True for a Distrax, TFP or minisvi distribution (TFP has no `sample_and_log_prob` of this
-    name).
-    """
-    return hasattr(node, "sample_and_log_prob") or hasattr(node, "experimental_sample_and_log_prob")
+def _of(q: Any) -> Distribution:
+    from minisvi.guides.foreign import adapted
+
+    return adapted(q)
 
 
 def draw(q: Any, noise: Array) -> tuple[Any, Array]:
-    """u and log q(u) from `noise`: a key, or `noise_size(q)` standard normals."""
-    if jnp.issubdtype(noise.dtype, jnp.floating):
-        return q.from_noise(noise)
-    if hasattr(q, "sample_and_log_prob"):
-        return q.sample_and_log_prob(seed=noise)
-    return q.experimental_sample_and_log_prob(seed=noise)
+    return _of(q).draw(noise)
 
 
 def noise_size(q: Any) -> int | None:
-    """How many standard normals a draw is a function of; None if q can only draw from a key."""
-    return getattr(q, "noise_size", None)
+    return _of(q).noise_size
 
 
 def strata(q: Any, noise: Array) -> tuple[Any, Array, Array]:
-    """(u, log q(u), log weight) of C draws along a leading axis, E_q[f] being that of sum_c
-    weight_c f(u_c). C = 1 unless q is, or holds, a mixture.
-    """
-    if hasattr(q, "strata"):
-        return q.strata(noise)
-    u, log_q = draw(q, noise)
-    return jax.tree.map(lambda leaf: leaf[None], u), log_q[None], jnp.zeros(1, log_q.dtype)
+    return _of(q).strata(noise)
 
 
 def is_stratified(q: Any) -> bool:
-    """True if q has several strata."""
-    return getattr(q, "stratified", hasattr(q, "strata"))
+    return _of(q).stratified
 
 
 def is_reparameterised(q: Any) -> bool:
-    """False if draws of q, or of a part of it, carry no gradient: integers, and what says so."""
-    if hasattr(q, "reparameterised"):
-        return q.reparameterised
-    if hasattr(q, "reparameterization_type"):  # TFP's word for it
-        return "NOT" not in repr(q.reparameterization_type)
-    return jnp.issubdtype(getattr(q, "dtype", jnp.float32), jnp.floating)
+    return _of(q).reparameterised
 
 
 def score_log_prob(q: Any, u: Any) -> Array:
-    """log q(u) of the parts that are not reparameterised, whose gradient is the score; 0 if there
-    are none.
-    """
-    if hasattr(q, "score_log_prob"):
-        return q.score_log_prob(u)
-    return jnp.zeros(()) if is_reparameterised(q) else jnp.sum(q.log_prob(u))
+    return _of(q).score_log_prob(u)
 
 
 def entropy(q: Any) -> Array:
-    """H[q] in nats; ValueError if it has no closed form."""
-    try:
-        return jnp.sum(q.entropy())
-    except (AttributeError, NotImplementedError):
-        name = type(q).__name__
-        raise ValueError(
-            f"{name} has no closed-form entropy: take gradient='reparameterised'"
-        ) from None
+    return _of(q).entropy()
 
 
 def weighted(q: Any, weight: Any) -> Any:
-    """q with the log densities of its local latents counted `weight` times, or each row its own."""
-    return q if weight is None or not hasattr(q, "weighted") else q.weighted(weight)
+    return _of(q).weighted(weight)

@@ -51,7 +51,7 @@ class Pushforward(Pushed):
             # A network may compute in another precision than that of the latents.
             return (z.astype(total.dtype), total + jnp.sum(log_det).astype(total.dtype)), None
 
-        loc, factor = self.base.affine() if hasattr(self.base, "affine") else (0.0, None)
+        loc, factor = self.base.affine() or (0.0, None)
         z = trees.ravel(self.latents, tree) - loc
         z = z if factor is None else factor.solve(z)
         (z, log_det), _ = jax.lax.scan(

@@ -1,9 +1,9 @@
-"""q(u) = prod_i q_i(u_i | some of the others): distributions of parts, products of guides, and
-guides of your own.
+"""q(u) = prod_i q_i(u_i | some of the others): distributions of parts, of which some may depend on
+the draws of others.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,148 +11,177 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides import base
+from minisvi.guides.base import Distribution
+from minisvi.guides.foreign import adapted, is_distribution
 from minisvi.tools import checks
+from minisvi.tools.types import Draw
+
+Draws = dict[str, Draw]  # of parts, by the part's path
 
 
 @dataclass(frozen=True)
-class Dependent:
-    """A part given the draws of others: `make(draws)` is its distribution, `draws` those of the
-    parts named `on`.
+class Dependent(Distribution):
+    """A part given the draws of others: `make(draws)` is its distribution, and `draws` are those of
+    the parts named `on`.
     """
 
     on: tuple[str, ...]
-    make: Callable[[dict[str, Any]], Any]
+    make: Callable[[Draws], Any]
     noise_size: int | None = None
     reparameterised: bool = True
 
+    def given(self, draws: Draws) -> Distribution:
+        return adapted(self.make({name: draws[name] for name in self.on}))
+
     def weighted(self, weight: Any) -> "Dependent":
-        return replace(self, make=lambda draws: base.weighted(self.make(draws), weight))
-
-
-def _is_part(node: Any) -> bool:
-    return isinstance(node, Dependent) or base.is_distribution(node)
+        return replace(self, make=lambda draws: adapted(self.make(draws)).weighted(weight))
 
 
 @dataclass(frozen=True)
-class Joint(base.FromNoise):
+class Joint(Distribution):
     """q over a tree of distributions, each over a leaf, or a subtree, of the latents; some may
     depend on others.
 
-    log q(u) = sum_i log q_i(u_i | u_on(i)). A part may be a batch of independent scalars: its terms
-    are summed.
+        log q(u) = sum_i log q_i(u_i | u_on(i))
+
+    A part may be a batch of independent scalars: its terms are summed.
     """
 
     parts: Any
 
     @property
-    def _named(self) -> dict[str, Any]:
-        """Parts by path, each after those that it depends on."""
-        waiting: dict[str, Any] = checks.named_leaves(self.parts, _is_part)
-        order: dict[str, Any] = {}
+    def _parts(self) -> dict[str, Distribution]:
+        """The parts by their path."""
+        named = checks.named_leaves(self.parts, is_distribution)
+        return {name: adapted(part) for name, part in named.items()}
+
+    @property
+    def _ordered(self) -> dict[str, Distribution]:
+        """The parts by their path, each after those that it depends on."""
+        waiting = self._parts
+        ordered: dict[str, Distribution] = {}
         while waiting:
-            ready = [
-                n for n, part in waiting.items() if all(d in order for d in getattr(part, "on", ()))
-            ]
+            ready = [name for name, part in waiting.items() if _needs(part) <= ordered.keys()]
             if not ready:
-                needs = {
-                    name: part.on for name, part in waiting.items() if isinstance(part, Dependent)
-                }
+                needs = {n: part.on for n, part in waiting.items() if isinstance(part, Dependent)}
                 raise ValueError(
-                    f"parts depend on {needs}: expected parts of {[*order]}, and no circle"
+                    f"parts depend on {needs}: expected parts of {[*ordered]}, and no circle"
                 )
-            order |= {name: waiting.pop(name) for name in ready}
-        return order
+            for name in ready:
+                ordered[name] = waiting.pop(name)
+        return ordered
 
-    def resolved(self, u: Any) -> "Joint":
-        """The same at u, where every part is a distribution of its own."""
-        named = self._named
-        qs = {name: q for name, (q, _) in zip(named, self._at(u), strict=True)}
-        return Joint(self._tree(qs))
+    def _tree(self, draws: Draws) -> Draw:
+        treedef = jax.tree.structure(self.parts, is_leaf=is_distribution)
+        return jax.tree.unflatten(treedef, [draws[name] for name in self._parts])
 
-    def _tree(self, draws: dict[str, Any]) -> Any:
-        treedef = jax.tree.structure(self.parts, is_leaf=_is_part)
-        return jax.tree.unflatten(
-            treedef, [draws[name] for name in checks.named_leaves(self.parts, _is_part)]
-        )
+    def _draws(self, u: Draw) -> Draws:
+        """The subtree of u that each part is over."""
+        treedef: Any = jax.tree.structure(self.parts, is_leaf=is_distribution)
+        return dict(zip(self._parts, treedef.flatten_up_to(u), strict=True))
 
-    def _at(self, u: Any) -> list[tuple[Any, Any]]:
-        """Each part's distribution, and its subtree of u."""
-        named = self._named
-        subtrees = dict(
-            zip(checks.named_leaves(self.parts, _is_part), self._flatten(u), strict=True)
-        )
-        return [(_resolve(part, subtrees), subtrees[name]) for name, part in named.items()]
-
-    def _flatten(self, u: Any) -> list[Any]:
-        structure: Any = jax.tree.structure(self.parts, is_leaf=_is_part)
-        return structure.flatten_up_to(u)
+    def _at(self, u: Draw) -> Iterator[tuple[Distribution, Draw]]:
+        """Each part's distribution given the others, and its own subtree of u."""
+        draws = self._draws(u)
+        for name, part in self._ordered.items():
+            yield _given(part, draws), draws[name]
 
     @property
     def noise_size(self) -> int | None:
-        sizes = [base.noise_size(part) for part in self._named.values()]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
-
-    def from_noise(self, noise: Array) -> tuple[Any, Array]:
-        draws: dict[str, Any] = {}
-        total = []
-        for (name, part), piece in self._pieces(noise):
-            draws[name], log_q = base.draw(_resolve(part, draws), piece)
-            total.append(jnp.sum(log_q))
-        return self._tree(draws), jnp.asarray(sum(total, 0.0))
-
-    def _pieces(self, noise: Array) -> Any:
-        named = self._named.items()
-        if not jnp.issubdtype(noise.dtype, jnp.floating):
-            return zip(named, jax.random.split(noise, len(named)), strict=True)
-        ends = itertools.accumulate(base.noise_size(part) or 0 for _, part in named)
-        return zip(named, jnp.split(noise, list(ends)))  # and what is left, of size zero
-
-    @property
-    def stratified(self) -> bool:
-        return any(base.is_stratified(part) for part in self._named.values())
-
-    def strata(self, noise: Array) -> tuple[Any, Array, Array]:
-        """All combinations of the parts' strata: the first part's C_1 draws, each with the second
-        part's C_2, ...
-        """
-        draws: dict[str, Any] = {}
-        log_q = log_weight = jnp.zeros(1)
-        for (name, part), piece in self._pieces(noise):
-
-            def one(draws: dict[str, Any], part: Any = part, piece: Any = piece) -> Any:
-                return base.strata(_resolve(part, draws), piece)
-
-            num = log_q.size
-            u, part_log_q, part_log_weight = jax.vmap(one, axis_size=num)(draws)
-            count = part_log_weight.shape[1]
-            draws = jax.tree.map(lambda leaf, count=count: jnp.repeat(leaf, count, axis=0), draws)
-            draws[name] = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), u)
-            part_log_q = part_log_q.reshape(num, count, -1).sum(-1)
-            log_q = (log_q[:, None] + part_log_q).ravel()
-            log_weight = (log_weight[:, None] + part_log_weight).ravel()
-        return self._tree(draws), log_q, log_weight
-
-    def log_prob(self, u: Any, /) -> Array:
-        return jnp.asarray(sum((jnp.sum(q.log_prob(part)) for q, part in self._at(u)), 0.0))
-
-    def score_log_prob(self, u: Any) -> Array:
-        return jnp.asarray(sum((base.score_log_prob(q, part) for q, part in self._at(u)), 0.0))
+        total = 0
+        for part in self._ordered.values():
+            if part.noise_size is None:
+                return None
+            total += part.noise_size
+        return total
 
     @property
     def reparameterised(self) -> bool:
-        return all(base.is_reparameterised(part) for part in self._named.values())
+        return all(part.reparameterised for part in self._ordered.values())
+
+    @property
+    def stratified(self) -> bool:
+        return any(part.stratified for part in self._ordered.values())
+
+    def _pieces(self, noise: Array) -> Iterator[tuple[str, Distribution, Array]]:
+        """Each part with its own piece of the noise."""
+        ordered = self._ordered
+        if jnp.issubdtype(noise.dtype, jnp.floating):
+            ends = itertools.accumulate(part.noise_size or 0 for part in ordered.values())
+            pieces = jnp.split(noise, list(ends))
+        else:
+            pieces = list(jax.random.split(noise, len(ordered)))
+        for (name, part), piece in zip(ordered.items(), pieces):
+            yield name, part, piece
+
+    def from_noise(self, noise: Array) -> tuple[Draw, Array]:
+        draws: Draws = {}
+        terms = []
+        for name, part, piece in self._pieces(noise):
+            draws[name], log_q = _given(part, draws).draw(piece)
+            terms.append(log_q)
+        return self._tree(draws), jnp.asarray(sum(terms, 0.0))
+
+    def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
+        """All combinations of the parts' strata: the first part's C_1 draws, each with the second
+        part's C_2, and so on.
+        """
+        draws: Draws = {}
+        log_q = jnp.zeros(1)
+        log_weight = jnp.zeros(1)
+        for name, part, piece in self._pieces(noise):
+
+            def strata(draws: Draws, part: Any = part, piece: Array = piece) -> Any:
+                return _given(part, draws).strata(piece)
+
+            num_before = log_q.size
+            u, part_log_q, part_log_weight = jax.vmap(strata, axis_size=num_before)(draws)
+            num_own = part_log_weight.shape[1]
+            draws = _repeated(draws, num_own)
+            draws[name] = jax.tree.map(_flat, u)
+            log_q = _flat(log_q[:, None] + part_log_q)
+            log_weight = _flat(log_weight[:, None] + part_log_weight)
+        return self._tree(draws), log_q, log_weight
+
+    def log_prob(self, u: Draw, /) -> Array:
+        terms = [part.log_prob(own) for part, own in self._at(u)]
+        return jnp.asarray(sum(terms, 0.0))
+
+    def score_log_prob(self, u: Draw) -> Array:
+        terms = [part.score_log_prob(own) for part, own in self._at(u)]
+        return jnp.asarray(sum(terms, 0.0))
 
     def entropy(self) -> Array:
-        return jnp.asarray(sum((base.entropy(part) for part in self._named.values()), 0.0))
+        terms = [part.entropy() for part in self._ordered.values()]
+        return jnp.asarray(sum(terms, 0.0))
 
     def weighted(self, weight: Any) -> "Joint":
-        return Joint(
-            jax.tree.map(lambda part: base.weighted(part, weight), self.parts, is_leaf=_is_part)
-        )
+        def one(part: Any) -> Distribution:
+            return adapted(part).weighted(weight)
+
+        return Joint(jax.tree.map(one, self.parts, is_leaf=is_distribution))
+
+    def parts_at(self, u: Draw) -> Any:
+        draws = self._draws(u)
+
+        def one(part: Any) -> Any:
+            return part.given(draws) if isinstance(part, Dependent) else part
+
+        return jax.tree.map(one, self.parts, is_leaf=is_distribution)
 
 
-def _resolve(part: Any, draws: dict[str, Any]) -> Any:
-    return (
-        part.make({name: draws[name] for name in part.on}) if isinstance(part, Dependent) else part
-    )
+def _needs(part: Any) -> set[str]:
+    return set(part.on) if isinstance(part, Dependent) else set()
+
+
+def _given(part: Distribution, draws: Draws) -> Distribution:
+    return part.given(draws) if isinstance(part, Dependent) else part
+
+
+def _repeated(draws: Draws, num: int) -> Draws:
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), draws)
+
+
+def _flat(leaf: Array) -> Array:
+    """The two leading axes as one."""
+    return leaf.reshape(-1, *leaf.shape[2:])

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides import base
+from minisvi.guides.base import Distribution
+from minisvi.guides.foreign import adapted
 from minisvi.guides.products import parts_of
 from minisvi.guides.weights import Init, initialiser
 from minisvi.guides.wrapped import split
@@ -18,74 +19,75 @@ from minisvi.model import trees
 from minisvi.tools import checks
 from minisvi.tools.record import Record
 from minisvi.tools.tracing import fresh
+from minisvi.tools.types import Data, Draw, Latents, Params
 
 
 @dataclass(frozen=True)
-class Rows(base.FromNoise):
-    """q(u) = prod_n q_n(u_n) over the B rows of a batch, row n counted `weight` times, or `weight[n]`
-    times.
+class Rows(Distribution):
+    """The distribution of the local latents of the B rows of a batch:
 
-    `make(params_n)` is the distribution of a row; leaves of `params` and of u have the leading axis
-    B.
+        log q(u) = sum_n weight_n log q_n(u_n)
+
+    `make(params_n)` is the distribution of row n. Leaves of `params` and of u have the leading axis
+    B. `weight` is one number for all rows, one for each, or None for one.
     """
 
-    make: Callable[[Any], Any]
-    params: Any
+    make: Callable[[Params], Any]
+    params: Params
     weight: Any = None
 
+    def _row(self, params: Params) -> Distribution:
+        return adapted(self.make(params))
+
     @property
-    def _num(self) -> int:
+    def first(self) -> Distribution:
+        """The first row's distribution."""
+        return self._row(jax.tree.map(lambda leaf: leaf[0], self.params))
+
+    @property
+    def _num_rows(self) -> int:
         return jax.tree.leaves(self.params)[0].shape[0]
 
     @property
-    def row(self) -> Any:
-        """The first row's distribution."""
-        return self.make(jax.tree.map(lambda leaf: leaf[0], self.params))
-
-    @property
     def noise_size(self) -> int | None:
-        size = base.noise_size(self.row)
-        return None if size is None else self._num * size
+        size = self.first.noise_size
+        return None if size is None else self._num_rows * size
 
     @property
     def reparameterised(self) -> bool:
-        return base.is_reparameterised(self.row)
+        return self.first.reparameterised
 
-    def from_noise(self, noise: Array) -> tuple[Any, Array]:
-        pieces = split(noise, self._num)
-        u, log_q = jax.vmap(lambda params, piece: base.draw(self.make(params), piece))(
-            self.params, pieces
-        )
+    def from_noise(self, noise: Array) -> tuple[Draw, Array]:
+        def draw(params: Params, piece: Array) -> tuple[Draw, Array]:
+            return self._row(params).draw(piece)
+
+        pieces = split(noise, self._num_rows)
+        u, log_q = jax.vmap(draw)(self.params, pieces)
         return u, trees.weighted_sum(log_q, self.weight)
 
-    def _sum(self, term: Callable[..., Array], *rows: Any) -> Array:
-        terms = jax.vmap(lambda params, *row: term(self.make(params), *row))(self.params, *rows)
+    def log_prob(self, u: Draw, /) -> Array:
+        terms = jax.vmap(lambda params, row: self._row(params).log_prob(row))(self.params, u)
         return trees.weighted_sum(terms, self.weight)
 
-    def log_prob(self, u: Any, /) -> Array:
-        return self._sum(lambda q, row: q.log_prob(row), u)
-
-    def score_log_prob(self, u: Any) -> Array:
-        return self._sum(base.score_log_prob, u)
+    def score_log_prob(self, u: Draw) -> Array:
+        terms = jax.vmap(lambda params, row: self._row(params).score_log_prob(row))(self.params, u)
+        return trees.weighted_sum(terms, self.weight)
 
     def entropy(self) -> Array:
-        return self._sum(base.entropy)
+        terms = jax.vmap(lambda params: self._row(params).entropy())(self.params)
+        return trees.weighted_sum(terms, self.weight)
 
     def weighted(self, weight: Any) -> "Rows":
         return replace(self, weight=weight)
 
-    @property
-    def parts(self) -> Any:
-        """The tree of distributions of all rows at once, where a row is a tree of them; None
-        otherwise.
-        """
-        if getattr(self.row, "parts", None) is None:
-            return None
-        return jax.vmap(lambda params: self.make(params).parts)(self.params)
+    def parts_at(self, u: Draw) -> Any:
+        """Each part is the distribution of all rows at once."""
+        return jax.vmap(lambda params, row: self._row(params).parts_at(row))(self.params, u)
 
 
-@dataclass(frozen=True, eq=False)
 class _RowGuide(Record):
+    """What guides of local latents share; each has a `guide`, the family of a row."""
+
     guide: Any
 
     @property
@@ -93,16 +95,17 @@ class _RowGuide(Record):
         return self.guide.constrained
 
     @property
-    def latents(self) -> Any:
-        return jax.tree.map(lambda s: replace(s, local=True), self.guide.latents)
+    def latents(self) -> Latents:
+        return jax.tree.map(lambda support: replace(support, local=True), self.guide.latents)
 
-    def _rows(self, make: Callable[[Any], Any], params: Any) -> Rows:
-        rows = Rows(make, params)
-        if base.is_stratified(rows.row):
-            raise ValueError(
-                "expected a family without strata: mixtures for each of B rows would have C^B of them"
-            )
-        return rows
+
+def _rows(make: Callable[[Params], Any], params: Params) -> Rows:
+    rows = Rows(make, params)
+    if rows.first.stratified:
+        raise ValueError(
+            "expected a family without strata: mixtures for each of B rows would have C^B of them"
+        )
+    return rows
 
 
 def _num_rows(data: tuple[Any, ...]) -> int:
@@ -118,6 +121,7 @@ def _num_rows(data: tuple[Any, ...]) -> int:
 class PerRow(_RowGuide):
     """See `per_row`."""
 
+    guide: Any
     num_rows: int
     index: Callable[..., Array]
 
@@ -125,41 +129,50 @@ class PerRow(_RowGuide):
     def on(self) -> Any:
         return getattr(self.guide, "on", None)
 
-    def init(self, key: Array, /) -> Any:
+    def init(self, key: Array, /) -> Params:
         return jax.vmap(self.guide.init)(jax.random.split(key, self.num_rows))
 
-    def distribution(self, params: Any, /, *args: Any) -> Rows:
-        draws, data = (args[0], args[1:]) if self.on else ({}, args)
-        params = self._of(params, data)
+    def distribution(self, params: Params, /, *args: Any) -> Rows:
         if not self.on:
-            return self._rows(self.guide.distribution, params)
-        # A row depends on the globals, and on the other local latents of the same row.
-        own = {
-            name: draws[name]
-            for name, s in self.on.items()
-            if any(leaf.local for leaf in jax.tree.leaves(s))
-        }
-        return self._rows(
-            lambda row: self.guide.distribution(row[0], {**draws, **row[1]}), (params, own)
-        )
+            return _rows(self.guide.distribution, self._of_batch(params, args))
+        draws, *data = args
+        own = {name: draws[name] for name, latents in self.on.items() if _is_local(latents)}
 
-    def _of(self, params: Any, data: tuple[Any, ...]) -> Any:
-        num, rows = _num_rows(data), jnp.asarray(self.index(*fresh(data)))
-        if rows.shape != (num,) or not jnp.issubdtype(rows.dtype, jnp.integer):
+        def make(row: tuple[Params, Draw]) -> Any:
+            # A row depends on the globals, and on the other local latents of the same row.
+            row_params, row_draws = row
+            return self.guide.distribution(row_params, draws | row_draws)
+
+        return _rows(make, (self._of_batch(params, tuple(data)), own))
+
+    def _of_batch(self, params: Params, data: Data) -> Params:
+        """The parameters of the rows that the batch holds."""
+        num_rows = _num_rows(data)
+        index = jnp.asarray(self.index(*fresh(data)))
+        if index.shape != (num_rows,) or not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(
-                f"per_row: `index` must return each row's place in 0..{self.num_rows - 1}: expected int[{num}]; got "
-                f"{rows.dtype}{list(rows.shape)}"
+                f"per_row: `index` must return each row's place in 0..{self.num_rows - 1}: "
+                f"expected int[{num_rows}]; got {index.dtype}{list(index.shape)}"
             )
-        # A place out of range gives NaN, which stops the fit, and not the last row's parameters.
-        return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="fill", fill_value=jnp.nan), params)
+
+        def pick(leaf: Array) -> Array:
+            # A place out of range gives NaN, which stops the fit, and not the last row's numbers.
+            return leaf.at[index].get(mode="fill", fill_value=jnp.nan)
+
+        return jax.tree.map(pick, params)
+
+
+def _is_local(latents: Latents) -> bool:
+    return any(support.local for support in jax.tree.leaves(latents))
 
 
 @dataclass(frozen=True, eq=False)
 class Amortised(_RowGuide):
     """See `amortised`."""
 
+    guide: Any
     init: Init
-    encode: Callable[..., Any]
+    encode: Callable[..., Params]
     on: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -168,14 +181,19 @@ class Amortised(_RowGuide):
                 "amortised: expected `on` of its own, for the encoder; got a conditional guide"
             )
 
-    def distribution(self, params: Any, /, *args: Any) -> Rows:
-        rows, num = self.encode(params, *fresh(args)), _num_rows(args[1:] if self.on else args)
+    def distribution(self, params: Params, /, *args: Any) -> Rows:
+        rows = self.encode(params, *fresh(args))
+        data = args[1:] if self.on else args
+        self._check(rows, _num_rows(data))
+        return _rows(self.guide.distribution, rows)
+
+    def _check(self, rows: Params, num_rows: int) -> None:
+        def of_all_rows(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((num_rows, *leaf.shape), leaf.dtype)
+
         one = jax.eval_shape(lambda: self.guide.init(jax.random.key(0)))
-        expected = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape), leaf.dtype), one
-        )
+        expected = jax.tree.map(of_all_rows, one)
         checks.same_tree("amortised: `encode` gave", expected, rows)
-        return self._rows(self.guide.distribution, rows)
 
 
 def per_row(guide: Any, num_rows: int, index: Callable[..., Array]) -> PerRow:

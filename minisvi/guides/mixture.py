@@ -7,57 +7,65 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides import base
+from minisvi.guides.base import Distribution
+from minisvi.guides.foreign import member
 from minisvi.guides.wrapped import Wrapper, split
 from minisvi.tools import checks
+from minisvi.tools.types import Data, Draw, Params
 
 
 @dataclass(frozen=True)
-class MixtureOf(base.FromNoise):
+class MixtureOf(Distribution):
     """q(u) = sum_c pi_c q_c(u), pi = softmax(logits), with stacked parameters of the components."""
 
     guide: Any
     logits: Array
     components: Any
-    data: tuple[Any, ...]
+    data: Data
 
-    def _member(self, params: Any) -> Any:
-        return self.guide.distribution(params, *self.data)
+    def _member(self, params: Params) -> Distribution:
+        return member(self.guide, params, *self.data)
 
-    def _first(self) -> Any:
-        return self._member(jax.tree.map(lambda leaf: leaf[0], self.components))
+    def _component(self, index: int | Array) -> Distribution:
+        return self._member(jax.tree.map(lambda leaf: leaf[index], self.components))
 
     @property
     def noise_size(self) -> int | None:
-        size = base.noise_size(self._first())
+        size = self._component(0).noise_size
         return None if size is None else self.logits.size * size
-
-    def strata(self, noise: Array) -> tuple[Any, Array, Array]:
-        """A draw of each component, log q of the whole mixture at it, and log pi_c."""
-        pieces = split(noise, self.logits.size)
-        u, _, inner = jax.vmap(lambda p, piece: base.strata(self._member(p), piece))(
-            self.components, pieces
-        )
-        log_weight = jax.nn.log_softmax(self.logits)[:, None] + inner
-        u = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), u)
-        return u, jax.vmap(self.log_prob)(u), log_weight.ravel()
-
-    def sample_and_log_prob(self, *, seed: Array) -> tuple[Any, Array]:
-        """A draw of one component, picked at random: for samples, not for gradients."""
-        pick_key, draw_key = jax.random.split(seed)
-        pick = jax.random.categorical(pick_key, self.logits)
-        u, _ = base.draw(
-            self._member(jax.tree.map(lambda leaf: leaf[pick], self.components)), draw_key
-        )
-        return u, self.log_prob(u)
-
-    def log_prob(self, u: Any, /) -> Array:
-        terms = jax.vmap(lambda p: self._member(p).log_prob(u))(self.components)
-        return jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + terms)
 
     @property
     def reparameterised(self) -> bool:
-        return base.is_reparameterised(self._first())
+        return self._component(0).reparameterised
+
+    @property
+    def stratified(self) -> bool:
+        return True
+
+    def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
+        """A draw of each component, log q of the whole mixture at it, and log pi_c."""
+
+        def strata(params: Params, piece: Array) -> tuple[Draw, Array, Array]:
+            return self._member(params).strata(piece)
+
+        pieces = split(noise, self.logits.size)
+        u, _, inner_log_weight = jax.vmap(strata)(self.components, pieces)
+        log_pi = jax.nn.log_softmax(self.logits)
+        log_weight = log_pi[:, None] + inner_log_weight
+        u = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), u)
+        return u, jax.vmap(self.log_prob)(u), log_weight.ravel()
+
+    def sample_and_log_prob(self, *, seed: Array) -> tuple[Draw, Array]:
+        """A draw of one component, picked at random: for samples, not for gradients."""
+        pick_key, draw_key = jax.random.split(seed)
+        picked = jax.random.categorical(pick_key, self.logits)
+        u, _ = self._component(picked).draw(draw_key)
+        return u, self.log_prob(u)
+
+    def log_prob(self, u: Draw, /) -> Array:
+        log_q = jax.vmap(lambda params: self._member(params).log_prob(u))(self.components)
+        log_pi = jax.nn.log_softmax(self.logits)
+        return jax.nn.logsumexp(log_pi + log_q)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides.base import is_reparameterised, noise_size
+from minisvi.guides.foreign import adapted
 from minisvi.guides.joint import Dependent, Joint
 from minisvi.guides.weights import Init, Network, pair
 from minisvi.guides.wrapped import Wrapper
@@ -107,9 +108,10 @@ def _standard(guide: Any, q: Any, u: Any) -> Any:
     """L^-1 (u - loc) of a Gaussian part: of mean zero wherever the fit has brought it. u itself of
     another part.
     """
-    if not hasattr(q, "affine"):
+    affine = adapted(q).affine()
+    if affine is None:
         return u
-    loc, factor = q.affine()
+    loc, factor = affine
     return trees.unravel(guide.latents, factor.solve(trees.ravel(guide.latents, u) - loc))
 
 

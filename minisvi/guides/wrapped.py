@@ -1,5 +1,5 @@
-"""What guides around a guide share, and what distributions do that push another one's draws through
-a bijection.
+"""What guides around a guide share, and what distributions do that push another one's draws
+through a bijection.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides import base
+from minisvi.guides.base import Distribution
 from minisvi.tools.record import Record
+from minisvi.tools.types import Draw, Latents
 
 
 def split(noise: Array, num: int) -> Array:
     """The noise of each of `num` equal parts: so many pieces of the normals, or keys."""
-    return (
-        noise.reshape(num, -1)
-        if jnp.issubdtype(noise.dtype, jnp.floating)
-        else jax.random.split(noise, num)
-    )
+    if jnp.issubdtype(noise.dtype, jnp.floating):
+        return noise.reshape(num, -1)
+    return jax.random.split(noise, num)
 
 
 class Wrapper(Record):
@@ -32,35 +31,37 @@ class Wrapper(Record):
         return self.guide.constrained
 
     @property
-    def latents(self) -> Any:
+    def latents(self) -> Latents:
         return self.guide.latents
 
 
 @dataclass(frozen=True)
-class Pushed(base.FromNoise):
+class Pushed(Distribution):
     """Draws of `base` through `_push(x, log q(x)) -> (u, log q(u))`."""
 
-    latents: Any
-    base: Any
+    latents: Latents
+    base: Distribution
 
-    def _push(self, x: Any, log_q: Array) -> tuple[Any, Array]:
+    def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
         raise NotImplementedError
 
     @property
     def noise_size(self) -> int | None:
-        return base.noise_size(self.base)
+        return self.base.noise_size
 
     @property
     def reparameterised(self) -> bool:
-        return base.is_reparameterised(self.base)
+        return self.base.reparameterised
 
     @property
     def stratified(self) -> bool:
-        return base.is_stratified(self.base)
+        return self.base.stratified
 
-    def from_noise(self, noise: Array) -> tuple[Any, Array]:
-        return self._push(*base.draw(self.base, noise))
+    def from_noise(self, noise: Array) -> tuple[Draw, Array]:
+        x, log_q = self.base.draw(noise)
+        return self._push(x, log_q)
 
-    def strata(self, noise: Array) -> tuple[Any, Array, Array]:
-        x, log_q, log_weight = base.strata(self.base, noise)
-        return *jax.vmap(self._push)(x, log_q), log_weight
+    def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
+        x, log_q, log_weight = self.base.strata(noise)
+        u, log_q = jax.vmap(self._push)(x, log_q)
+        return u, log_q, log_weight

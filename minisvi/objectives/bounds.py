@@ -4,6 +4,7 @@ All are in nats, and larger is better; their gradients are in the docstrings.
 """
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -13,8 +14,16 @@ from jax.lax import stop_gradient
 
 from minisvi.guides.base import Guide
 from minisvi.model.model import Model
-from minisvi.objectives.elbo import Objective, Particles, check_unstratified
+from minisvi.objectives.elbo import reparameterised, sticking_the_landing
+from minisvi.objectives.objective import (
+    Objective,
+    Particles,
+    check_reparameterised,
+    check_unstratified,
+    with_gradient_of,
+)
 from minisvi.tools.record import Record
+from minisvi.tools.types import Draw, Params
 
 
 @dataclass(frozen=True)
@@ -42,19 +51,27 @@ class Renyi(Objective):
             raise ValueError(f"`alpha` must be a finite number; got {self.alpha}")
 
     def __call__(
-        self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
+        self,
+        key: Array,
+        model: Model,
+        guide: Guide,
+        params: Params,
+        *data: Any,
+        weight: Any = None,
+        step: Any = None,
     ) -> Array:
-        double, power = self.gradient == "doubly_reparameterised", 1 - self.alpha
-        log_q = "path" if double else "total"
-        q, _, particles = self.particles(log_q, key, model, guide, params, *data, **batch)
-        bound = log_power_mean(particles, power)
-        if not double:
-            return bound
-        check_unstratified(q, self.gradient)
-        v = jax.nn.softmax(power * particles.log_w)
-        return _with_gradient_of(
-            stop_gradient(self.alpha * v + power * v**2) @ particles.log_w, bound
-        )
+        problem = self.problem(model, guide, params, data, weight, step)
+        check_reparameterised(problem)
+        power = 1 - self.alpha
+        if self.gradient == "reparameterised":
+            particles = self.particles(key, problem.q, partial(reparameterised, problem))
+            return log_power_mean(particles, power)
+        check_unstratified(problem.q, self.gradient)
+        particles = self.particles(key, problem.q, partial(sticking_the_landing, problem))
+        log_w = particles.values
+        v = jax.nn.softmax(power * log_w)
+        surrogate = stop_gradient(self.alpha * v + power * v**2) @ log_w
+        return with_gradient_of(surrogate, log_power_mean(particles, power))
 
 
 @dataclass(frozen=True)
@@ -89,10 +106,18 @@ class CUBO(Objective):
             raise ValueError(f"`order` must be a finite number > 1; got {self.order}")
 
     def __call__(
-        self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
+        self,
+        key: Array,
+        model: Model,
+        guide: Guide,
+        params: Params,
+        *data: Any,
+        weight: Any = None,
+        step: Any = None,
     ) -> Array:
         shared = {f.name: getattr(self, f.name) for f in fields(Objective)}
-        return -Renyi(**shared, alpha=1 - self.order)(key, model, guide, params, *data, **batch)
+        renyi = Renyi(**shared, alpha=1 - self.order)
+        return -renyi(key, model, guide, params, *data, weight=weight, step=step)
 
 
 @dataclass(frozen=True)
@@ -118,12 +143,27 @@ class ForwardKL(Objective):
             )
 
     def __call__(
-        self, key: Array, model: Model, guide: Guide, params: Any, *data: Any, **batch: Any
+        self,
+        key: Array,
+        model: Model,
+        guide: Guide,
+        params: Params,
+        *data: Any,
+        weight: Any = None,
+        step: Any = None,
     ) -> Array:
-        _, _, particles = self.particles("score", key, model, guide, params, *data, **batch)
-        v = stop_gradient(jax.nn.softmax(particles.log_w + particles.log_weight))
-        minus_kl = log_power_mean(particles, 1.0) - v @ particles.log_w
-        return _with_gradient_of(v @ particles.log_q, minus_kl)
+        problem = self.problem(model, guide, params, data, weight, step)
+
+        def weigh(u: Draw, log_q: Array) -> tuple[Array, Array]:
+            u = stop_gradient(u)
+            log_q = problem.q.log_prob(u)
+            return problem.log_p(u) - log_q, log_q
+
+        particles = self.particles(key, problem.q, weigh)
+        log_w, log_q = particles.values
+        v = stop_gradient(jax.nn.softmax(log_w + particles.log_weight))
+        minus_kl = log_power_mean(particles._replace(values=log_w), 1.0) - v @ log_w
+        return with_gradient_of(v @ log_q, minus_kl)
 
 
 @dataclass(frozen=True)
@@ -143,17 +183,16 @@ class FixedDraws(Record):
 
 
 def log_power_mean(particles: Particles, power: float) -> Array:
-    """log(mean_k w_k^power) / power, in nats; at power 0 its limit, mean_k log w_k."""
+    """log(mean_k w_k^power) / power, in nats, of particles with the values log w_k; at power 0 its
+    limit, mean_k log w_k.
+    """
+    log_w = particles.values
     if power == 0:
-        return particles.mean(particles.log_w)
-    x = power * particles.log_w
+        return particles.mean(log_w)
+    x = power * log_w
     if abs(power) > 0.01:
         return jax.nn.logsumexp(x + particles.log_weight) / power
-    # So near the limit the sum of exponentials is 1 up to rounding, which the division would blow
-    # up.
+    # Near the limit the sum of exponentials is 1 up to rounding, which the division would blow up.
     top = stop_gradient(jnp.max(x))
-    return (top + jnp.log1p(particles.mean(jnp.expm1(x - top)))) / power
-
-
-def _with_gradient_of(surrogate: Array, value: Array) -> Array:
-    return surrogate + stop_gradient(value - surrogate)
+    excess = particles.mean(jnp.expm1(x - top))
+    return (top + jnp.log1p(excess)) / power

@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from minisvi.guides.base import is_distribution
+from minisvi.guides.base import Distribution
+from minisvi.guides.foreign import Foreign, adapted, is_distribution
 from minisvi.model import bijectors, trees
 from minisvi.model.model import Model
+from minisvi.tools.types import Draw
+
+Path = tuple[Any, ...]
 
 
-def sampled_minus_closed(q: Any, model: Model, u: Any, weight: Any) -> Array:
+def sampled_minus_closed(q: Distribution, model: Model, u: Draw, weight: Any) -> Array:
     """sum_i (log q_i(u_i) - log p_i(theta_i)) - KL(q_i || p_i) over the latents whose KL is closed,
     given the others' draw.
 
@@ -23,42 +27,46 @@ def sampled_minus_closed(q: Any, model: Model, u: Any, weight: Any) -> Array:
     """
     if model.prior is None:
         raise ValueError(
-            "closed_form_kl needs a factored model with prior distributions: give `prior`, not `log_prior`"
+            "closed_form_kl needs a factored model with prior distributions: "
+            "give `prior`, not `log_prior`"
         )
-    parts, priors = _marginals(q, u), model.priors(model.constrain(u))
+    parts = _parts(q, u)
+    priors = model.priors(model.constrain(u))
     leaves = jax.tree_util.tree_leaves_with_path(u)
-    terms = [
-        trees.weigh(support, _terms(parts[path], prior, leaf), weight)
-        for (path, leaf), support, prior in zip(
-            leaves, jax.tree.leaves(model.latents), priors.values(), strict=True
-        )
-        if path in parts and isinstance(support.bijector, bijectors.Identity) and prior is not None
-    ]
-    return jnp.asarray(sum(terms, 0.0))
+    supports = jax.tree.leaves(model.latents)
+    total: Any = 0.0
+    for (path, leaf), support, prior in zip(leaves, supports, priors.values(), strict=True):
+        is_theta = isinstance(support.bijector, bijectors.Identity)
+        if path in parts and is_theta and prior is not None:
+            terms = _terms(parts[path], prior, leaf)
+            total = total + trees.weigh(support, terms, weight)
+    return jnp.asarray(total)
 
 
-def _marginals(q: Any, u: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
-    """The distributions that q is a product of, by their path; conditional ones given the draw u."""
-    if hasattr(q, "resolved"):
-        q = q.resolved(u)
-    parts = getattr(q, "parts", None)
+def _parts(q: Distribution, u: Draw, path: Path = ()) -> dict[Path, Distribution]:
+    """The distributions that q is a product of by their path, given the draw u where some depend on
+    others.
+    """
+    parts = q.parts_at(u)
     if parts is None:
         return {path: q}
-    found: dict[tuple[Any, ...], Any] = {}
+    found: dict[Path, Distribution] = {}
     structure: Any = jax.tree.structure(parts, is_leaf=is_distribution)
     named = jax.tree_util.tree_leaves_with_path(parts, is_leaf=is_distribution)
     for (below, part), subtree in zip(named, structure.flatten_up_to(u), strict=True):
-        found |= _marginals(part, subtree, path + below)
+        found |= _parts(adapted(part), subtree, path + below)
     return found
 
 
-def _terms(q: Any, p: Any, u: Array) -> Array:
+def _terms(q: Distribution, p: Any, u: Array) -> Array:
+    """log q(u) - log p(u) - KL(q || p), element by element; zero where the KL is not closed."""
+    nothing = jnp.zeros(jnp.shape(u)[:1])
+    if not isinstance(q, Foreign):
+        return nothing
     try:
-        divergence = q.kl_divergence(p)
+        divergence = q.q.kl_divergence(p)
     except (AttributeError, NotImplementedError):
-        return jnp.zeros(jnp.shape(u)[:1])
-    if divergence.shape != jnp.broadcast_shapes(
-        q.batch_shape
-    ):  # a prior of another shape than the latent
-        return jnp.zeros(jnp.shape(u)[:1])
-    return q.log_prob(u) - p.log_prob(u) - divergence
+        return nothing
+    if divergence.shape != jnp.broadcast_shapes(q.q.batch_shape):
+        return nothing  # the prior has another shape than the latent
+    return q.q.log_prob(u) - p.log_prob(u) - divergence

@@ -1,6 +1,6 @@
 """The names by which signatures call the trees that go through the engine."""
 
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 Params: TypeAlias = Any
 """phi: a guide's parameters, a pytree of floats."""
@@ -13,3 +13,35 @@ Draw: TypeAlias = Any
 
 Data: TypeAlias = tuple[Any, ...]
 """D: what comes after the latents in the user's functions, each a pytree of arrays."""
+
+
+class Engine(Protocol):
+    """What drives a fit one step at a time, `SVI` as it is seen from below."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def guide(self) -> Any: ...
+
+    @property
+    def batches(self) -> Any:
+        """`batches(step, data)` are the rows of a step, and their weight N/B."""
+        ...
+
+    @property
+    def target(self) -> Any:
+        """The model over what the guide draws."""
+        ...
+
+    def draw(self, key: Any, params: Params, /, *batch: Any) -> Draw:
+        """One draw of the guide."""
+        ...
+
+    def update(self, state: Any, /, *data: Any) -> tuple[Any, Any]:
+        """The state after one step, and what a person wants to see of it."""
+        ...
+
+    def evaluate(self, state: Any, /, *data: Any) -> Any:
+        """The ELBO estimate that the next step would see."""
+        ...
