@@ -8,8 +8,6 @@ import numpy as np
 import optax
 from jax.scipy.special import gammaln
 from jax.scipy.stats import norm
-from sklearn.datasets import make_moons
-from sklearn.model_selection import train_test_split
 
 import minisvi
 from minisvi import Model, positive, real
@@ -162,6 +160,9 @@ MOONS_SEEDS = {"b0": 42, "b1": 43, "b2": 44, "k0": 1, "k1": 2, "k2": 3}
 
 def moons():
     """(x, y) of train, validation and test: 980, 420 and 600 rows."""
+    from sklearn.datasets import make_moons
+    from sklearn.model_selection import train_test_split
+
     x, y = make_moons(2000, noise=0.25, random_state=42)
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.3, random_state=42)
     x, x_val, y, y_val = train_test_split(x, y, test_size=0.3, random_state=42)

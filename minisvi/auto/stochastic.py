@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optax
 from jax import Array
 
 from minisvi.data.batches import FullBatch, Minibatches
@@ -18,6 +17,9 @@ from minisvi.guides.base import Guide
 from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
+
+if TYPE_CHECKING:
+    import optax
 
 
 def stochastic(
@@ -72,7 +74,9 @@ def stochastic(
 @lru_cache
 def _optimizer(
     num_steps: tuple[int, ...], rates: tuple[float, ...]
-) -> optax.GradientTransformation:
+) -> "optax.GradientTransformation":
+    import optax
+
     # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
     runs = [
         optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num)

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from minisvi.model import trees
@@ -49,6 +48,8 @@ def mode(
 @partial(jax.jit, static_argnames="model")
 def climb(model: Any, start: Array, data: tuple[Any, ...], max_steps: int) -> Array:
     """L-BFGS until a step promises less than rounding or is not finite: the point where it ended."""
+    import optax
+
     optimizer, loss = optax.lbfgs(), partial(_loss, model, data)
 
     def step(carry: Any) -> Any:
