@@ -85,9 +85,8 @@ model = Model(net.latents, log_prior=net.log_prior, log_likelihood=log_likelihoo
 def start(path, w):
     """loc and scale ~ uniform(0, 1), each array with the talk's seed."""
     layer = path[1].key
-    key, loc_key = jax.random.split(
-        jax.random.PRNGKey((42 if path[2].key == "bias" else 1) + layer)
-    )
+    seed = 42 if path[2].key == "bias" else 1
+    key, loc_key = jax.random.split(jax.random.PRNGKey(seed + layer))
     _, scale_key = jax.random.split(key)
     return {
         "loc": jax.random.uniform(loc_key, w.shape),
@@ -98,32 +97,44 @@ def start(path, w):
 def family(params, *_):
     def part(path, _, p):
         kind = distrax.Normal if path[2].key == "bias" else SoftLaplace
-        return kind(p["loc"], jnp.exp(p["log_scale"]))
+        scale = jnp.exp(p["log_scale"])
+        return kind(p["loc"], scale)
 
     return jax.tree_util.tree_map_with_path(part, net.initial, params)
 
 
-guide = custom(lambda key: jax.tree_util.tree_map_with_path(start, net.initial), family)
+def init(key):
+    return jax.tree_util.tree_map_with_path(start, net.initial)
+
+
+guide = custom(init, family)
 rate = optax.linear_onecycle_schedule(
     8000, peak_value=0.008, pct_start=0.2, pct_final=0.8, div_factor=3, final_div_factor=4
 )
 plateau = optax.contrib.reduce_on_plateau(factor=0.1, patience=10, accumulation_size=100)
 svi = SVI(model, guide, optax.chain(optax.adam(rate), plateau))
-update, evaluate = jax.jit(svi.update), jax.jit(svi.evaluate)
+update = jax.jit(svi.update)
+evaluate = jax.jit(svi.evaluate)
 
-state, waited, train_loss, validation_loss = svi.init(jax.random.PRNGKey(0), *train), 0, [], []
+state = svi.init(jax.random.PRNGKey(0), *train)
+waited = 0
+train_loss = []
+validation_loss = []
 for _ in range(max_steps):
     state, info = update(state, *train)
     train_loss.append(-info.elbo)
     validation_loss.append(-evaluate(state, *validation))
-    waited = waited + 1 if validation_loss[-1] / len(y_val) > train_loss[-1] / len(y) else 0
+    worse = validation_loss[-1] / len(y_val) > train_loss[-1] / len(y)
+    waited = waited + 1 if worse else 0
     if waited == 200:
         break
-train_loss, validation_loss = np.array(train_loss), np.array(validation_loss)
+train_loss = np.array(train_loss)
+validation_loss = np.array(validation_loss)
 
 # %% Recipe 2, the simple one: mean field, Adam at a fixed rate.
 simple_guide = mean_field(model.latents)
-simple = SVI(model, simple_guide, optax.adam(0.01)).run(jax.random.key(1), simple_steps, *train)
+simple_svi = SVI(model, simple_guide, optax.adam(0.01))
+simple = simple_svi.run(jax.random.key(1), simple_steps, *train)
 plotting.moons_losses(train_loss, validation_loss, -simple.elbo, (len(y), len(y_val)))
 
 
@@ -136,6 +147,7 @@ posteriors = {
     "deck recipe": Posterior(model, guide, state.params),
     "simple recipe": Posterior(model, simple_guide, simple.params),
 }
+steps = {"deck recipe": len(train_loss), "simple recipe": simple_steps}
 auc = {}
 print(f"{'on the test rows':32}{'AUC of draws':>16}{'AUC of mean p':>15}{'accuracy':>10}{'NLL':>8}")
 for name, posterior in posteriors.items():
@@ -143,11 +155,11 @@ for name, posterior in posteriors.items():
     auc[name] = np.array([roc_auc_score(y_test, draw) for draw in p])
     p = p.mean(axis=0)
     nll = -np.mean(np.where(y_test == 1, np.log(p), np.log1p(-p)))
-    steps = len(train_loss) if name == "deck recipe" else simple_steps
-    print(
-        f"{f'{name}, {steps:,} steps':32}{f'{auc[name].mean():.3f} +- {auc[name].std():.3f}':>16}"
-        f"{roc_auc_score(y_test, p):15.3f}{np.mean((p > 0.5) == y_test):10.3f}{nll:8.4f}"
-    )
+    accuracy = np.mean((p > 0.5) == y_test)
+    label = f"{name}, {steps[name]:,} steps"
+    of_draws = f"{auc[name].mean():.3f} +- {auc[name].std():.3f}"
+    of_mean = roc_auc_score(y_test, p)
+    print(f"{label:32}{of_draws:>16}{of_mean:15.3f}{accuracy:10.3f}{nll:8.4f}")
 print(f"{'published, 3,309 steps':32}{'0.981 +- 0.003':>16}{0.983:15.3f}{0.925:10.3f}{0.1758:8.4f}")
 plotting.moons_auc(auc)
 
@@ -163,7 +175,8 @@ def nll_per_row(posterior, x, y):
 
 
 fitted = posteriors["deck recipe"]
-nll_train, nll_val = nll_per_row(fitted, *train), nll_per_row(fitted, *validation)
+nll_train = nll_per_row(fitted, *train)
+nll_val = nll_per_row(fitted, *validation)
 q = guide.distribution(state.params)
 
 
@@ -172,46 +185,47 @@ def log_ratio(key):
     return log_q - net.log_prior(w)
 
 
-kl = jax.vmap(log_ratio)(jax.random.split(jax.random.key(4), num_draws)).mean()
+kl_keys = jax.random.split(jax.random.key(4), num_draws)
+kl = jax.vmap(log_ratio)(kl_keys).mean()
+kl_train = kl / len(y)
+kl_val = kl / len(y_val)
 print(
-    f"\nThe published rule stopped at step {len(train_loss):,} here (3,309 in the talk, from other draws). It measures"
+    f"\nThe published rule stopped at step {len(train_loss):,} here "
+    "(3,309 in the talk, from other draws). It measures"
 )
 print(
-    f"the KL of {kl:.1f} nats, which it divides by {len(y_val)} rows in validation and by {len(y)} in training:"
+    f"the KL of {kl:.1f} nats, which it divides by {len(y_val)} rows in validation "
+    f"and by {len(y)} in training:"
 )
 print(f"{'':14}-ELBO a row = NLL a row + KL a row")
-print(f"  train       {nll_train + kl / len(y):8.3f}       {nll_train:8.3f}    {kl / len(y):8.3f}")
+print(f"  train       {nll_train + kl_train:8.3f}       {nll_train:8.3f}    {kl_train:8.3f}")
+print(f"  validation  {nll_val + kl_val:8.3f}       {nll_val:8.3f}    {kl_val:8.3f}")
+comparison = "no worse" if nll_val <= nll_train else "worse"
+print(f"The held-out rows are predicted {comparison} than the training rows.")
 print(
-    f"  validation  {nll_val + kl / len(y_val):8.3f}       {nll_val:8.3f}    {kl / len(y_val):8.3f}"
-)
-print(
-    f"The held-out rows are predicted {'no worse' if nll_val <= nll_train else 'worse'} than the training rows."
-)
-print(
-    f"With the KL over the training size, as it should be, the validation score is {nll_val + kl / len(y):.3f}."
+    "With the KL over the training size, as it should be, "
+    f"the validation score is {nll_val + kl_train:.3f}."
 )
 
 # %% Prior and posterior over the plane: the mean of p and the width of its 94 % interval.
 axis = np.linspace(-5, 5, 100)
 grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-prior_p = jax.vmap(lambda w: probability(None, w, grid))(
-    net.sample_prior(jax.random.key(5), num_draws // 4)
-)
-plotting.moons_grid(
-    "moons_prior",
-    axis,
-    {
-        "Prior predictive mean": (prior_p.mean(0), "viridis"),
-        "One draw of the prior": (prior_p[0], "viridis"),
-    },
-    *train,
-)
+prior_draws = net.sample_prior(jax.random.key(5), num_draws // 4)
+prior_p = jax.vmap(lambda w: probability(None, w, grid))(prior_draws)
+panels = {
+    "Prior predictive mean": (prior_p.mean(0), "viridis"),
+    "One draw of the prior": (prior_p[0], "viridis"),
+}
+plotting.moons_grid("moons_prior", axis, panels, *train)
 
 
 def hdi_width(draws, probability=0.94):
     """Width of the shortest interval that holds this share of the draws."""
-    ordered, k = np.sort(draws, axis=0), int(np.ceil(probability * len(draws)))
-    return np.min(ordered[k - 1 :] - ordered[: len(draws) - k + 1], axis=0)
+    ordered = np.sort(draws, axis=0)
+    num_inside = int(np.ceil(probability * len(draws)))
+    num_intervals = len(draws) - num_inside + 1
+    widths = ordered[num_inside - 1 :] - ordered[:num_intervals]
+    return np.min(widths, axis=0)
 
 
 for name, posterior in posteriors.items():
@@ -220,4 +234,5 @@ for name, posterior in posteriors.items():
         f"{name}: mean": (p.mean(0), "viridis"),
         f"{name}: width of the 94 % HDI": (hdi_width(p), "magma"),
     }
-    plotting.moons_grid(f"moons_{name.split()[0]}", axis, panels, *train)
+    recipe, _ = name.split()
+    plotting.moons_grid(f"moons_{recipe}", axis, panels, *train)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jax.scipy.stats import norm
 
-from minisvi import ELBO, SVI, Model, Stream, full_rank, laplace, real, whitened
+from minisvi import ELBO, SVI, Model, Posterior, Stream, full_rank, laplace, real, whitened
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer rows, to see that it runs")
@@ -34,21 +34,22 @@ logging.basicConfig(level=logging.INFO, format="%(message)s")
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 NUM_GROUPS, ROWS = (50, 2000) if args.quick else (500, 10_000)
-NOISE_SD, PRIOR_SD, TRUE = 0.5, 10.0, np.array([1.0, -2.0, 0.5])
+NOISE_SD = 0.5
+PRIOR_SD = 10.0
+TRUE = np.array([1.0, -2.0, 0.5])
 directory = args.directory or Path(tempfile.mkdtemp())
 directory.mkdir(parents=True, exist_ok=True)
 file = directory / f"rows-{NUM_GROUPS}.parquet"
 if not file.exists():
     rng = np.random.default_rng(0)
-    schema = pa.schema(
-        [("x0", pa.float32()), ("x1", pa.float32()), ("x2", pa.float32()), ("y", pa.float32())]
-    )
+    schema = pa.schema([(name, pa.float32()) for name in ("x0", "x1", "x2", "y")])
     with pq.ParquetWriter(file, schema) as writer:
         for _ in range(NUM_GROUPS):
             x = rng.normal(size=(ROWS, 3)).astype(np.float32)
             y = x @ TRUE + NOISE_SD * rng.normal(size=ROWS)
             columns = [*x.T, y.astype(np.float32)]
-            writer.write_table(pa.table(dict(zip(schema.names, columns)), schema=schema))
+            named = dict(zip(schema.names, columns))
+            writer.write_table(pa.table(named, schema=schema))
 
 
 # %% The source: batches from number `first` on, epoch after epoch, each in an order of its own.
@@ -57,9 +58,8 @@ def batches(first):
         number = first
         while True:
             epoch, k = divmod(number, NUM_GROUPS)
-            group = groups.read_row_group(
-                int(np.random.default_rng(epoch).permutation(NUM_GROUPS)[k])
-            )
+            order = np.random.default_rng(epoch).permutation(NUM_GROUPS)
+            group = groups.read_row_group(int(order[k]))
             *x, y = (column.to_numpy() for column in group.columns)
             yield np.stack(x, axis=1), y
             number += 1
@@ -75,19 +75,16 @@ def log_likelihood(theta, x, y):
     return norm.logpdf(y, x @ theta["w"], NOISE_SD)
 
 
-num_steps, num_data = 2000, NUM_GROUPS * ROWS
+num_steps = 2000
+num_data = NUM_GROUPS * ROWS
 model = Model({"w": real(3)}, log_prior=log_prior, log_likelihood=log_likelihood)
 # One batch says where to start, and in which units: a posterior of N rows is about sqrt(b / N) as
 # wide as one of b.
 first = laplace(jax.random.key(0), model, *next(batches(0)))
 guide = whitened(full_rank(model.latents, 1.0))
 params = guide.init(jax.random.key(0), loc=first.loc, cov=first.cov * ROWS / num_data)
-svi = SVI(
-    model,
-    guide,
-    optax.adam(optax.cosine_decay_schedule(0.1, num_steps)),
-    ELBO(8, "sticking_the_landing"),
-)
+optimizer = optax.adam(optax.cosine_decay_schedule(0.1, num_steps))
+svi = SVI(model, guide, optimizer, ELBO(8, "sticking_the_landing"))
 stream = Stream(batches, num_data=num_data)
 result = svi.run(
     jax.random.key(1),
@@ -99,20 +96,22 @@ result = svi.run(
 )
 
 # %% Beside the exact posterior, Normal(loc, cov), from sums over one pass.
-precision, weighted = np.eye(3) / PRIOR_SD**2, np.zeros(3)
+precision = np.eye(3) / PRIOR_SD**2
+weighted = np.zeros(3)
 for _, (x, y) in zip(range(NUM_GROUPS), batches(0)):
     x = x.astype(float)
     precision += x.T @ x / NOISE_SD**2
     weighted += x.T @ y / NOISE_SD**2
 cov = np.linalg.inv(precision)
-loc, sd = cov @ weighted, np.sqrt(np.diag(cov))
-draws = jax.vmap(
-    lambda key: guide.distribution(result.params).sample_and_log_prob(seed=key)[0]["w"]
-)(jax.random.split(jax.random.key(2), 10_000))
+loc = cov @ weighted
+sd = np.sqrt(np.diag(cov))
+draws = Posterior(model, guide, result.params).sample(jax.random.key(2), 10_000)["w"]
 print(f"{num_data:,} rows, {result.reason} after {result.state.step} steps")
 print(f"{'':8}{'fit':>22}{'exact':>22}{'error, sd':>12}")
 for i in range(3):
-    mean, spread = float(draws[:, i].mean()), float(draws[:, i].std())
-    print(
-        f"w[{i}]    {mean:12.4f} +-{spread:7.5f}{loc[i]:12.4f} +-{sd[i]:7.5f}{(mean - loc[i]) / sd[i]:12.3f}"
-    )
+    mean = float(draws[:, i].mean())
+    spread = float(draws[:, i].std())
+    error = (mean - loc[i]) / sd[i]
+    fitted = f"{mean:12.4f} +-{spread:7.5f}"
+    exact = f"{loc[i]:12.4f} +-{sd[i]:7.5f}"
+    print(f"w[{i}]    {fitted}{exact}{error:12.3f}")

@@ -40,15 +40,15 @@ if args.coordinator:
     )
 
 # %% Data: each process brings its own rows, as many as any other.
-NUM_ROWS, BATCH, SHARDS = (
-    120_000,
-    960,
-    24,
-)  # the devices are to divide the shards, and these the rows and the batch
+# The devices are to divide the shards, and these the rows and the batch.
+NUM_ROWS = 120_000
+BATCH = 960
+SHARDS = 24
 true = np.array([1.0, -2.0, 0.5, 0.0])
 rng = np.random.default_rng(0)
 x = rng.normal(size=(NUM_ROWS, true.size))
-y = rng.random(NUM_ROWS) < 1 / (1 + np.exp(-x @ true))
+probability = 1 / (1 + np.exp(-x @ true))
+y = rng.random(NUM_ROWS) < probability
 mine = np.arange(NUM_ROWS).reshape(args.num_processes, -1)[args.process_id]
 mesh = minisvi.mesh(rows=jax.device_count())
 data = minisvi.shard_rows(mesh, x[mine], y[mine])
@@ -71,14 +71,18 @@ guide = full_rank(model.latents)
 # a device.
 num_steps = 500 if args.quick else 3000
 optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
-svi = SVI(
-    model, guide, optimizer, ELBO(4, "sticking_the_landing"), Minibatches(BATCH, shards=SHARDS)
-)
+batches = Minibatches(BATCH, shards=SHARDS)
+svi = SVI(model, guide, optimizer, ELBO(4, "sticking_the_landing"), batches)
+
+
+@jax.jit
+def elbo_of(params, *data):
+    return ELBO(64)(jax.random.key(2), model, guide, params, *data)
+
+
 with jax.set_mesh(mesh):
     result = svi.run(jax.random.key(1), num_steps, *data, checkpoint_dir=args.checkpoint_dir)
-    elbo = jax.jit(lambda p, *data: ELBO(64)(jax.random.key(2), model, guide, p, *data))(
-        result.params, *data
-    )
+    elbo = elbo_of(result.params, *data)
     draws = Posterior(model, guide, result.params).sample(jax.random.key(3), 4000)["w"]
 
 # %% All processes hold the result; one prints it.

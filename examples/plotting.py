@@ -26,37 +26,50 @@ def decorate(ax, title, xlabel, ylabel=""):
         ax.legend(frameon=False, fontsize=8)
 
 
+_BINS = np.linspace(0, 12, 60)
+
+
 def gamma(z, losses, minus_log_evidence, c, densities, prior_predictive, posterior_predictive):
-    figure, axes = plt.subplots(2, 3, figsize=(14, 7.5), layout="constrained")
-    bins = np.linspace(0, 12, 60)
-    axes[0, 0].hist(np.asarray(z), bins, color="grey", alpha=0.6)
-    decorate(axes[0, 0], "Data: 1,000 draws of Gamma(2, 1)", "z", "count")
+    figure, (top, bottom) = plt.subplots(2, 3, figsize=(14, 7.5), layout="constrained")
+    top[0].hist(np.asarray(z), _BINS, color="grey", alpha=0.6)
+    decorate(top[0], "Data: 1,000 draws of Gamma(2, 1)", "z", "count")
+    _losses(top[1], losses, minus_log_evidence)
+    _distances(top[2], losses, minus_log_evidence)
+    _densities(bottom[0], c, densities)
+    _predictive(bottom[1], "Prior predictive", prior_predictive, z)
+    _predictive(bottom[2], "Posterior predictive", posterior_predictive, z)
+    return save(figure, "gamma")
 
+
+def _losses(ax, losses, minus_log_evidence):
     for name, loss in losses.items():
-        axes[0, 1].plot(loss, lw=0.7, label=name)
-    axes[0, 1].axhline(minus_log_evidence, color="black", ls="--", lw=1, label="-log evidence")
-    decorate(axes[0, 1], "Loss", "step", "-ELBO (nats)")
+        ax.plot(loss, lw=0.7, label=name)
+    ax.axhline(minus_log_evidence, color="black", ls="--", lw=1, label="-log evidence")
+    decorate(ax, "Loss", "step", "-ELBO (nats)")
 
+
+def _distances(ax, losses, minus_log_evidence):
     for name, loss in losses.items():
         gap = smooth(loss, 50) - minus_log_evidence
-        axes[0, 2].plot(np.maximum(gap, 1e-3), lw=1, label=name)
-    axes[0, 2].set_yscale("log")
-    decorate(axes[0, 2], "Distance to the evidence, mean of 50 steps", "step", "nats")
+        ax.plot(np.maximum(gap, 1e-3), lw=1, label=name)
+    ax.set_yscale("log")
+    decorate(ax, "Distance to the evidence, mean of 50 steps", "step", "nats")
 
+
+def _densities(ax, c, densities):
     for name, density in densities.items():
         style = {"color": "black", "ls": "--"} if name == "exact" else {}
-        axes[1, 0].plot(c, density, label=name, **style)
-    axes[1, 0].set_xlim(1.8, 2.2)
-    decorate(axes[1, 0], "Posterior of the concentration", "c", "density")
+        ax.plot(c, density, label=name, **style)
+    ax.set_xlim(1.8, 2.2)
+    decorate(ax, "Posterior of the concentration", "c", "density")
 
-    panels = {"Prior predictive": prior_predictive, "Posterior predictive": posterior_predictive}
-    for ax, (title, draws) in zip(axes[1, 1:], panels.items()):
-        for draw in np.asarray(draws)[:60]:
-            ax.hist(draw, bins, histtype="step", color="C0", alpha=0.15)
-        ax.hist(np.asarray(z), bins, histtype="step", color="black", lw=1.5, label="data")
-        ax.set_ylim(0, 140)
-        decorate(ax, title, "z", "count")
-    return save(figure, "gamma")
+
+def _predictive(ax, title, draws, z):
+    for draw in np.asarray(draws)[:60]:
+        ax.hist(draw, _BINS, histtype="step", color="C0", alpha=0.15)
+    ax.hist(np.asarray(z), _BINS, histtype="step", color="black", lw=1.5, label="data")
+    ax.set_ylim(0, 140)
+    decorate(ax, title, "z", "count")
 
 
 def moons_data(x, y):
@@ -68,27 +81,28 @@ def moons_data(x, y):
 
 def _scatter(ax, x, y):
     for label in (0, 1):
-        ax.scatter(*np.asarray(x)[np.asarray(y) == label].T, s=6, alpha=0.6, label=f"class {label}")
+        x1, x2 = np.asarray(x)[np.asarray(y) == label].T
+        ax.scatter(x1, x2, s=6, alpha=0.6, label=f"class {label}")
 
 
 def moons_losses(train, validation, simple, sizes):
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    for name, loss, size in (("train", train, sizes[0]), ("validation", validation, sizes[1])):
-        axes[0].plot(smooth(loss, 20), lw=0.8, label=name)
-        axes[1].plot(smooth(loss, 20) / size, lw=0.8, label=name)
-    decorate(axes[0], "Deck recipe", "step", "-ELBO (nats)")
-    decorate(axes[1], "Deck recipe, per row", "step", "-ELBO / rows")
-    axes[2].plot(simple, lw=0.3, alpha=0.5)
-    axes[2].plot(
-        np.arange(len(smooth(simple))) + 100,
-        smooth(simple),
-        lw=1,
-        color="C0",
-        label="mean of 100 steps",
+    figure, (deck, per_row, simple_recipe) = plt.subplots(
+        1, 3, figsize=(14, 4), layout="constrained"
     )
-    decorate(axes[2], "Simple recipe", "step", "-ELBO (nats)")
-    for ax, top in zip(axes, (600, 0.8, 600)):
-        ax.set_ylim(0 if ax is not axes[2] else 150, top)
+    for name, loss, size in zip(("train", "validation"), (train, validation), sizes):
+        mean = smooth(loss, 20)
+        deck.plot(mean, lw=0.8, label=name)
+        per_row.plot(mean / size, lw=0.8, label=name)
+    deck.set_ylim(0, 600)
+    decorate(deck, "Deck recipe", "step", "-ELBO (nats)")
+    per_row.set_ylim(0, 0.8)
+    decorate(per_row, "Deck recipe, per row", "step", "-ELBO / rows")
+    simple_recipe.plot(simple, lw=0.3, alpha=0.5)
+    mean = smooth(simple)
+    steps = np.arange(len(mean)) + 100
+    simple_recipe.plot(steps, mean, lw=1, color="C0", label="mean of 100 steps")
+    simple_recipe.set_ylim(150, 600)
+    decorate(simple_recipe, "Simple recipe", "step", "-ELBO (nats)")
     return save(figure, "moons_losses")
 
 
@@ -102,20 +116,14 @@ def moons_auc(scores):
 
 def moons_grid(name, axis, panels, x, y):
     """Panels {title: (values on the grid, colour map)} with the data on top."""
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 4.2), layout="constrained", squeeze=False
-    )
+    num = len(panels)
+    size = (5.2 * num, 4.2)
+    figure, axes = plt.subplots(1, num, figsize=size, layout="constrained", squeeze=False)
+    x1, x2 = np.asarray(x).T
     for ax, (title, (values, colours)) in zip(axes[0], panels.items()):
-        mesh = ax.pcolormesh(
-            axis,
-            axis,
-            np.asarray(values).reshape(len(axis), -1),
-            cmap=colours,
-            vmin=0,
-            vmax=1,
-            shading="auto",
-        )
+        height = np.asarray(values).reshape(len(axis), -1)
+        mesh = ax.pcolormesh(axis, axis, height, cmap=colours, vmin=0, vmax=1, shading="auto")
         figure.colorbar(mesh, ax=ax)
-        ax.scatter(*np.asarray(x).T, c=np.asarray(y), s=3, cmap="coolwarm", alpha=0.5)
+        ax.scatter(x1, x2, c=np.asarray(y), s=3, cmap="coolwarm", alpha=0.5)
         decorate(ax, title, "x1", "x2")
     return save(figure, name)

@@ -26,8 +26,11 @@ def log_prior(theta):
     (tau, theta).
     """
     mu, tau = theta["mu"], theta["tau"]
-    top = norm.logpdf(mu, 0.0, 10.0) + norm.logpdf(jnp.log(tau), 5.0, 1.0) - jnp.log(tau)
-    return top + jnp.sum(norm.logpdf(theta["effect"], mu, tau))
+    log_p_mu = norm.logpdf(mu, 0.0, 10.0)
+    # The density of tau is that of log tau over tau.
+    log_p_tau = norm.logpdf(jnp.log(tau), 5.0, 1.0) - jnp.log(tau)
+    log_p_effects = jnp.sum(norm.logpdf(theta["effect"], mu, tau))
+    return log_p_mu + log_p_tau + log_p_effects
 
 
 def log_likelihood(theta, effects, errors):
@@ -39,17 +42,18 @@ MODEL = minisvi.Model(LATENTS, log_prior=log_prior, log_likelihood=log_likelihoo
 
 
 def by_hand(key, num_steps):
-    """A mean field by Adam from four starts, and what is said of it."""
-    svi = minisvi.SVI(MODEL, minisvi.mean_field(LATENTS), optax.adam(0.01), minisvi.ELBO(10))
-    result = svi.run(
-        key, num_steps, EFFECTS, ERRORS, num_restarts=4, average=True, progress_bar=False
-    )
-    return svi.guide, result, minisvi.judge(key, MODEL, svi.guide, result.params, EFFECTS, ERRORS)
+    """A mean field by Adam from four starts, and the judgement on it."""
+    guide = minisvi.mean_field(LATENTS)
+    svi = minisvi.SVI(MODEL, guide, optax.adam(0.01), minisvi.ELBO(10))
+    options = {"num_restarts": 4, "average": True, "progress_bar": False}
+    result = svi.run(key, num_steps, EFFECTS, ERRORS, **options)
+    judged = minisvi.judge(key, MODEL, guide, result.params, EFFECTS, ERRORS)
+    return guide, result, judged
 
 
 def figure(result, guide, fit):
-    """Of the mean field: its loss, restarts and weights; and its marginals, beside the draws that
-    `fit` trusts.
+    """The loss, the restarts and the weights of the mean field; and its marginals, beside the draws
+    that `fit` trusts.
     """
     picture, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
     plots.loss(result.elbo, ax=axes[0, 0])
@@ -57,12 +61,14 @@ def figure(result, guide, fit):
     args = MODEL, guide, result.params, EFFECTS, ERRORS
     _, log_w = minisvi.log_weights(jax.random.key(3), *args, num_samples=20_000)
     plots.weights(log_w, ax=axes[0, 2])
-    draws = minisvi.Posterior(MODEL, guide, result.params).draws(jax.random.key(4), 20_000)
+    posterior = minisvi.Posterior(MODEL, guide, result.params)
+    draws = posterior.draws(jax.random.key(4), 20_000)
     plots.marginals(three(draws), three(fit.draws), ax=axes[1])
     return save(picture, "verdict")
 
 
 def three(draws):
+    """The draws of three scalars only."""
     theta = {
         "mu": draws.theta["mu"],
         "tau": draws.theta["tau"],
@@ -75,13 +81,15 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    guide, result, judged = by_hand(jax.random.key(0), 200 if quick else 4000)
+    num_steps = 200 if quick else 4000
+    guide, result, judged = by_hand(jax.random.key(0), num_steps)
     print(f"A mean field by Adam\n{judged.verdict}\n")
     if quick:
         return
     fit = minisvi.fit(jax.random.key(1), MODEL, EFFECTS, ERRORS)
     print(f"minisvi.fit\n{fit}\n")
-    mean, sd = fit.draws.mean(), fit.draws.sd()
+    mean = fit.draws.mean()
+    sd = fit.draws.sd()
     print(f"mu {mean['mu']:.2f} +- {sd['mu']:.2f}, tau {mean['tau']:.2f} +- {sd['tau']:.2f}")
     figure(result, guide, fit)
 

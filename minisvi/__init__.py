@@ -8,10 +8,13 @@ makes a Flax module a pytree of latents; it is imported by name, as it loads Fla
 """
 
 from minisvi.auto.fit import Fit, fit
-from minisvi.auto.verdict import Judged, Verdict, judge
+from minisvi.auto.judging import judge
+from minisvi.auto.verdict import Judged, Verdict
 from minisvi.data.batches import FullBatch, Minibatches
 from minisvi.data.streams import Stream, StreamError
 from minisvi.guides.block import block
+from minisvi.guides.conditional import conditional
+from minisvi.guides.custom import custom
 from minisvi.guides.delta import delta
 from minisvi.guides.discrete import categorical
 from minisvi.guides.flow import affine_coupling, inverse_autoregressive, spline_coupling
@@ -20,7 +23,7 @@ from minisvi.guides.joint import Dependent
 from minisvi.guides.local import amortised, per_row
 from minisvi.guides.low_rank import low_rank
 from minisvi.guides.mixture import mixture
-from minisvi.guides.products import conditional, custom, product
+from minisvi.guides.products import product
 from minisvi.guides.whitened import whitened
 from minisvi.model.fitted_prior import with_prior
 from minisvi.model.model import Model

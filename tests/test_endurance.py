@@ -215,7 +215,7 @@ def until(condition):
 @pytest.fixture
 def short_blocks(monkeypatch):
     """So that a source is not far ahead of the steps."""
-    monkeypatch.setattr(streams, "_BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr(streams, "_CHUNK_SECONDS", 0.01)
 
 
 def written(directory):

@@ -208,7 +208,7 @@ def test_more_draws_are_at_most_four_times_as_many(num_draws, monkeypatch):
     def judge(*_, num_draws, max_draws, **options):
         raise InterruptedError(f"{num_draws} to {max_draws}")
 
-    monkeypatch.setattr(sys.modules["minisvi.fit"], "judge", judge)
+    monkeypatch.setattr(fit_file, "judge", judge)
     with pytest.raises(InterruptedError, match=f"^{num_draws} to {4 * num_draws}$"):
         fitted(10, NO_LATENTS, num_draws=num_draws)
 

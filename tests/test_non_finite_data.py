@@ -11,7 +11,7 @@ from problems import adam
 
 import minisvi
 from minisvi import SVI, Minibatches, Model, NonFiniteError, mean_field, positive, real
-from minisvi.tools import checks
+from minisvi.tools import finite_data
 
 X = jnp.linspace(-1.0, 1.0, 50)
 Y = np.linspace(0.0, 2.0, 50)
@@ -89,12 +89,12 @@ def test_leaves_that_are_found():
         jax.random.key(0),
         True,
     )
-    assert checks.non_finite_data(data) == [
+    assert finite_data.non_finite_data(data) == [
         "data `[1].0`: infinity at row 1 (1 of 3 rows)",
         "data `[1].1`: NaN",
     ]
     assert (
-        jax.jit(lambda x: len(checks.non_finite_data((x,))))(data[1][1]) == 0
+        jax.jit(lambda x: len(finite_data.non_finite_data((x,))))(data[1][1]) == 0
     )  # which a trace cannot know
 
 

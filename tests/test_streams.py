@@ -81,7 +81,7 @@ def test_restarts_see_the_same_stream():
     assert np.all(np.abs(streamed.restarts.elbo - expected.restarts.elbo) < spread)
 
 
-@pytest.mark.parametrize("limits", [{"_BLOCK_SECONDS": 0.0}, {"_BLOCK_BYTES": 1}])
+@pytest.mark.parametrize("limits", [{"_CHUNK_SECONDS": 0.0}, {"_CHUNK_BYTES": 1}])
 def test_how_the_stream_is_cut_into_blocks_does_not_matter(limits, batches, monkeypatch):
     whole = run(Stream(batches, NUM_ROWS), 80)
     for name, value in limits.items():
@@ -91,7 +91,7 @@ def test_how_the_stream_is_cut_into_blocks_does_not_matter(limits, batches, monk
 
 def test_starts_are_compared_on_the_same_batches_however_they_were_cut(batches, monkeypatch):
     whole = run(Stream(batches, NUM_ROWS), num_restarts=3)
-    monkeypatch.setattr(streams, "_BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(streams, "_CHUNK_SECONDS", 0.0)
     same(run(Stream(batches, NUM_ROWS), num_restarts=3), whole)
 
 

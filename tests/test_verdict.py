@@ -239,7 +239,7 @@ RULE = {
 @pytest.mark.parametrize("name", RULE)
 def test_the_rule(name):
     figures, level = RULE[name]
-    assert verdict._of_weights(**{"threshold": 0.7, "broken": 0, **figures})[0] == level
+    assert verdict.rule_on_weights(**{"threshold": 0.7, "broken": 0, **figures})[0] == level
 
 
 BULK = "bulk good, tails unverified"
@@ -308,13 +308,13 @@ HELD = {
 @pytest.mark.parametrize("name", HELD)
 def test_the_level_of_the_weights_is_held_against_the_moments(name):
     of_weights, known, ess, level, reason = HELD[name]
-    found = verdict._rule(known, (of_weights, "by weights"), ess, 0.001, 100.0)
+    found = verdict.rule(known, (of_weights, "by weights"), ess, 0.001, 100.0)
     assert found[0] == level
     assert re.search(reason, found[1])
 
 
 def test_a_density_that_is_rounding_is_not_trusted():
-    level, reason = verdict._rule([MEAN], ("good", "by weights"), 0.9, 8.0, 1e8)
+    level, reason = verdict.rule([MEAN], ("good", "by weights"), 0.9, 8.0, 1e8)
     assert level == "not trusted"
     assert "log p is about 1e+08, where the dtype's numbers are 8 nats apart" in reason
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,8 +29,9 @@ from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
 from minisvi.second_order.response import linear_response
 from minisvi.tools.interrupts import interrupted
+from minisvi.tools.types import Data, Draw, Latents, Params
 
-MAX_DENSE = 2000  # latents, for a D x D covariance: the README says what it takes
+MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
 RANK = 10
 NUM_DRAWS, MAX_OPTIMISM = 32, 1.0
 MAX_KL = 0.01  # nats, of a flow that needs no more steps
@@ -43,50 +44,51 @@ class Settings:
     """What a fit is asked for besides its model and data."""
 
     batch_size: int | None
-    start: Any
+    start: Draw | None
     deadline: float
     checkpoint_dir: Path | None
     checkpoint_every: float
     display: StageDisplay
 
 
+class Candidate(NamedTuple):
+    """What a stage comes to, to be judged: a fitted guide, and the deterministic fit behind it."""
+
+    name: str
+    guide: Guide
+    params: Params
+    deterministic: Deterministic
+
+
+class _Gaussian(NamedTuple):
+    """A mean, as a tree u, and a covariance (D, D), or variances (D,)."""
+
+    loc: Draw
+    cov: np.ndarray
+
+
 def cascade(
-    key: Array, model: Model, data: Any, settings: Settings, verdicts: list[Verdict]
-) -> Iterator[tuple[str, Guide, Any, Deterministic]]:
-    """Name, guide, parameters and deterministic fit of each stage, which is judged, in `verdicts`,
-    before the next.
+    key: Array, model: Model, data: Data, settings: Settings, verdicts: list[Verdict]
+) -> Iterator[Candidate]:
+    """The candidates, each of which the caller judges, and adds to the `verdicts`, before it asks
+    for the next.
     """
     rows_key, key, last_key = jax.random.split(key, 3)
     det = _from_several_starts(key, rows_key, model, data, settings)
-    loc, cov = _gaussian(det)
-    yield *_first(det, loc, cov), det
+    gaussian = _gaussian(det)
+    yield _first(det, gaussian)
     if _no_other_helps(verdicts[-1]):
         return
     if det.optimism > MAX_OPTIMISM:
         det = _again("mean field on more draws", key, model, data, settings, det, 4 * NUM_DRAWS)
-        loc, cov = _gaussian(det)
-        name, *first = _first(det, loc, cov)
-        yield f"{name}, {len(det.fixed.eps)} draws", *first, det
+        gaussian = _gaussian(det)
+        candidate = _first(det, gaussian)
+        yield candidate._replace(name=f"{candidate.name}, {len(det.fixed.eps)} draws")
         if _no_other_helps(verdicts[-1]):
             return
     if verdicts[-1].elbo < det.elbo:
-        variances = np.exp(2 * np.asarray(det.params["log_scale"]))
-        cov = (
-            variances if cov.ndim == 1 else np.diag(variances)
-        )  # of one shape, which is compiled once
-    name, guide = _last(model, trees.spec(model.latents).shape[0], settings.batch_size)
-    settings.display.begin(name)
-    params = _init(guide, last_key, loc, cov)
-    options = {
-        name: getattr(settings, name)
-        for name in ("batch_size", "deadline", "checkpoint_dir", "checkpoint_every")
-    }
-    for state in stochastic(last_key, model, guide, *data, params=params, **options):
-        yield f"{name}, {state.step} steps", guide, state.params, det
-        verdict = verdicts[-1]
-        if _no_other_helps(verdict) and verdict.log_evidence - verdict.elbo < MAX_KL:
-            return
-        settings.display.begin(name)
+        gaussian = _back_to_mean_field(gaussian, det)
+    yield from _last_stage(last_key, model, data, settings, verdicts, det, gaussian)
 
 
 def _no_other_helps(verdict: Verdict) -> bool:
@@ -97,8 +99,11 @@ def _no_other_helps(verdict: Verdict) -> bool:
     return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
 
 
+# --- The deterministic mean field. ---
+
+
 def _from_several_starts(
-    key: Array, rows_key: Array, model: Model, data: Any, settings: Settings
+    key: Array, rows_key: Array, model: Model, data: Data, settings: Settings
 ) -> Deterministic:
     """The best of several starts. With a `batch_size` they descend on some of the rows, which cost
     less, and the best goes on with all of them: no posterior of some rows is near enough to that of
@@ -127,13 +132,13 @@ def _again(
     name: str,
     key: Array,
     model: Model,
-    data: Any,
+    data: Data,
     settings: Settings,
     det: Deterministic,
     num_draws: int,
 ) -> Deterministic:
-    """From where `det` ended, on all rows and so many draws; with its optima, which are all
-    starts'.
+    """The fit from where `det` ended, on all rows and so many draws; with the optima of `det`,
+    which are those of all starts.
     """
     settings.display.begin(name)
     start = trees.unravel(model.latents, np.asarray(det.params["loc"]))
@@ -143,77 +148,164 @@ def _again(
         "num_draws": num_draws,
         "restart_draws": num_draws,
     }
-    return _remembered(name, key, model, data, settings, options)._replace(optima=det.optima)
+    again = _remembered(name, key, model, data, settings, options)
+    return again._replace(optima=det.optima)
+
+
+class _Kept(NamedTuple):
+    """What the checkpoints keep of a deterministic fit: what cannot be had from the arguments."""
+
+    params: Params
+    eps: Any
+    elbo: Any
+    elbo_se: Any
+    optimism: Any
+    converged: Any
+    optima: Optima
 
 
 def _remembered(
-    name: str, key: Array, model: Model, rows: Any, settings: Settings, options: dict[str, Any]
+    name: str, key: Array, model: Model, rows: Data, settings: Settings, options: dict[str, Any]
 ) -> Deterministic:
-    """The deterministic fit, or what the checkpoints have of it. What the budget cut short is not
-    kept.
+    """The deterministic fit, or what the checkpoints have of it. A fit that the budget cut short is
+    not kept.
     """
     options = {"max_draws": options["num_draws"], "deadline": settings.deadline} | options
     if settings.checkpoint_dir is None:
         return deterministic(key, model, *rows, **options)
 
-    def arrays() -> Any:
+    def compute() -> _Kept:
         det = deterministic(key, model, *rows, **options)
-        return det[2:3] + (det.fixed.eps,) + det[4:]
+        return _Kept(
+            params=det.params,
+            eps=det.fixed.eps,
+            elbo=det.elbo,
+            elbo_se=det.elbo_se,
+            optimism=det.optimism,
+            converged=det.converged,
+            optima=det.optima,
+        )
 
-    like = {"loc": 0, "log_scale": 0}, 0, 0, 0, 0, 0, Optima(*6 * [0])  # type: ignore[arg-type]
-    params, eps, *rest = checkpoint.remembered(
-        settings.checkpoint_dir / name, arrays, like, settings.deadline
-    )
-    fixed = Fixed(eps, rows, options.get("weight"))
-    return Deterministic(model, mean_field(model.latents), params, fixed, *rest)
-
-
-@partial(jax.jit, static_argnames="guide")
-def _init(guide: Any, key: Array, loc: Any, cov: np.ndarray) -> Any:
-    return guide.init(key, loc=loc, cov=cov)
-
-
-def _gaussian(det: Deterministic) -> tuple[Any, np.ndarray]:
-    """The mean field's loc, as a tree, and the linear response; or its variances, where that is too
-    large or absurd.
-    """
-    loc, log_scale = np.asarray(det.params["loc"]), np.asarray(det.params["log_scale"])
-    with np.errstate(over="ignore"):  # of a fit that runs away
-        cov = variances = np.exp(2 * log_scale)
-    if loc.size <= MAX_DENSE and not interrupted():
-        response = np.asarray(linear_response(det))
-        # In a Gaussian no variance is smaller than the mean field's. NaN compares as False.
-        cov = response if np.all(np.diagonal(response) > 0.8 * variances) else variances
-    return trees.unravel(det.model.latents, loc), cov
-
-
-def _first(det: Deterministic, loc: Any, cov: np.ndarray) -> tuple[str, Guide, Any]:
-    if cov.ndim == 1:
-        return "mean field", det.guide, det.params
-    guide = full_rank(det.model.latents)
-    return (
-        "linear response",
-        guide,
-        _init(guide, jax.random.key(0), loc, cov),
-    )  # the key is not used
-
-
-def _last(model: Model, size: int, batch_size: int | None) -> tuple[str, Guide]:
-    if size > MAX_DENSE:
-        return "low rank", whitened(low_rank(model.latents, RANK, 1.0), diagonal=True)
-    if batch_size is not None:
-        return "full rank by minibatches", whitened(full_rank(model.latents, 1.0))
-    width = (
-        32 if size <= 32 else 64
-    )  # the narrower one fits small posteriors as well, in half the time
-    return "flow", whitened(
-        affine_coupling(mean_field(model.latents, 1.0), network=mlp(width, width))
+    path = settings.checkpoint_dir / name
+    kept = checkpoint.remembered(path, compute, _like_kept(), settings.deadline)
+    return Deterministic(
+        model=model,
+        guide=mean_field(model.latents),
+        params=kept.params,
+        fixed=Fixed(kept.eps, rows, options.get("weight")),
+        elbo=kept.elbo,
+        elbo_se=kept.elbo_se,
+        optimism=kept.optimism,
+        converged=kept.converged,
+        optima=kept.optima,
     )
 
 
-def _some_rows(key: Array, data: Any, num_rows: int) -> tuple[Any, float | None]:
+def _like_kept() -> _Kept:
+    """A tree with the structure of what is kept, in which the leaves have no meaning."""
+    leaf: Any = 0
+    optima = Optima(**dict.fromkeys(Optima._fields, leaf))
+    params = {"loc": leaf, "log_scale": leaf}
+    others = dict.fromkeys(["eps", "elbo", "elbo_se", "optimism", "converged"], leaf)
+    return _Kept(params=params, optima=optima, **others)
+
+
+def _some_rows(key: Array, data: Data, num_rows: int) -> tuple[Data, float | None]:
+    """So many rows of the data and their weight N/B; or all rows and None, if there are no more."""
     total = jax.tree.leaves(data)[0].shape[0]
     if num_rows >= total:
         return data, None
     rows = jax.random.choice(key, total, (num_rows,), replace=False)
     return jax.tree.map(lambda leaf: leaf[rows], data), total / num_rows
+
+
+# --- The Gaussian of the linear response. ---
+
+
+def _gaussian(det: Deterministic) -> _Gaussian:
+    """The mean field's location and the linear response; or its variances, where the response is
+    too large to compute, or absurd.
+    """
+    loc = np.asarray(det.params["loc"])
+    log_scale = np.asarray(det.params["log_scale"])
+    with np.errstate(over="ignore"):  # of a fit that runs away
+        variances = np.exp(2 * log_scale)
+    cov = variances
+    if loc.size <= MAX_DENSE and not interrupted():
+        response = np.asarray(linear_response(det))
+        # In a Gaussian no variance is smaller than the mean field's. NaN compares as False.
+        is_sound = np.all(np.diagonal(response) > 0.8 * variances)
+        cov = response if is_sound else variances
+    return _Gaussian(trees.unravel(det.model.latents, loc), cov)
+
+
+def _first(det: Deterministic, gaussian: _Gaussian) -> Candidate:
+    loc, cov = gaussian
+    if cov.ndim == 1:
+        return Candidate("mean field", det.guide, det.params, det)
+    guide = full_rank(det.model.latents)
+    unused = jax.random.key(0)  # the start is given
+    params = _init(guide, unused, loc, cov)
+    return Candidate("linear response", guide, params, det)
+
+
+def _back_to_mean_field(gaussian: _Gaussian, det: Deterministic) -> _Gaussian:
+    """The mean field in place of a Gaussian, in the same form: the next guide is then compiled
+    once, whichever of the two it starts from.
+    """
+    variances = np.exp(2 * np.asarray(det.params["log_scale"]))
+    is_dense = gaussian.cov.ndim == 2
+    return gaussian._replace(cov=np.diag(variances) if is_dense else variances)
+
+
+@partial(jax.jit, static_argnames="guide")
+def _init(guide: Any, key: Array, loc: Draw, cov: np.ndarray) -> Params:
+    return guide.init(key, loc=loc, cov=cov)
+
+
+# --- The stochastic fit. ---
+
+
+def _last_stage(
+    key: Array,
+    model: Model,
+    data: Data,
+    settings: Settings,
+    verdicts: list[Verdict],
+    det: Deterministic,
+    gaussian: _Gaussian,
+) -> Iterator[Candidate]:
+    """The last guide from that Gaussian, after each run of the optimiser."""
+    size = trees.spec(model.latents).shape[0]
+    name, guide = _last_guide(model.latents, size, settings.batch_size)
+    settings.display.begin(name)
+    params = _init(guide, key, gaussian.loc, gaussian.cov)
+    states = stochastic(
+        key,
+        model,
+        guide,
+        *data,
+        params=params,
+        batch_size=settings.batch_size,
+        deadline=settings.deadline,
+        checkpoint_dir=settings.checkpoint_dir,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    for state in states:
+        yield Candidate(f"{name}, {state.step} steps", guide, state.params, det)
+        verdict = verdicts[-1]
+        kl = verdict.log_evidence - verdict.elbo
+        if _no_other_helps(verdict) and kl < MAX_KL:
+            return
+        settings.display.begin(name)
+
+
+def _last_guide(latents: Latents, size: int, batch_size: int | None) -> tuple[str, Guide]:
+    if size > MAX_DENSE:
+        return "low rank", whitened(low_rank(latents, RANK, 1.0), diagonal=True)
+    if batch_size is not None:
+        return "full rank by minibatches", whitened(full_rank(latents, 1.0))
+    # The narrower network fits small posteriors as well, in half the time.
+    width = 32 if size <= 32 else 64
+    base = mean_field(latents, 1.0)
+    return "flow", whitened(affine_coupling(base, network=mlp(width, width)))

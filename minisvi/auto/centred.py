@@ -17,6 +17,7 @@ from jax import Array
 from minisvi.model.model import Model
 from minisvi.tools.record import Record
 from minisvi.tools.sharding import to_host
+from minisvi.tools.types import Data, Draw
 
 
 class Centred(NamedTuple):
@@ -29,7 +30,7 @@ class Centred(NamedTuple):
     offset: float = 0.0
 
 
-def centred(model: Model, u: Any, data: tuple[Any, ...]) -> Centred:
+def centred(model: Model, u: Draw, data: Data) -> Centred:
     """The model with log p(D_i | theta) - log p(D_i | T(u)) in place of each row's term.
 
     `reference` holds the rows' terms at the tree u, and `offset` is their sum in double precision.
@@ -41,13 +42,12 @@ def centred(model: Model, u: Any, data: tuple[Any, ...]) -> Centred:
     offset = float(np.sum(to_host(reference), dtype=np.float64))
     if not np.isfinite(offset):
         return Centred(model)
-    return Centred(
-        replace(model, log_likelihood=_Differences(model.log_likelihood)), (reference,), offset
-    )
+    differences = _Differences(model.log_likelihood)
+    return Centred(replace(model, log_likelihood=differences), (reference,), offset)
 
 
 @partial(jax.jit, static_argnames="model")
-def _rows(model: Model, u: Any, data: tuple[Any, ...]) -> Array:
+def _rows(model: Model, u: Draw, data: Data) -> Array:
     return model.rows(model.constrain(u), *data)
 
 
@@ -57,6 +57,6 @@ class _Differences(Record):
 
     log_likelihood: Callable[..., Array]
 
-    def __call__(self, theta: Any, *data: Any) -> Array:
+    def __call__(self, theta: Draw, *data: Any) -> Array:
         *rows, reference = data
         return self.log_likelihood(theta, *rows) - reference

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax import Array
 
-from minisvi.auto.cascade import Settings, cascade
-from minisvi.auto.verdict import Judged, Verdict, check_num_draws, judge, unjudged
+from minisvi.auto.cascade import Candidate, Settings, cascade
+from minisvi.auto.judging import check_num_draws, judge, unjudged
+from minisvi.auto.verdict import LEVELS, Judged, Verdict
 from minisvi.data.batches import Minibatches
 from minisvi.data.streams import Stream
 from minisvi.guides.base import Guide
@@ -26,18 +27,17 @@ from minisvi.second_order.deterministic import Deterministic
 from minisvi.tools import checks, inputs
 from minisvi.tools.interrupts import deferred_interrupt
 from minisvi.tools.sharding import check_axes
-
-_ORDER = ("not trusted", "bulk good, tails unverified", "good")
+from minisvi.tools.types import Data, Draw, Params
 
 
 class Stage(NamedTuple):
-    """One stage of the cascade: a fitted guide, and what was judged of it. `seconds` are those of
-    both.
+    """One stage of the cascade: a fitted guide, and how it was judged. Both together took so many
+    `seconds`.
     """
 
     name: str
     guide: Guide
-    params: Any
+    params: Params
     judged: Judged
     seconds: float
 
@@ -51,26 +51,28 @@ class Fit:
       figures.
     - `guide`, `params`: q itself, without weights; `posterior` has it with the data.
     - `stages`: all that were tried; `deterministic`: the first fit, with its restarts and whether
-      it converged, which is the optimiser's business and says nothing of q.
+      it converged, which says how the optimiser did and nothing of q.
     """
 
     model: Model
-    data: tuple[Any, ...]
+    data: Data
     stages: tuple[Stage, ...]
     deterministic: Deterministic
 
     @property
     def best(self) -> Stage:
-        return max(
-            self.stages, key=lambda s: (_ORDER.index(s.judged.verdict.level), s.judged.verdict.ess)
-        )
+        def rank(stage: Stage) -> tuple[int, float]:
+            verdict = stage.judged.verdict
+            return LEVELS.index(verdict.level), verdict.ess
+
+        return max(self.stages, key=rank)
 
     @property
     def guide(self) -> Guide:
         return self.best.guide
 
     @property
-    def params(self) -> Any:
+    def params(self) -> Params:
         return self.best.params
 
     @property
@@ -89,17 +91,23 @@ class Fit:
         """`minisvi.to_arviz` of draws resampled by their weights, which
         `sample_stats["log_weight"]` keeps.
         """
-        weighted = Draws((self.draws.theta, self.draws.log_weights), self.draws.log_weights)
-        theta, log_weights = weighted.resample(key, num_samples).theta
-        return to_arviz(plain(theta, num_samples), self.model, *self.data, log_weights=log_weights)
+        log_weights = self.draws.log_weights
+        with_weights = Draws((self.draws.theta, log_weights), log_weights)
+        theta, kept_weights = with_weights.resample(key, num_samples).theta
+        draws = plain(theta, num_samples)
+        return to_arviz(draws, self.model, *self.data, log_weights=kept_weights)
 
     def summary(self) -> Summary:
         """A table of the weighted draws, a row for each scalar entry of theta; print it."""
         return self.draws.summary()
 
     def __str__(self) -> str:
-        lines = [f"{s.name:28} {s.seconds:6.1f} s  {s.judged.verdict.level}" for s in self.stages]
+        lines = [_line(stage) for stage in self.stages]
         return "\n".join([*lines, str(self.verdict)])
+
+
+def _line(stage: Stage) -> str:
+    return f"{stage.name:28} {stage.seconds:6.1f} s  {stage.judged.verdict.level}"
 
 
 def fit(
@@ -107,7 +115,7 @@ def fit(
     model: Model,
     *data: Any,
     batch_size: int | None = None,
-    start: Any = None,
+    start: Draw | None = None,
     num_draws: int = 20_000,
     seconds: float = np.inf,
     checkpoint_dir: str | Path | None = None,
@@ -120,13 +128,12 @@ def fit(
     last.
 
     1. The deterministic mean field, from eight starts, or four for more than 64 latents; its linear
-    response C; and
-       q = N(loc, C).
-    2. Where its fixed draws promised more than a nat too much: the same on four times as many. 3. A
-    flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if its
-    ELBO is higher,
-       by sticking the landing: 2,000 steps; and 6,000 more unless it is good and within 0.01 nats of the evidence, for
-       a flow has no tails yet to judge it by where it has just left its Gaussian.
+       response C; and q = N(loc, C).
+    2. Where its fixed draws promised more than a nat too much: the same on four times as many.
+    3. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if
+       its ELBO is higher, by sticking the landing: 2,000 steps; and 6,000 more unless it is good
+       and within 0.01 nats of the evidence, for a flow that has only just left its Gaussian has no
+       tails yet by which it could be judged.
 
     For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank
     Gaussian in its coordinates. With a `batch_size` the starts of stage 1 see 16 times as many
@@ -138,19 +145,52 @@ def fit(
     - `batch_size`: rows a step, in 1..N; for a factored model. TypeError or ValueError for any
       other.
     - `start`: a tree u for the first of the starts.
-    - `num_draws`: of q, for the weights, at least 100; four times as many where only their error is
-      in the way.
-    - `seconds`: a budget, looked at between stages and inside them between blocks of steps. What is
-      there when it is spent is judged, and returned.
+    - `num_draws`: of q, for the weights, at least 100; four times as many are made where only their
+      error is in the way.
+    - `seconds`: a budget, looked at between stages and inside them between blocks of steps. What
+      there is when it is spent is judged, and returned.
     - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does. The same call
-      goes on from there; ValueError if that is of another fit.
+      goes on from there; ValueError if the directory is of another fit.
 
-    Ctrl-C returns the stages that have been judged, or the first one as it is, `not trusted`, after
-    what is being computed; the reason says so. A second one interrupts as usual.
+    Ctrl-C lets what is being computed end, and returns the stages that have been judged, or the
+    first one as it is, `not trusted`; the reason says so. A second one interrupts as usual.
 
     Equal models and shapes are compiled once; equal keys give equal fits, unless the budget ends
     them.
     """
+    data = _checked(model, data, batch_size, num_draws, seconds)
+    judge_key, key = jax.random.split(checks.prng_key(key))
+    begin = time.monotonic()
+    deadline = begin + seconds
+    directory = _claimed(checkpoint_dir, key, model, data, batch_size, start)
+    stages: list[Stage] = []
+    verdicts: list[Verdict] = []
+    with StageDisplay(progress_bar) as display, deferred_interrupt() as ctrl_c:
+        settings = Settings(batch_size, start, deadline, directory, checkpoint_every, display)
+        for candidate in cascade(key, model, data, settings, verdicts):
+            if ctrl_c.is_set():
+                break
+            display.begin(f"judging {candidate.name}")
+            judged = _judged(judge_key, model, data, candidate, num_draws)
+            verdicts.append(judged.verdict)
+            stages.append(_stage(candidate, judged, begin))
+            display.end(f"{candidate.name}: {judged.verdict.level}, {judged.verdict.reason}")
+            begin = time.monotonic()
+            if begin > deadline:
+                break
+        if ctrl_c.is_set():
+            stages = [_interrupted(stage) for stage in stages]
+        if not stages:
+            posterior = Posterior(model, candidate.guide, candidate.params, data)
+            judged = unjudged(judge_key, posterior, "interrupted before anything was judged")
+            stages.append(_stage(candidate, judged, begin))
+    return Fit(model, data, tuple(stages), candidate.deterministic)
+
+
+def _checked(
+    model: Model, data: Data, batch_size: int | None, num_draws: int, seconds: float
+) -> Data:
+    """The data as arrays; TypeError or ValueError for arguments that will not do."""
     if any(isinstance(part, Stream) for part in data):
         raise TypeError(
             "`fit` judges on all rows, in memory: give it arrays, or fit a Stream by SVI.run"
@@ -162,47 +202,53 @@ def fit(
     if batch_size is not None:
         checks.factored(model)
         Minibatches(batch_size).num_rows(data)
-    judge_key, key = jax.random.split(checks.prng_key(key))
-    begin = time.monotonic()
-    directory = None if checkpoint_dir is None else Path(checkpoint_dir).absolute()
-    if directory is not None:
-        about = {
-            "model": model,
-            "data": data,
-            "batch_size": batch_size,
-            "start": start,
-            "key": fingerprint(key),
-        }
-        claim(directory, describe("fit", about))
-    stages: list[Stage] = []
-    verdicts: list[Verdict] = []
-    options: dict[str, Any] = {"num_draws": num_draws, "max_draws": 4 * num_draws}
-    with StageDisplay(progress_bar) as display, deferred_interrupt() as ctrl_c:
-        settings = Settings(
-            batch_size, start, begin + seconds, directory, checkpoint_every, display
-        )
-        for name, guide, params, det in cascade(key, model, data, settings, verdicts):
-            if ctrl_c.is_set():
-                break
-            display.begin(f"judging {name}")
-            args = judge_key, model, guide, params, *data
-            judged = judge(*args, **options, optima=det.optima, optimism=det.optimism)
-            if runaway := _runaway(model, det):
-                judged = _not_trusted(judged, runaway)
-            verdicts.append(judged.verdict)
-            stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
-            display.end(f"{name}: {judged.verdict.level}, {judged.verdict.reason}")
-            begin = time.monotonic()
-            if begin > settings.deadline:
-                break
-        if ctrl_c.is_set():
-            stages = [_interrupted(stage) for stage in stages]
-        if not stages:
-            judged = unjudged(
-                judge_key, model, guide, params, data, "interrupted before anything was judged"
-            )
-            stages.append(Stage(name, guide, params, judged, time.monotonic() - begin))
-    return Fit(model, data, tuple(stages), det)
+    return data
+
+
+def _claimed(
+    checkpoint_dir: str | Path | None,
+    key: Array,
+    model: Model,
+    data: Data,
+    batch_size: int | None,
+    start: Draw | None,
+) -> Path | None:
+    """The directory of the checkpoints, marked as this fit's; ValueError if it is another's."""
+    if checkpoint_dir is None:
+        return None
+    directory = Path(checkpoint_dir).absolute()
+    about = {
+        "model": model,
+        "data": data,
+        "batch_size": batch_size,
+        "start": start,
+        "key": fingerprint(key),
+    }
+    claim(directory, describe("fit", about))
+    return directory
+
+
+def _stage(candidate: Candidate, judged: Judged, begin: float) -> Stage:
+    """The stage that began at that time, of `time.monotonic()`, and is now over."""
+    seconds = time.monotonic() - begin
+    return Stage(candidate.name, candidate.guide, candidate.params, judged, seconds)
+
+
+def _judged(key: Array, model: Model, data: Data, candidate: Candidate, num_draws: int) -> Judged:
+    det = candidate.deterministic
+    judged = judge(
+        key,
+        model,
+        candidate.guide,
+        candidate.params,
+        *data,
+        num_draws=num_draws,
+        max_draws=4 * num_draws,
+        optima=det.optima,
+        optimism=det.optimism,
+    )
+    runaway = _runaway(model, det)
+    return _not_trusted(judged, runaway) if runaway else judged
 
 
 def _not_trusted(judged: Judged, reason: str) -> Judged:
@@ -217,11 +263,13 @@ def _interrupted(stage: Stage) -> Stage:
 
 
 def _runaway(model: Model, det: Deterministic) -> str | None:
-    """In words, where Newton has not converged because a scale grows without end."""
-    leaves = checks.named_leaves(trees.unravel(model.latents, np.asarray(det.params["log_scale"])))
+    """In words, that Newton has not converged because a scale grows without end; None otherwise."""
+    log_scale = trees.unravel(model.latents, np.asarray(det.params["log_scale"]))
+    leaves = checks.named_leaves(log_scale)
     widest = {name: float(np.max(leaf)) for name, leaf in leaves.items() if leaf.size}
     name = max(widest, key=widest.__getitem__, default=None)
     if det.converged or name is None or widest[name] < np.log(1e3):
         return None
     sd = f"1e{widest[name] / np.log(10):.0f}"
-    return f"the fit runs away along `{name}`, whose sd is {sd} and grows: the posterior looks improper"
+    how = f"along `{name}`, whose sd is {sd} and grows"
+    return f"the fit runs away {how}: the posterior looks improper"

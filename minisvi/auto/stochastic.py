@@ -5,7 +5,7 @@ minibatches too.
 import itertools
 import time
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from minisvi.guides.base import Guide
 from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
+from minisvi.tools.types import Params
 
 if TYPE_CHECKING:
     import optax
@@ -27,7 +28,7 @@ def stochastic(
     model: Model,
     guide: Guide,
     *data: Any,
-    params: Any = None,
+    params: Params | None = None,
     num_steps: tuple[int, ...] = (2000, 6000),
     learning_rates: tuple[float, ...] = (8e-3, 4e-3),
     num_particles: int = 32,
@@ -40,32 +41,32 @@ def stochastic(
     asks for more.
 
     In every run the rate warms up for a tenth of its `num_steps` and then falls to zero by a
-    cosine, so that the last iterate has no noise left to average. Sticking the landing, whose noise
-    is none where q is the posterior, is noisy far from it: start at `params` near by, of a
-    `whitened` guide, for which one rate suits all latents (Kim et al. 2024).
+    cosine, so that the last iterate has no noise left to average. Sticking the landing has no noise
+    where q is the posterior, and much far from it: start at `params` near by, of a `whitened`
+    guide, for which one rate suits all latents (Kim et al. 2024).
 
-    `deadline`, of `time.monotonic()`, and Ctrl-C end it early, with what is there. Each run has its
-    checkpoints in a directory of its own, below `checkpoint_dir`.
+    At the `deadline`, of `time.monotonic()`, and at Ctrl-C it ends early, with what there is. Each
+    run has its checkpoints in a directory of its own, below `checkpoint_dir`.
     """
     if len(num_steps) != len(learning_rates):
-        raise ValueError(
-            f"expected one of `learning_rates` for each of `num_steps`; got {learning_rates}, {num_steps}"
-        )
+        got = f"{learning_rates}, {num_steps}"
+        raise ValueError(f"expected one of `learning_rates` for each of `num_steps`; got {got}")
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
     optimizer = _optimizer(num_steps, learning_rates)
     svi = SVI(model, guide, optimizer, ELBO(num_particles, "sticking_the_landing"), batches)
     state = svi.init(key, *data, params=params)
+    go_on = partial(
+        svi.resume,
+        checkpoint_every=checkpoint_every,
+        progress_bar=False,
+        on_failure="return",
+    )
     for end in itertools.accumulate(num_steps):
-        state = svi.resume(
-            state,
-            end - int(state.step),
-            *data,
-            seconds=deadline - time.monotonic(),
-            checkpoint_dir=checkpoint_dir and checkpoint_dir / f"{end} steps",
-            checkpoint_every=checkpoint_every,
-            progress_bar=False,
-            on_failure="return",
-        ).state
+        directory = None if checkpoint_dir is None else checkpoint_dir / f"{end} steps"
+        num_left = end - int(state.step)
+        seconds = deadline - time.monotonic()
+        result = go_on(state, num_left, *data, seconds=seconds, checkpoint_dir=directory)
+        state = result.state
         yield state
         if state.step < end:
             return
@@ -78,8 +79,9 @@ def _optimizer(
     import optax
 
     # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
-    runs = [
+    schedules = [
         optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num)
         for rate, num in zip(rates, num_steps)
     ]
-    return optax.adam(optax.join_schedules(runs, list(itertools.accumulate(num_steps))[:-1]))
+    ends = list(itertools.accumulate(num_steps))
+    return optax.adam(optax.join_schedules(schedules, ends[:-1]))

@@ -1,5 +1,6 @@
-"""A random order of 0..N-1 that is computed and not stored, so that any part of it costs what that
-part holds.
+"""A random order of 0..N-1 that is computed and not stored.
+
+Any part of it costs what that part holds.
 """
 
 import math
@@ -12,39 +13,60 @@ _ROUNDS = 16  # with 12, pairs of places of 5 or 6 points were seen not to be un
 
 
 def shuffled(key: Array, index: Array, num: int) -> Array:
-    """pi(index) for a permutation pi of 0..num-1, which `key` chooses; int32, the shape of `index`.
-    num < 2^31.
+    """pi(index) for a permutation pi of 0..num-1, which `key` chooses; num < 2^31.
 
-    A Feistel network: with i = (l, r) on a grid of a x b >= num points, a and b about the square
-    root of num, a round adds a hash of one half to the other, l <- l + h_k(r) mod a and then r <- r
-    + h_k(l) mod b, which subtracting it would undo. What falls outside 0..num-1 goes through again
-    until it is inside, which leaves a permutation of these (Black & Rogaway 2002, section 5 and
-    method 2); the grid has few points more than num, because all go if one does.
+    The result is int32, in the shape of `index`.
+
+    This is a Feistel network. An index is a point i = (l, r) on a grid of a x b >= num points, with
+    a and b about the square root of num. A round adds a hash of one half to the other, l <- l +
+    h_k(r) mod a and then r <- r + h_k(l) mod b, which subtracting it would undo. What falls outside
+    0..num-1 goes through again until it is inside, which leaves a permutation of these (Black &
+    Rogaway 2002, section 5 and method 2). The grid has few points more than num, because all go
+    again if one does.
     """
-    rows, columns = _grid(num)
-    keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+    grid = _grid(num)
+    round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+    places = _padded(index)
+    first = _encipher(places, round_keys, grid)
 
-    def encipher(index: Array) -> Array:
-        left, right = index // columns, index % columns
-        for i in range(0, _ROUNDS, 2):
-            left = (left + _hash(right ^ keys[i]) % rows) % rows
-            right = (right + _hash(left ^ keys[i + 1]) % columns) % columns
-        return left * columns + right
+    def some_are_outside(image: Array) -> Array:
+        return jnp.any(image >= num)
 
-    def walk(index: Array) -> Array:
-        return jnp.where(index >= num, encipher(index), index)
+    def again(image: Array) -> Array:
+        is_outside = image >= num
+        return jnp.where(is_outside, _encipher(image, round_keys, grid), image)
 
-    # For an odd number of places, of a thousand or more, XLA takes four times as long on a CPU. The
-    # loop, needed or not, keeps it from leaving out the places that were put in.
-    places = jnp.pad(index.astype(jnp.uint32).ravel(), (0, -index.size % 8))
-    image = jax.lax.while_loop(lambda image: jnp.any(image >= num), walk, encipher(places))
+    image = jax.lax.while_loop(some_are_outside, again, first)
     return image[: index.size].reshape(index.shape).astype(jnp.int32)
+
+
+def _padded(index: Array) -> Array:
+    """The index as a vector of uint32, whose length is a multiple of eight.
+
+    For an odd number of places, of a thousand or more, XLA takes four times as long on a CPU. The
+    loop over them, needed or not, keeps it from leaving out the places that were put in.
+    """
+    places = index.astype(jnp.uint32).ravel()
+    return jnp.pad(places, (0, -index.size % 8))
+
+
+def _encipher(index: Array, round_keys: Array, grid: tuple[int, int]) -> Array:
+    """A permutation of the points of the grid, each given by its number."""
+    rows, columns = grid
+    left = index // columns
+    right = index % columns
+    for i in range(0, _ROUNDS, 2):
+        left = (left + _hash(right ^ round_keys[i]) % rows) % rows
+        right = (right + _hash(left ^ round_keys[i + 1]) % columns) % columns
+    return left * columns + right
 
 
 def _grid(num: int) -> tuple[int, int]:
     """The sides of the smallest grid of `num` points or more, among nearly square ones."""
-    least = max(math.isqrt(num - 1) + 1, 1)
-    return min(((a, -(-num // a)) for a in range(least, least + least // 8 + 1)), key=math.prod)
+    shortest = max(math.isqrt(num - 1) + 1, 1)
+    longest = shortest + shortest // 8
+    grids = [(rows, math.ceil(num / rows)) for rows in range(shortest, longest + 1)]
+    return min(grids, key=math.prod)
 
 
 def _hash(x: Array) -> Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from minisvi.tools.noise import is_normals
 from minisvi.tools.types import Draw, Params
 
 
@@ -57,7 +58,7 @@ class Distribution:
 
     def draw(self, noise: Array) -> tuple[Draw, Array]:
         """u and log q(u) from `noise`: a key, or `noise_size` standard normals."""
-        if jnp.issubdtype(noise.dtype, jnp.floating):
+        if is_normals(noise):
             return self.from_noise(noise)
         return self.sample_and_log_prob(seed=noise)
 

@@ -1,10 +1,12 @@
-"""The layers of a flow: Distrax bijectors of vectors, with parameters from a network whose readout
-starts at zero.
+"""The layers of a flow: bijectors of a vector z (D,), whose parameters a network gives.
+
+The network's features go through a linear readout that starts at zero, where every layer is the
+identity.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +15,36 @@ from jax import Array
 from minisvi.guides.weights import Network
 from minisvi.tools.noise import normals
 from minisvi.tools.record import Record
+from minisvi.tools.types import Params
+
+
+class Bijector(Protocol):
+    """An invertible map, such as Distrax's. Log-determinants may be one number, or one a
+    coordinate.
+    """
+
+    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]: ...
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]: ...
 
 
 def affine(params: Array) -> Any:
-    """z -> z exp(s) + t from params (..., 2), s softly clipped to (-3, 3).
+    """z -> z exp(s) + t, from params (..., 2) that hold t and s; s is softly clipped to (-3, 3).
 
     The clip keeps draws finite. Andrade (2024) has 0.1 for its upper limit, which triples the gap
     on Neal's funnel.
     """
     import distrax  # heavy (it brings TFP), so only when a flow is used
 
-    return distrax.ScalarAffine(params[..., 0], log_scale=_soft_clip(params[..., 1], 3.0))
+    shift = params[..., 0]
+    log_scale = _soft_clip(params[..., 1], 3.0)
+    return distrax.ScalarAffine(shift, log_scale=log_scale)
 
 
 @dataclass(frozen=True)
 class Spline:
-    """A monotone rational-quadratic spline on [-bound, bound], then `affine`, from params (..., 3
-    bins + 3).
+    """A monotone rational-quadratic spline on [-bound, bound], then `affine`, from params (...,
+    3 bins + 3), of which the first two are the affine map's.
 
     The spline alone is the identity beyond its bound, where tails would be out of its reach. Its
     parameters are softly clipped to (-1, 1): slopes without a limit are soon so steep that float32
@@ -49,100 +64,135 @@ class Spline:
 
 
 def _soft_clip(x: Array, limit: float) -> Array:
+    """x brought into (-limit, limit), with slope one at zero."""
     return 2 / jnp.pi * limit * jnp.arctan(x / limit)
 
 
 def mlp(*hidden: int) -> Network:
-    """`(init, apply)` of a fully connected network, features of the last hidden size."""
-    return _MLPInit(hidden), _apply_mlp
+    """A fully connected network with tanh units, whose features are the last hidden layer."""
+    return Network(_MLPInit(hidden), _apply_mlp)
 
 
 @dataclass(frozen=True)
 class _MLPInit:
     hidden: tuple[int, ...]
 
-    def __call__(self, key: Array, num_inputs: int) -> list[dict[str, Array]]:
-        sizes, keys = (num_inputs, *self.hidden), jax.random.split(key, len(self.hidden))
-        return [_dense(k, n, m) for k, n, m in zip(keys, sizes, self.hidden)]
+    def __call__(self, key: Array, num_inputs: int) -> list[Params]:
+        keys = jax.random.split(key, len(self.hidden))
+        layers = []
+        for layer_key, size in zip(keys, self.hidden, strict=True):
+            layers.append(_dense(layer_key, num_inputs, size))
+            num_inputs = size
+        return layers
 
 
-def _apply_mlp(weights: list[dict[str, Array]], x: Array) -> Array:
+def _apply_mlp(weights: list[Params], x: Array) -> Array:
     for layer in weights:
         x = jnp.tanh(layer["w"] @ x + layer["b"])
     return x
 
 
-def _dense(key: Array, num_inputs: int, num_outputs: int) -> dict[str, Array]:
+def _dense(key: Array, num_inputs: int, num_outputs: int) -> Params:
+    """Weights w_ij ~ N(0, 1 / num_inputs), and biases of zero."""
     w = normals(key, (num_outputs, num_inputs)) / max(num_inputs, 1) ** 0.5
     return {"w": w, "b": jnp.zeros(num_outputs)}
 
 
-def _readout(params: Any, weights: Array, features: Array) -> Array:
-    # Over the root of the width, so that a step of the optimiser moves a wide layer no further than
-    # a narrow one.
-    return weights @ features / features.size**0.5 + params["bias"]
+def _zero_readout(size: int, num_params: int, num_features: int) -> dict[str, Array]:
+    """The readout's parameters, which give zeros to the bijector of each of `size` coordinates."""
+    return {
+        "readout": jnp.zeros((size, num_params, num_features)),
+        "bias": jnp.zeros((size, num_params)),
+    }
+
+
+def _readout(weights: Array, bias: Array, features: Array) -> Array:
+    """W h / sqrt(H) + b, for features h (H,).
+
+    The root of the width is there so that a step of the optimiser moves a wide layer no further
+    than a narrow one.
+    """
+    return weights @ features / features.size**0.5 + bias
 
 
 @dataclass(frozen=True, eq=False)
 class Coupling(Record):
-    """The first half of the coordinates, in a layer's order, stay and feed the network; `transform`
-    moves the rest.
+    """y_i = z_i in the first half of a layer's order, and y_i = g(z_i; c_i) in the second.
+
+    g is `transform`, of `num_params` parameters c_i that are a function of the first half: the
+    readout of `network` (Dinh et al. 2017, section 3.2).
     """
 
     transform: Callable[[Array], Any]
     num_params: int
     network: Network
 
-    def init(self, key: Array, spec: jax.ShapeDtypeStruct) -> dict[str, Any]:
-        weights = self.network[0](key, spec.shape[0])
-        features = jax.eval_shape(self.network[1], weights, spec)
+    def init(self, key: Array, spec: jax.ShapeDtypeStruct) -> dict[str, Params]:
+        size = spec.shape[0]
+        weights = self.network.init(key, size)
+        features = jax.eval_shape(self.network.apply, weights, spec)
         return {
             "network": weights,
-            "readout": jnp.zeros((spec.shape[0], self.num_params, features.size)),
-            "bias": jnp.zeros((spec.shape[0], self.num_params)),
+            **_zero_readout(size, self.num_params, features.size),
         }
 
-    def bijector(self, params: Any, order: Array) -> Any:
+    def bijector(self, params: Params, order: Array) -> Bijector:
         import distrax
 
-        def conditioner(x: Array) -> Array:
-            return _readout(params, params["readout"], self.network[1](params["network"], x))
+        def conditioner(first_half: Array) -> Array:  # (D,), with zeros for the second half
+            features = self.network.apply(params["network"], first_half)
+            return _readout(params["readout"], params["bias"], features)
 
-        return distrax.MaskedCoupling(order < order.size // 2, conditioner, self.transform)
+        stays = order < order.size // 2
+        return distrax.MaskedCoupling(stays, conditioner, self.transform)
 
 
 @dataclass(frozen=True, eq=False)
 class Autoregressive(Record):
-    """z_i -> z_i exp(s_i) + t_i with s_i and t_i functions of the coordinates before i in a layer's
-    order (MADE).
+    """y_i = z_i exp(s_i) + t_i, where s_i and t_i are functions of the coordinates before i in a
+    layer's order.
+
+    One network gives them all, whose weights are masked (Germain et al. 2015). A hidden unit of
+    degree d sees the coordinates at places 0..d, and the outputs at places above d see the unit.
     """
 
     hidden: int
 
-    def init(self, key: Array, spec: jax.ShapeDtypeStruct) -> dict[str, Any]:
-        size, (one, two) = spec.shape[0], jax.random.split(key)
-        layers = [_dense(one, size, self.hidden), _dense(two, self.hidden, self.hidden)]
+    def init(self, key: Array, spec: jax.ShapeDtypeStruct) -> dict[str, Params]:
+        size = spec.shape[0]
+        first_key, second_key = jax.random.split(key)
+        first = _dense(first_key, size, self.hidden)
+        second = _dense(second_key, self.hidden, self.hidden)
         return {
-            "network": layers,
-            "readout": jnp.zeros((size, 2, self.hidden)),
-            "bias": jnp.zeros((size, 2)),
+            "network": [first, second],
+            **_zero_readout(size, 2, self.hidden),
         }
 
-    def bijector(self, params: Any, order: Array) -> Any:
+    def bijector(self, params: Params, order: Array) -> Bijector:
         degree = jnp.arange(self.hidden) % max(order.size - 1, 1)
         first, second = params["network"]
 
         def transform(z: Array) -> Any:
-            h = jnp.tanh((first["w"] * (degree[:, None] >= order[None, :])) @ z + first["b"])
-            h = jnp.tanh((second["w"] * (degree[:, None] >= degree[None, :])) @ h + second["b"])
-            seen = (order[:, None] > degree[None, :])[:, None, :]
-            return affine(_readout(params, params["readout"] * seen, h))
+            seen_inputs = degree[:, None] >= order[None, :]
+            h = _masked(first, seen_inputs, z)
+            seen_units = degree[:, None] >= degree[None, :]
+            h = _masked(second, seen_units, h)
+            seen_by_outputs = order[:, None] > degree[None, :]
+            weights = params["readout"] * seen_by_outputs[:, None, :]
+            return affine(_readout(weights, params["bias"], h))
 
-        return _Sequential(transform, order.size)
+        return _InOrder(transform, order.size)
+
+
+def _masked(layer: Params, seen: Array, x: Array) -> Array:
+    """tanh((w * seen) x + b), where seen_ij says whether unit i sees input j."""
+    return jnp.tanh((layer["w"] * seen) @ x + layer["b"])
 
 
 @dataclass(frozen=True)
-class _Sequential:
+class _InOrder:
+    """y_i = g_i(z_i), where `transform(z)` makes g_i of the coordinates of z before i."""
+
     transform: Callable[[Array], Any]
     size: int
 
@@ -152,4 +202,5 @@ class _Sequential:
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         # Each pass makes one more coordinate right, in the layer's order, whatever it starts from.
         z = jax.lax.fori_loop(0, self.size, lambda _, z: self.transform(z).inverse(y), y)
-        return z, -self.transform(z).forward_and_log_det(z)[1]
+        _, log_det = self.transform(z).forward_and_log_det(z)
+        return z, -log_det

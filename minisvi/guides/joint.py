@@ -2,7 +2,6 @@
 the draws of others.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,8 @@ from jax import Array
 
 from minisvi.guides.base import Distribution
 from minisvi.guides.foreign import adapted, is_distribution
-from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
+from minisvi.tools.noise import pieces
 from minisvi.tools.types import Draw
 
 Draws = dict[str, Draw]  # of parts, by the part's path
@@ -52,7 +52,7 @@ class Joint(Distribution):
     @property
     def _parts(self) -> dict[str, Distribution]:
         """The parts by their path."""
-        named = checks.named_leaves(self.parts, is_distribution)
+        named = named_leaves(self.parts, is_distribution)
         return {name: adapted(part) for name, part in named.items()}
 
     @property
@@ -106,12 +106,8 @@ class Joint(Distribution):
     def _pieces(self, noise: Array) -> Iterator[tuple[str, Distribution, Array]]:
         """Each part with its own piece of the noise."""
         ordered = self._ordered
-        if jnp.issubdtype(noise.dtype, jnp.floating):
-            ends = itertools.accumulate(part.noise_size or 0 for part in ordered.values())
-            pieces = jnp.split(noise, list(ends))
-        else:
-            pieces = list(jax.random.split(noise, len(ordered)))
-        for (name, part), piece in zip(ordered.items(), pieces):
+        sizes = [part.noise_size for part in ordered.values()]
+        for (name, part), piece in zip(ordered.items(), pieces(noise, sizes), strict=True):
             yield name, part, piece
 
     def from_noise(self, noise: Array) -> tuple[Draw, Array]:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides.base import Distribution
+from minisvi.guides.conditional import parts_of
 from minisvi.guides.foreign import adapted
-from minisvi.guides.products import parts_of
 from minisvi.guides.weights import Init, initialiser
-from minisvi.guides.wrapped import split
 from minisvi.model import trees
 from minisvi.tools import checks
+from minisvi.tools.noise import split
 from minisvi.tools.record import Record
 from minisvi.tools.tracing import fresh
 from minisvi.tools.types import Data, Draw, Latents, Params

@@ -1,23 +1,42 @@
-"""Location-scale distributions in unconstrained space: u = loc + L z, z_i ~ N(0, 1) or Student's t.
+"""Location-scale distributions of a vector u in R^D: u = loc + L z, with independent z_i.
 
-What differs between families is the factor L, and what z is.
+Families differ in two things: what the factor L is (`Diagonal` or `Triangular`), and what each z_i
+is (`Normal` or `StudentT`).
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import digamma, gammaln, log_ndtr, ndtr
 
 from minisvi.guides.base import FromNoise
 from minisvi.model import trees
+from minisvi.tools.types import Draw, Latents
 
 LOG_2PI = 1.8378770664093453
 
 
+class Factor(Protocol):
+    """L, an invertible matrix (D, D) in whatever form is cheap to compute with."""
+
+    def times(self, z: Array) -> Array:
+        """L z, for z of shape (D,)."""
+        ...
+
+    def solve(self, x: Array) -> Array:
+        """L^-1 x, for x of shape (D,)."""
+        ...
+
+    def log_det(self) -> Array:
+        """log |det L|, a scalar."""
+        ...
+
+
 class Diagonal(NamedTuple):
-    """L = diag(exp(log_scale))."""
+    """L = diag(exp(log_scale)), with `log_scale` of shape (D,)."""
 
     log_scale: Array
 
@@ -32,14 +51,17 @@ class Diagonal(NamedTuple):
 
 
 class Triangular(NamedTuple):
-    """L = the matrix's entries below the diagonal, and exp of those on it; those above are not
-    used.
+    """L is lower triangular: it has the entries of `matrix` (D, D) below the diagonal, and exp of
+    those on it. The entries above the diagonal are not used.
     """
 
     matrix: Array
 
     def dense(self) -> Array:
-        return jnp.tril(self.matrix, -1) + jnp.diag(jnp.exp(jnp.diagonal(self.matrix)))
+        """L itself, shape (D, D)."""
+        below = jnp.tril(self.matrix, -1)
+        diagonal = jnp.exp(jnp.diagonal(self.matrix))
+        return below + jnp.diag(diagonal)
 
     def times(self, z: Array) -> Array:
         return self.dense() @ z
@@ -51,11 +73,32 @@ class Triangular(NamedTuple):
         return jnp.trace(self.matrix)
 
 
+class Standard(Protocol):
+    """The distribution of each z_i, the same for all of them."""
+
+    @property
+    def noise_per_coordinate(self) -> int:
+        """How many standard normals a draw of one z_i is made of."""
+        ...
+
+    def from_noise(self, eps: Array) -> Array:
+        """z of shape (D,), from the standard normals of all coordinates."""
+        ...
+
+    def log_prob(self, z: Array) -> Array:
+        """sum_i log p(z_i), a scalar in nats."""
+        ...
+
+    def entropy(self) -> Any:
+        """H[z_i] in nats, of one coordinate."""
+        ...
+
+
 @dataclass(frozen=True)
 class Normal:
     """z_i ~ N(0, 1)."""
 
-    per_coordinate = 1
+    noise_per_coordinate = 1
 
     def from_noise(self, eps: Array) -> Array:
         return eps
@@ -63,38 +106,84 @@ class Normal:
     def log_prob(self, z: Array) -> Array:
         return -0.5 * (jnp.sum(z * z) + z.size * LOG_2PI)
 
-    def entropy(self) -> Any:
+    def entropy(self) -> float:
         return 0.5 * (1 + LOG_2PI)
 
 
 @dataclass(frozen=True)
-class LocationScale(FromNoise):
-    """u = loc + L z over the flat vector, drawn and scored as the tree of latents.
+class StudentT:
+    """z_i ~ Student's t with `df` degrees of freedom, which has heavier tails than the normal."""
 
-    log q(u) = sum_i log p(z_i) - log det L, with z = L^-1 (u - loc).
+    df: float
+    noise_per_coordinate = 2
+
+    def from_noise(self, eps: Array) -> Array:
+        """z = sqrt(df (U^(-2/df) - 1)) sin(2 pi V), for uniform U and V (Bailey 1994).
+
+        A standard normal gives a uniform number by its distribution function.
+        """
+        first, second = jnp.split(eps, 2)
+        # In logs, so that the far tail is not rounded away.
+        log_u = log_ndtr(first)
+        radius = jnp.sqrt(self.df * jnp.expm1(-2 / self.df * log_u))
+        angle = 2 * jnp.pi * ndtr(second)
+        return radius * jnp.sin(angle)
+
+    def log_prob(self, z: Array) -> Array:
+        """log p(z_i) = log Gamma((df + 1) / 2) - log Gamma(df / 2) - log(df pi) / 2
+        - (df + 1) / 2 log(1 + z_i^2 / df), summed over i.
+        """
+        half = self.df / 2
+        power = (self.df + 1) / 2
+        log_norm = gammaln(power) - gammaln(half) - 0.5 * jnp.log(self.df * jnp.pi)
+        return z.size * log_norm - power * jnp.sum(jnp.log1p(z * z / self.df))
+
+    def entropy(self) -> Array:
+        """With a = df / 2 and b = (df + 1) / 2, and psi the digamma function:
+        H[z_i] = b (psi(b) - psi(a)) + log(df) / 2 + log B(a, 1/2).
+        """
+        half = self.df / 2
+        power = (self.df + 1) / 2
+        log_beta = gammaln(half) + gammaln(0.5) - gammaln(power)
+        return power * (digamma(power) - digamma(half)) + 0.5 * jnp.log(self.df) + log_beta
+
+
+@dataclass(frozen=True)
+class LocationScale(FromNoise):
+    """q(u), where u = loc + L z.
+
+    With z = L^-1 (u - loc), a change of variables gives
+
+        log q(u) = sum_i log p(z_i) - log |det L|
+        H[q] = sum_i H[z_i] + log |det L|
+
+    `loc` and z are vectors of shape (D,). A draw u has the form of the tree of latents, into which
+    the vector is unravelled.
     """
 
-    latents: Any
+    latents: Latents
     loc: Array
-    factor: Any
-    standard: Any = Normal()
+    factor: Factor
+    standard: Standard = Normal()
 
     @property
     def noise_size(self) -> int:
-        return self.standard.per_coordinate * self.loc.size
+        return self.standard.noise_per_coordinate * self.loc.size
 
     @property
     def noise_dtype(self) -> Any:
         return self.loc.dtype
 
-    def from_noise(self, eps: Array) -> tuple[Any, Array]:
+    def from_noise(self, eps: Array) -> tuple[Draw, Array]:
         z = self.standard.from_noise(eps.astype(self.loc.dtype))
-        return trees.unravel(self.latents, self.loc + self.factor.times(z)), self._log_prob(z)
+        u = trees.unravel(self.latents, self.loc + self.factor.times(z))
+        return u, self._log_prob_at(z)
 
-    def log_prob(self, u: Any, /) -> Array:
-        return self._log_prob(self.factor.solve(trees.ravel(self.latents, u) - self.loc))
+    def log_prob(self, u: Draw, /) -> Array:
+        z = self.factor.solve(trees.ravel(self.latents, u) - self.loc)
+        return self._log_prob_at(z)
 
-    def _log_prob(self, z: Array) -> Array:
+    def _log_prob_at(self, z: Array) -> Array:
         return self.standard.log_prob(z) - self.factor.log_det()
 
     def entropy(self) -> Array:
@@ -102,15 +191,16 @@ class LocationScale(FromNoise):
 
     @property
     def parts(self) -> Any:
-        """A tree of independent normals where that is what q is; None otherwise."""
-        if not (isinstance(self.factor, Diagonal) and isinstance(self.standard, Normal)):
+        """The tree of independent normals that q is, for closed-form KLs; None if q is no such
+        tree.
+        """
+        if not isinstance(self.factor, Diagonal) or not isinstance(self.standard, Normal):
             return None
         import distrax  # heavy: only a closed-form KL asks for it
 
-        loc, scale = (
-            trees.unravel(self.latents, v) for v in (self.loc, jnp.exp(self.factor.log_scale))
-        )
+        loc = trees.unravel(self.latents, self.loc)
+        scale = trees.unravel(self.latents, jnp.exp(self.factor.log_scale))
         return jax.tree.map(distrax.Normal, loc, scale)
 
-    def affine(self) -> tuple[Array, Any]:
+    def affine(self) -> tuple[Array, Factor]:
         return self.loc, self.factor

@@ -1,5 +1,5 @@
-"""A Gaussian whose covariance is diagonal plus a factor: linear in D, for latents too many for a D
-x D matrix.
+"""A Gaussian whose covariance is a diagonal plus a factor of few columns, for latents too many for
+a D x D matrix: all its costs are linear in D.
 """
 
 from dataclasses import dataclass
@@ -8,24 +8,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from minisvi.guides.base import FromNoise
-from minisvi.guides.gaussian import Family
+from minisvi.guides.gaussian import Family, precisions
 from minisvi.guides.location_scale import LOG_2PI, Diagonal
 from minisvi.model import trees
+from minisvi.model.model import Model
 from minisvi.tools import checks
 from minisvi.tools.noise import normals
+from minisvi.tools.types import Draw, Latents, Params
 
 
 @dataclass(frozen=True)
 class DiagonalPlusFactor(FromNoise):
-    """N(loc, S (I + F F^T) S), S = diag(exp(log_scale)), F (D, R): u = loc + S (eps_1 + F eps_2).
+    """q(u) = N(u; loc, S (I + F F^T) S), with S = diag(exp(log_scale)) and F the factor, (D, R).
 
-    With x = S^-1 (u - loc), C = I + F^T F and y = C^-1 F^T x (Woodbury),
-    log q(u) = -(|x - F y|^2 + |y|^2) / 2 - D/2 log 2 pi - log det S - log det C / 2.
+    A draw is u = loc + S x, where x = eps_1 + F eps_2 with standard normals eps_1 (D,) and eps_2
+    (R,). With C = I + F^T F, of shape (R, R), and y = C^-1 F^T x, Woodbury's identity gives
+
+        log q(u) = -(|x - F y|^2 + |y|^2 + D log 2 pi) / 2 - log det S - log det C / 2
     """
 
-    latents: Any
+    latents: Latents
     loc: Array
     log_scale: Array
     factor: Array
@@ -38,36 +43,41 @@ class DiagonalPlusFactor(FromNoise):
     def noise_dtype(self) -> Any:
         return self.loc.dtype
 
-    def from_noise(self, eps: Array) -> tuple[Any, Array]:
+    def from_noise(self, eps: Array) -> tuple[Draw, Array]:
         eps = eps.astype(self.loc.dtype)
-        x = eps[: self.loc.size] + self.factor @ eps[self.loc.size :]
-        return trees.unravel(self.latents, self.loc + jnp.exp(self.log_scale) * x), self._log_prob(
-            x
-        )
+        eps_1 = eps[: self.loc.size]
+        eps_2 = eps[self.loc.size :]
+        x = eps_1 + self.factor @ eps_2
+        u = trees.unravel(self.latents, self.loc + jnp.exp(self.log_scale) * x)
+        return u, self._log_prob_at(x)
 
-    def log_prob(self, u: Any, /) -> Array:
-        return self._log_prob((trees.ravel(self.latents, u) - self.loc) * jnp.exp(-self.log_scale))
+    def log_prob(self, u: Draw, /) -> Array:
+        centred = trees.ravel(self.latents, u) - self.loc
+        return self._log_prob_at(centred * jnp.exp(-self.log_scale))
 
-    def _log_prob(self, x: Array) -> Array:
-        cholesky = (
-            self._cholesky()
-        )  # once: the products of its gradient are ones that XLA would not share
+    def _log_prob_at(self, x: Array) -> Array:
+        # Computed once for both terms, as XLA would not share the products in its gradients.
+        cholesky = self._cholesky()
         y = jax.scipy.linalg.cho_solve((cholesky, True), self.factor.T @ x)
-        rest = x - self.factor @ y  # a sum of squares, where |x|^2 - x^T F y would cancel
-        return -0.5 * (jnp.sum(rest * rest) + jnp.sum(y * y) + x.size * LOG_2PI) - self._log_det(
-            cholesky
-        )
+        # A sum of squares, where |x|^2 - x^T F y would cancel.
+        rest = x - self.factor @ y
+        squares = jnp.sum(rest * rest) + jnp.sum(y * y)
+        return -0.5 * (squares + x.size * LOG_2PI) - self._log_det(cholesky)
 
     def _cholesky(self) -> Array:
-        return jnp.linalg.cholesky(
-            jnp.eye(self.factor.shape[1], dtype=self.loc.dtype) + self.factor.T @ self.factor
-        )
+        """The Cholesky factor of C, shape (R, R)."""
+        identity = jnp.eye(self.factor.shape[1], dtype=self.loc.dtype)
+        return jnp.linalg.cholesky(identity + self.factor.T @ self.factor)
 
     def _log_det(self, cholesky: Array) -> Array:
-        return jnp.sum(self.log_scale) + jnp.sum(jnp.log(jnp.diagonal(cholesky)))
+        """log det S + log det C / 2, half the log determinant of q's covariance."""
+        log_det_scale = jnp.sum(self.log_scale)
+        log_diagonal = jnp.log(jnp.diagonal(cholesky))
+        return log_det_scale + jnp.sum(log_diagonal)
 
     def entropy(self) -> Array:
-        return 0.5 * self.loc.size * (1 + LOG_2PI) + self._log_det(self._cholesky())
+        of_normals = 0.5 * self.loc.size * (1 + LOG_2PI)
+        return of_normals + self._log_det(self._cholesky())
 
     def affine(self) -> tuple[Array, Diagonal]:
         return self.loc, Diagonal(self.log_scale)
@@ -79,37 +89,48 @@ class LowRank(Family):
 
     rank: int = 1
 
-    def init(self, key: Array, /, loc: Any = None, cov: Any = None) -> dict[str, Array]:
+    def init(
+        self, key: Array, /, loc: Draw | None = None, cov: ArrayLike | None = None
+    ) -> dict[str, Array]:
         loc_key, factor_key = jax.random.split(key)
         vector, cov = self._start(loc_key, loc, cov)
         if cov.ndim == 1:
-            # Not zero, where the gradient of F vanishes by symmetry.
+            log_scale = 0.5 * jnp.log(cov)
+            # Small but not zero, where the gradient of F vanishes by symmetry.
             factor = 0.1 * normals(factor_key, (vector.size, self.rank), vector.dtype)
-            return {"loc": vector, "log_scale": 0.5 * jnp.log(cov), "factor": factor}
-        scale = 1 / jnp.sqrt(jnp.diagonal(jnp.linalg.inv(cov)))
-        values, vectors = jnp.linalg.eigh(cov / jnp.outer(scale, scale))
-        top = jnp.sqrt(jnp.maximum(values[::-1][: self.rank] - 1, 1e-4))
-        return {
-            "loc": vector,
-            "log_scale": jnp.log(scale),
-            "factor": vectors[:, ::-1][:, : self.rank] * top[None],
-        }
+        else:
+            scale = 1 / jnp.sqrt(precisions(cov))
+            log_scale = jnp.log(scale)
+            factor = nearest_factor(cov / jnp.outer(scale, scale), self.rank)
+        return {"loc": vector, "log_scale": log_scale, "factor": factor}
 
-    def distribution(self, params: Any, /, *data: Any) -> DiagonalPlusFactor:
+    def distribution(self, params: Params, /, *data: Any) -> DiagonalPlusFactor:
         del data
         return DiagonalPlusFactor(
             self.latents, params["loc"], params["log_scale"], params["factor"]
         )
 
 
-def low_rank(latents: Any, rank: int, scale: float = 0.1) -> LowRank:
-    """N(loc, S (I + F F^T) S), diagonal plus rank R (Ong, Nott & Smith 2018), parametrised as
-    NumPyro's.
+def nearest_factor(cov: Array, rank: int) -> Array:
+    """F (D, R) such that I + F F^T has the R largest eigenvalues of `cov`, and their eigenvectors.
 
-    Parameters `loc` (D,), `log_scale` (D,) with S = diag(exp(log_scale)), and `factor` F (D, R). A
-    draw and its log density take O(D R), and one R x R matrix, the same for all particles, O(D R^2)
-    a step; nothing is D x D. Starts like `mean_field`, with a small random F. TypeError or
-    ValueError unless rank is an integer in 1..D.
+    Columns have a length of at least 0.01, for one of zero would get no gradient.
+    """
+    values, vectors = jnp.linalg.eigh(cov)
+    largest = values[::-1][:rank]
+    directions = vectors[:, ::-1][:, :rank]
+    lengths = jnp.sqrt(jnp.maximum(largest - 1, 1e-4))
+    return directions * lengths[None]
+
+
+def low_rank(latents: Latents | Model, rank: int, scale: float = 0.1) -> LowRank:
+    """A Gaussian of covariance diagonal plus rank R, q(u) = N(u; loc, S (I + F F^T) S) (Ong, Nott &
+    Smith 2018), with NumPyro's parameters.
+
+    Parameters: `loc` (D,), `log_scale` (D,) with S = diag(exp(log_scale)), and `factor` F (D, R). A
+    draw and its log density cost O(D R). One R x R matrix, the same for all particles, costs
+    O(D R^2) a step. Nothing is D x D. It starts as `mean_field` does, with a small random F.
+    TypeError or ValueError unless rank is an integer in 1..D.
     """
     latents = trees.latents_of(latents)
     size = trees.spec(latents).shape[0]

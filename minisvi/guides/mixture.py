@@ -1,4 +1,4 @@
-"""A mixture of members of any family, for several modes; every component is drawn, none is picked."""
+"""A mixture of members of any family, for several modes: every component is drawn, none picked."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,9 @@ from jax import Array
 
 from minisvi.guides.base import Distribution
 from minisvi.guides.foreign import member
-from minisvi.guides.wrapped import Wrapper, split
+from minisvi.guides.wrapped import Wrapper
 from minisvi.tools import checks
+from minisvi.tools.noise import split
 from minisvi.tools.types import Data, Draw, Params
 
 

@@ -1,9 +1,8 @@
-"""Guides made of guides: products of parts, parts that depend on other parts' draws, and guides of
-your own.
-"""
+"""Products of guides: one guide for each latent, or subtree of latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,46 +11,11 @@ from jax import Array
 
 from minisvi.guides.base import is_reparameterised, noise_size
 from minisvi.guides.foreign import adapted
-from minisvi.guides.joint import Dependent, Joint
-from minisvi.guides.weights import Init, Network, pair
-from minisvi.guides.wrapped import Wrapper
+from minisvi.guides.joint import Dependent, Draws, Joint
 from minisvi.model import trees
 from minisvi.tools import checks
 from minisvi.tools.record import Record
-from minisvi.tools.tracing import fresh
-
-
-@dataclass(frozen=True, eq=False)
-class Custom(Record):
-    """See `custom`."""
-
-    init: Callable[[Array], Any]
-    family: Callable[..., Any]
-    constrained: Any = False
-
-    def distribution(self, params: Any, /, *data: Any) -> Joint:
-        return Joint(self.family(params, *fresh(data)))
-
-
-def custom(
-    init: Callable[[Array], Any], distribution: Callable[..., Any], constrained: Any = False
-) -> Custom:
-    """A guide of your own: any Distrax or TFP distribution, or a tree of them shaped like the
-    latents.
-
-    **Arguments**
-
-    - `init(key)`: the initial parameters, any pytree of floats.
-    - `distribution(params, *data)`: the distribution, or the tree of them, independent of each
-      other. It is given the data because a guide may be amortised; one that is not takes `*_`.
-    - `constrained`: a bool, or a prefix tree of bools over the latents. True where the draws are
-      theta itself, such as those of a Gamma for a positive latent; False where they are u.
-
-    Draws should be reparameterised: Gamma and Beta are, through implicit gradients (Figurnov et al.
-    2018). Parts that are not (integers, or an attribute `reparameterised = False`) need
-    `gradient="score_function"`.
-    """
-    return Custom(init, distribution, constrained)
+from minisvi.tools.types import Data, Draw, Params
 
 
 def _is_guide(node: Any) -> bool:
@@ -77,131 +41,76 @@ class Product(Record):
     def latents(self) -> Any:
         return jax.tree.map(lambda guide: guide.latents, self.parts, is_leaf=_is_guide)
 
-    def init(self, key: Array, /) -> Any:
+    def init(self, key: Array, /) -> Params:
         guides, treedef = jax.tree.flatten(self.parts, is_leaf=_is_guide)
-        return jax.tree.unflatten(
-            treedef, [g.init(k) for g, k in zip(guides, jax.random.split(key, len(guides)))]
-        )
+        keys = jax.random.split(key, len(guides))
+        params = [guide.init(own) for guide, own in zip(guides, keys, strict=True)]
+        return jax.tree.unflatten(treedef, params)
 
-    def distribution(self, params: Any, /, *data: Any) -> Joint:
+    def distribution(self, params: Params, /, *data: Any) -> Joint:
         guides = checks.named_leaves(self.parts, _is_guide)
         treedef: Any = jax.tree.structure(self.parts, is_leaf=_is_guide)
-        given = dict(zip(guides, treedef.flatten_up_to(params)))
-        free = {
-            n: g.distribution(given[n], *data)
-            for n, g in guides.items()
-            if not getattr(g, "on", None)
-        }
-
-        def standard(draws: dict[str, Any]) -> dict[str, Any]:
-            return {
-                n: _standard(guides[n], free[n], u) if n in free else u for n, u in draws.items()
-            }
-
-        parts = [
-            free[n] if n in free else _part(g, given[n], standard, data) for n, g in guides.items()
-        ]
-        return Joint(treedef.unflatten(parts))
+        given = dict(zip(guides, treedef.flatten_up_to(params), strict=True))
+        independent = {}
+        for name, guide in guides.items():
+            if not _depends(guide):
+                independent[name] = guide.distribution(given[name], *data)
+        standardised = partial(_standardised, guides, independent)
+        parts = dict(independent)
+        for name, guide in guides.items():
+            if _depends(guide):
+                parts[name] = _dependent(guide, given[name], standardised, data)
+        return Joint(treedef.unflatten([parts[name] for name in guides]))
 
 
-def _standard(guide: Any, q: Any, u: Any) -> Any:
-    """L^-1 (u - loc) of a Gaussian part: of mean zero wherever the fit has brought it. u itself of
-    another part.
+def _depends(guide: Any) -> bool:
+    """True of a part with a dict `on` of other parts, whose draws it is given."""
+    return bool(getattr(guide, "on", None))
+
+
+def _standardised(guides: dict[str, Any], independent: dict[str, Any], draws: Draws) -> Draws:
+    """The draws, with those of independent parts that are about Gaussian brought to about the
+    standard normal. What a dependent part has learnt of them then holds wherever the fit moves them.
     """
+    moved = dict(draws)
+    for name, u in draws.items():
+        if name in independent:
+            moved[name] = _standard(guides[name], independent[name], u)
+    return moved
+
+
+def _standard(guide: Any, q: Any, u: Draw) -> Draw:
+    """L^-1 (u - loc) if q is about Gaussian, as a tree like u; u itself if it is not."""
     affine = adapted(q).affine()
     if affine is None:
         return u
     loc, factor = affine
-    return trees.unravel(guide.latents, factor.solve(trees.ravel(guide.latents, u) - loc))
+    z = factor.solve(trees.ravel(guide.latents, u) - loc)
+    return trees.unravel(guide.latents, z)
 
 
-def _part(guide: Any, params: Any, standard: Callable[..., Any], data: tuple[Any, ...]) -> Any:
-    on = guide.on
-    # What does not depend on the draws is read off the distribution at zero; nothing of it is
+def _dependent(
+    guide: Any, params: Params, standardised: Callable[[Draws], Draws], data: Data
+) -> Dependent:
+    """The part that depends on others, as a function of their draws."""
+
+    def make(draws: Draws) -> Any:
+        return guide.distribution(params, standardised(draws), *data)
+
+    # What does not depend on the draws is read off the distribution at zero. Nothing of it is
     # computed.
-    at_zero = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
-        trees.unconstrained_like(trees.with_rows(dict(on), data)),
-    )
-    q = guide.distribution(params, at_zero, *data)
-    return Dependent(
-        tuple(on),
-        lambda u: guide.distribution(params, standard(u), *data),
-        noise_size(q),
-        is_reparameterised(q),
-    )
+    shapes = trees.unconstrained_like(trees.with_rows(dict(guide.on), data))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    at_zero = guide.distribution(params, zeros, *data)
+    return Dependent(tuple(guide.on), make, noise_size(at_zero), is_reparameterised(at_zero))
 
 
 def product(parts: Any) -> Product:
     """q(u) = prod_i q_i(u_i): a guide for each latent, or subtree of latents.
 
-    `parts` is a tree of guides in the shape of the latents, such as `{"w": full_rank(latents["w"]),
-    "tau": ...}`; a part may be a `conditional` on others, a `delta` (a learnable constant), over
+    `parts` is a tree of guides in the form of the latents, such as `{"w": full_rank(latents["w"]),
+    "tau": ...}`. A part may be a `conditional` on others, a `delta` (a learnable constant), over
     theta, local or discrete. The parameters are a tree of the parts' own. TypeError for what is no
     guide; ValueError if conditional parts form a circle.
     """
     return Product(parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Conditional(Wrapper):
-    """See `conditional`."""
-
-    guide: Any
-    on: dict[str, Any]
-    network: Network | None = None
-
-    def init(self, key: Array, /) -> dict[str, Any]:
-        guide_key, network_key = jax.random.split(key)
-        params, weights = (
-            self.guide.init(guide_key),
-            {} if self.network is None else self.network[0](network_key),
-        )
-        draws = trees.unconstrained_like(self.on)
-        size = jax.eval_shape(self._features, weights, draws).size
-        readout = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape, size), leaf.dtype), params)
-        return {"guide": params, "network": weights, "readout": readout}
-
-    def _features(self, weights: Any, draws: Any) -> Array:
-        context = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(draws)])
-        return context if self.network is None else self.network[1](weights, context)
-
-    def distribution(self, params: Any, draws: Any, /, *data: Any) -> Any:
-        features = self._features(params["network"], draws)
-        shifted = jax.tree.map(
-            lambda leaf, w: leaf + w @ features, params["guide"], params["readout"]
-        )
-        return self.guide.distribution(shifted, *data)
-
-
-def parts_of(name: str, on: Any) -> dict[str, Any]:
-    """The latents of other parts by their path; TypeError unless `on` is a dict of them."""
-    if not isinstance(on, dict):
-        raise TypeError(
-            f'{name}: expected `on` as a dict of latents, such as {{"g": latents["g"]}}; got {on!r}'
-        )
-    return {path: trees.latents_of(latents) for path, latents in on.items()}
-
-
-def conditional(
-    guide: Any, on: dict[str, Any], network: tuple[Init | Any, Callable[..., Array]] | None = None
-) -> Conditional:
-    """q(u | v) for a part of a `product`: every parameter of `guide` is phi + W h(v), v the draws
-    of other parts.
-
-    **Arguments**
-
-    - `guide`: the family, such as `mean_field(latents["z"])`.
-    - `on`: the latents of the parts that it depends on by their path in the product, such as `{"g":
-      latents["g"]}`.
-    - `network`: None for h(v) = v, all leaves as one vector; or `(init, apply)`, with `init(key) ->
-      weights`, or a tree of arrays in its place, and `apply(weights, v) -> h`, a vector of any
-      size, such as `bnn.pure(module)` gives.
-
-    W (`readout`) starts at zero, so that the fit begins at the independent part. A Gaussian part
-    that is linear in the draws of a Gaussian part makes any joint Gaussian (Tan & Nott 2018 build
-    hierarchies so).
-    """
-    return Conditional(
-        guide, parts_of("conditional", on), None if network is None else pair("`network`", network)
-    )

@@ -1,16 +1,26 @@
-"""Where the weights of a guide's network come from: a function of a key, or a tree of arrays, as
-`bnn.pure` gives.
+"""Where the weights of a guide's network come from: a function of a key, or a tree of arrays, such
+as `bnn.pure` gives.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
 
-Init = Callable[..., Any]
-Network = tuple[Init, Callable[..., Array]]
+from minisvi.tools.types import Params
+
+Init = Callable[..., Params]
+
+
+class Network(NamedTuple):
+    """A network as two pure functions: `init(key, ...)` gives weights, and `apply(weights, x)` a
+    vector of features.
+    """
+
+    init: Init
+    apply: Callable[..., Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +31,9 @@ class Initial:
     are built twice around one tree are equal, and share a compilation.
     """
 
-    weights: Any
+    weights: Params
 
-    def __call__(self, *_: Any) -> Any:
+    def __call__(self, *_: Any) -> Params:
         return self.weights
 
     def _key(self) -> tuple[Any, ...]:
@@ -37,27 +47,34 @@ class Initial:
         return hash(self._key())
 
 
-def initialiser(name: str, init: Any) -> Init:
-    """`init` as a function; TypeError unless it is one, or a tree of arrays."""
+def initialiser(name: str, init: Init | Params) -> Init:
+    """`init` itself if it is a function, and a function that returns it if it is a tree of arrays.
+
+    TypeError for anything else.
+    """
     if callable(init):
         return init
     leaves = jax.tree.leaves(init)
-    if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+    if not leaves or not all(_is_array(leaf) for leaf in leaves):
         raise TypeError(
             f"{name}: expected a function that returns weights, or a tree of arrays; got {init!r}"
         )
     return Initial(init)
 
 
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
 def pair(name: str, network: Any) -> Network:
-    """`network` as two functions (init, apply), of which the first may be given as a tree of
-    arrays.
+    """`network` as a `Network`, of a pair (init, apply) whose first may be a tree of arrays.
 
     TypeError for anything else.
     """
-    if not (isinstance(network, tuple | list) and len(network) == 2 and callable(network[1])):
+    is_pair = isinstance(network, tuple | list) and len(network) == 2
+    if not is_pair or not callable(network[1]):
         raise TypeError(
             f"{name}: expected (init, apply), such as `bnn.pure(module)`; got {network!r}"
         )
     init, apply = network
-    return initialiser(f"{name}'s init", init), apply
+    return Network(initialiser(f"{name}'s init", init), apply)

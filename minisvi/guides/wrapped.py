@@ -6,19 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from minisvi.guides.base import Distribution
 from minisvi.tools.record import Record
 from minisvi.tools.types import Draw, Latents
-
-
-def split(noise: Array, num: int) -> Array:
-    """The noise of each of `num` equal parts: so many pieces of the normals, or keys."""
-    if jnp.issubdtype(noise.dtype, jnp.floating):
-        return noise.reshape(num, -1)
-    return jax.random.split(noise, num)
 
 
 class Wrapper(Record):

@@ -1,11 +1,12 @@
-"""T: the closed forms behind the supports, each theta = T(u) with its log-determinant in one stable
-pass.
+"""T: the closed forms behind the supports.
 
-The maps equal NumPyro's `biject_to`, so that both engines optimise the same function; this is also
-why the matrix-valued ones are written here: TFP fills a triangle in another order and takes another
-map to correlations. Every map works on leading axes too.
+Each gives theta = T(u) and its log-determinant in one stable pass. The maps equal NumPyro's
+`biject_to`, so that both engines optimise the same function. This is also why the matrix-valued
+ones are written here: TFP fills a triangle in another order and takes another map to correlations.
+Every map works on leading axes too.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,21 +18,24 @@ from jax.nn import log_sigmoid, softplus
 
 
 class Bijector(Protocol):
-    """T. Distrax's interface, so that its bijectors are supports' bijectors as they stand."""
+    """The map T. This is Distrax's interface, so that its bijectors can be used as they stand."""
 
     def forward_and_log_det(self, u: Array, /) -> tuple[Array, Array]:
-        """theta = T(u), and log|det dT/du|; any shape that sums to the total."""
+        """theta = T(u), and log|det dT/du| in nats, in any shape that sums to the total."""
         ...
 
     def inverse(self, theta: Array, /) -> Array:
-        """u with T(u) = theta; NaN, or a u that T sends elsewhere, if theta lies outside the
-        support.
+        """u with T(u) = theta.
+
+        Outside the support the result is NaN, or a u that T sends elsewhere.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Identity:
+    """theta = u."""
+
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         return u, jnp.zeros((), u.dtype)
 
@@ -46,7 +50,8 @@ class Exp:
     lower: float = 0.0
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
-        return self.lower + jnp.exp(u), u
+        theta = self.lower + jnp.exp(u)
+        return theta, u
 
     def inverse(self, theta: Array) -> Array:
         return jnp.log(theta - self.lower)
@@ -61,9 +66,9 @@ class Sigmoid:
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         width = self.high - self.low
-        return self.low + width * jax.nn.sigmoid(u), jnp.log(width) + log_sigmoid(u) + log_sigmoid(
-            -u
-        )
+        theta = self.low + width * jax.nn.sigmoid(u)
+        log_det = jnp.log(width) + log_sigmoid(u) + log_sigmoid(-u)
+        return theta, log_det
 
     def inverse(self, theta: Array) -> Array:
         return jnp.log(theta - self.low) - jnp.log(self.high - theta)
@@ -71,82 +76,116 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class StickBreaking:
-    """theta_k = z_k prod_{j<k} (1 - z_j), z_k = sigmoid(u_k - log(K - k)), k = 1..K-1 (Stan
-    reference manual, 10.7).
+    """theta_k = z_k prod_{j<k} (1 - z_j), with z_k = sigmoid(u_k - log(K - k)) for k = 1..K-1.
+
+    The last theta_K is what is left of the stick (Stan reference manual, 10.7).
     """
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         x = u - _log_num_left(u)
-        rows = [(0, 0)] * (u.ndim - 1)
         # In logs, so that no stick is rounded to exactly zero or one before the product.
-        log_left = jnp.pad(jnp.cumsum(log_sigmoid(-x), axis=-1), [*rows, (1, 0)])
-        log_theta = log_left + jnp.pad(log_sigmoid(x), [*rows, (0, 1)])
-        return jnp.exp(log_theta), log_theta[..., :-1] + log_sigmoid(-x)
+        log_left = jnp.cumsum(log_sigmoid(-x), axis=-1)  # after each break
+        log_left = _pad_last(log_left, before=1)  # and before it
+        log_z = _pad_last(log_sigmoid(x), after=1)  # z_K = 1
+        log_theta = log_left + log_z
+        theta = jnp.exp(log_theta)
+        return theta, log_theta[..., :-1] + log_sigmoid(-x)
 
     def inverse(self, theta: Array) -> Array:
-        left = jnp.cumsum(theta[..., ::-1], axis=-1)[..., ::-1][..., 1:]
-        return jnp.log(theta[..., :-1]) - jnp.log(left) + _log_num_left(left)
+        from_the_end = jnp.cumsum(theta[..., ::-1], axis=-1)
+        left = from_the_end[..., ::-1][..., 1:]  # what is left after stick k
+        log_odds = jnp.log(theta[..., :-1]) - jnp.log(left)
+        return log_odds + _log_num_left(left)
 
 
 def _log_num_left(u: Array) -> Array:
-    # log(K - k) for k = 1..K-1: centred so that u = 0 is the uniform simplex
-    return jnp.log(jnp.cumsum(jnp.ones_like(u), axis=-1)[..., ::-1])
+    """log(K - k) for k = 1..K-1, by which u = 0 is the uniform simplex."""
+    counts = jnp.cumsum(jnp.ones_like(u), axis=-1)
+    return jnp.log(counts[..., ::-1])
+
+
+def _pad_last(x: Array, before: int = 0, after: int = 0) -> Array:
+    """The array with zeros put in before and after its last axis."""
+    widths = [(0, 0)] * x.ndim
+    widths[-1] = (before, after)
+    return jnp.pad(x, widths)
 
 
 @dataclass(frozen=True)
 class Ordered:
-    """theta_1 = u_1, theta_k = theta_{k-1} + exp(u_k)."""
+    """theta_1 = u_1, and theta_k = theta_{k-1} + exp(u_k)."""
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
-        steps = jnp.concatenate([u[..., :1], jnp.exp(u[..., 1:])], axis=-1)
-        return jnp.cumsum(steps, axis=-1), u[..., 1:]
+        first = u[..., :1]
+        log_gaps = u[..., 1:]
+        steps = jnp.concatenate([first, jnp.exp(log_gaps)], axis=-1)
+        theta = jnp.cumsum(steps, axis=-1)
+        return theta, log_gaps
 
     def inverse(self, theta: Array) -> Array:
-        return jnp.concatenate([theta[..., :1], jnp.log(jnp.diff(theta, axis=-1))], axis=-1)
+        first = theta[..., :1]
+        gaps = jnp.diff(theta, axis=-1)
+        return jnp.concatenate([first, jnp.log(gaps)], axis=-1)
 
 
 @dataclass(frozen=True)
 class LowerCholesky:
-    """Row by row, the entries below the diagonal come first in u, then the logarithms of the
-    diagonal.
+    """theta is lower triangular with a positive diagonal.
+
+    u holds the entries below the diagonal, row by row, and then the logarithms of the diagonal.
     """
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
-        n = round((np.sqrt(1 + 8 * u.shape[-1]) - 1) / 2)
-        below, log_diagonal = u[..., : u.shape[-1] - n], u[..., u.shape[-1] - n :]
-        theta = (
-            jnp.zeros((*u.shape[:-1], n, n), u.dtype).at[..., *np.tril_indices(n, -1)].set(below)
-        )
-        return theta.at[..., *np.diag_indices(n)].set(jnp.exp(log_diagonal)), log_diagonal
+        size = u.shape[-1]
+        n = _order_of_triangle(size)
+        below = u[..., : size - n]
+        log_diagonal = u[..., size - n :]
+        theta = jnp.zeros((*u.shape[:-1], n, n), u.dtype)
+        theta = theta.at[_below_diagonal(n)].set(below)
+        theta = theta.at[..., *np.diag_indices(n)].set(jnp.exp(log_diagonal))
+        return theta, log_diagonal
 
     def inverse(self, theta: Array) -> Array:
         n = theta.shape[-1]
-        log_diagonal = jnp.log(jnp.diagonal(theta, axis1=-2, axis2=-1))
-        return jnp.concatenate([theta[..., *np.tril_indices(n, -1)], log_diagonal], axis=-1)
+        diagonal = jnp.diagonal(theta, axis1=-2, axis2=-1)
+        log_diagonal = jnp.log(diagonal)
+        below = theta[_below_diagonal(n)]
+        return jnp.concatenate([below, log_diagonal], axis=-1)
 
 
 @dataclass(frozen=True)
 class CorrelationCholesky:
-    """theta_ij = r_ij prod_{k<j} sqrt(1 - r_ik^2), r = tanh(u) below the diagonal, 1 on it (Stan,
-    10.12).
+    """theta_ij = r_ij prod_{k<j} sqrt(1 - r_ik^2), r = tanh(u) below the diagonal and 1 on it.
+
+    u holds the entries below the diagonal, row by row (Stan reference manual, 10.12).
     """
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
-        n = round((1 + np.sqrt(1 + 8 * u.shape[-1])) / 2)
-        index = (..., *np.tril_indices(n, -1))
-        log_sech2 = 2 * (
-            jnp.log(2.0) - u - softplus(-2 * u)
-        )  # log(1 - tanh(u)^2), without cancellation
-        r = (
-            jnp.broadcast_to(jnp.eye(n, dtype=u.dtype), (*u.shape[:-1], n, n))
-            .at[index]
-            .set(jnp.tanh(u))
-        )
-        half = jnp.zeros_like(r).at[index].set(log_sech2 / 2)
-        log_rest = jnp.cumsum(half, axis=-1) - half
-        return r * jnp.exp(log_rest), log_sech2 + log_rest[index]
+        n = _order_of_triangle(u.shape[-1]) + 1
+        below = _below_diagonal(n)
+        # log(1 - tanh(u)^2), without cancellation
+        log_sech2 = 2 * (jnp.log(2.0) - u - softplus(-2 * u))
+        identity = jnp.eye(n, dtype=u.dtype)
+        r = jnp.broadcast_to(identity, (*u.shape[:-1], n, n))
+        r = r.at[below].set(jnp.tanh(u))
+        half = jnp.zeros_like(r).at[below].set(log_sech2 / 2)
+        log_rest = jnp.cumsum(half, axis=-1) - half  # of the columns before
+        theta = r * jnp.exp(log_rest)
+        return theta, log_sech2 + log_rest[below]
 
     def inverse(self, theta: Array) -> Array:
         squares = theta * theta
         rest = 1 - (jnp.cumsum(squares, axis=-1) - squares)
-        return jnp.arctanh((theta / jnp.sqrt(rest))[..., *np.tril_indices(theta.shape[-1], -1)])
+        r = theta / jnp.sqrt(rest)
+        n = theta.shape[-1]
+        return jnp.arctanh(r[_below_diagonal(n)])
+
+
+def _order_of_triangle(size: int) -> int:
+    """n of a triangle, its diagonal included, of `size` = n (n + 1) / 2 entries."""
+    return (math.isqrt(1 + 8 * size) - 1) // 2
+
+
+def _below_diagonal(n: int) -> tuple[object, ...]:
+    """An index of the entries below the diagonal of (..., n, n), row by row."""
+    return (..., *np.tril_indices(n, -1))

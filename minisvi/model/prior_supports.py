@@ -1,12 +1,13 @@
 """Whether a prior has mass outside of its latent's support, as far as its library tells.
 
-NumPyro's distributions have a constraint as their `support`, TFP's a bijector onto it, and
+NumPyro's distributions have a constraint as their `support`, TFP's have a bijector onto it, and
 Distrax's are told by their class. Only supports that are intervals, the same for all coordinates,
-are compared; of others nothing is said.
+are compared; nothing is said of others.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,9 +15,19 @@ import numpy as np
 from minisvi.model import bijectors
 from minisvi.model.supports import Support
 
-Bounds = tuple[float | None, float | None]  # None is not known
-_REALS, _POSITIVE, _UNIT = (-math.inf, math.inf), (0.0, math.inf), (0.0, 1.0)
+
+class Interval(NamedTuple):
+    """The numbers from `low` to `high`, where None is a bound that is not known."""
+
+    low: float | None
+    high: float | None
+
+
+_REALS = Interval(-math.inf, math.inf)
+_POSITIVE = Interval(0.0, math.inf)
+_UNIT = Interval(0.0, 1.0)
 _WRAPPERS = {"Independent", "Sample", "ExpandedDistribution", "MaskedDistribution"}
+_POINTS = {"Delta", "Deterministic"}
 _DISTRAX = {
     "Normal": _REALS,
     "Laplace": _REALS,
@@ -26,7 +37,7 @@ _DISTRAX = {
     "Gamma": _POSITIVE,
     "Beta": _UNIT,
 }
-_TFP: dict[str, Bounds] = {
+_TFP = {
     "Identity": _REALS,
     "Exp": _POSITIVE,
     "Softplus": _POSITIVE,
@@ -41,123 +52,146 @@ _NOT_INTERVALS: dict[type, str] = {
 
 
 class PriorSupportWarning(UserWarning):
-    """A prior has mass where its latent cannot be, so that the log evidence is off by a constant or
-    more.
+    """A prior has mass where its latent cannot be.
+
+    The log evidence is then off by a constant or more.
     """
 
 
 def complaint(name: str, support: Support, prior: Any) -> str | None:
-    """What to warn of, in words, if the prior is known to have mass outside of the latent's
-    support.
-    """
+    """A warning in words if the prior is known to have mass outside of the latent's support."""
     if support.num_values is not None or prior is None:
         return None
-    inside, outside = _latent(support), bounds(prior)
-    if inside is None or outside is None or not _beyond(outside, inside[0]):
+    of_prior = bounds(prior)
+    if of_prior is None:
         return None
+    what = _name_of_smaller_set(support)
+    if what is None:
+        of_latent = _interval_of(support)
+        if of_latent is None or not _reaches_beyond(of_prior, of_latent):
+            return None
+        what = _short_words(of_latent)
     remedy = "Use a distribution on the latent's support, such as a half or a truncated one"
     if isinstance(support.bijector, bijectors.Ordered):
         remedy = "For n values with one prior it lacks log n!; all else is right"
+    kind = type(_unwrapped(prior)).__name__
     return (
-        f"`{name}`: the prior {type(_unwrapped(prior)).__name__} has the support of {_words(outside)}, and the latent "
-        f"is {inside[1]}: its density is not normalised there, so the log evidence is off. {remedy}"
+        f"`{name}`: the prior {kind} has the support of {_words(of_prior)}, and the latent is "
+        f"{what}: its density is not normalised there, so the log evidence is off. {remedy}"
     )
 
 
-def bounds(prior: Any) -> Bounds | None:
+def bounds(prior: Any) -> Interval | None:
     """The interval in which all coordinates of a prior are; None if it is not known to be one."""
     prior = _unwrapped(prior)
-    if type(prior).__name__ in ("Delta", "Deterministic"):  # points, which claim all of R
+    kind = type(prior)
+    if kind.__name__ in _POINTS:  # they claim all of R
         return None
     if hasattr(prior, "experimental_default_event_space_bijector"):
         return _of_tfp(prior.experimental_default_event_space_bijector())
-    if type(prior).__module__.startswith("distrax"):
-        return next(
-            (_DISTRAX[kind.__name__] for kind in type(prior).__mro__ if kind.__name__ in _DISTRAX),
-            None,
-        )
+    if kind.__module__.startswith("distrax"):
+        return _of_distrax(kind)
     return _of_constraint(getattr(prior, "support", None))
 
 
 def _unwrapped(prior: Any) -> Any:
+    """The distribution of which this one is a shape, a batch or a mask."""
     while type(prior).__name__ in _WRAPPERS:
         prior = prior.base_dist if hasattr(prior, "base_dist") else prior.distribution
     return prior
 
 
-def _of_tfp(bijector: Any) -> Bounds | None:
-    kind = type(bijector).__name__
-    if kind not in _TFP:
+def _of_tfp(bijector: Any) -> Interval | None:
+    interval = _TFP.get(type(bijector).__name__)
+    if interval is None:
         return None
-    low, high = getattr(bijector, "low", None), getattr(bijector, "high", None)
-    standard = _TFP[kind]
-    return (
-        standard[0] if low is None else _number(low, np.min),
-        standard[1] if high is None else _number(high, np.max),
-    )
+    return _with_bounds(interval, getattr(bijector, "low", None), getattr(bijector, "high", None))
 
 
-def _of_constraint(constraint: Any) -> Bounds | None:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
-    if low is None and high is None:
-        return _REALS if type(constraint).__name__ == "_Real" else None
-    return (
-        -math.inf if low is None else _number(low, np.min),
-        math.inf if high is None else _number(high, np.max),
-    )
-
-
-def _number(value: Any, extreme: Any) -> float | None:
-    """The extreme of a bound's values; None where they are not known yet, as in a trace."""
-    return None if isinstance(value, jax.core.Tracer) else float(extreme(np.asarray(value)))
-
-
-def _latent(support: Support) -> tuple[Bounds | None, str] | None:
-    """The latent's interval, or None where it is a smaller set than that, and what it is in words."""
-    bijector = support.bijector
-    if isinstance(bijector, bijectors.Exp):
-        return (
-            bijector.lower,
-            math.inf,
-        ), "positive" if bijector.lower == 0 else f"above {bijector.lower:g}"
-    if isinstance(bijector, bijectors.Sigmoid):
-        return (bijector.low, bijector.high), f"between {bijector.low:g} and {bijector.high:g}"
-    if type(bijector) in _NOT_INTERVALS and support.shape[-1] > 1:
-        return None, _NOT_INTERVALS[type(bijector)]
+def _of_distrax(kind: type) -> Interval | None:
+    for base in kind.__mro__:
+        if base.__name__ in _DISTRAX:
+            return _DISTRAX[base.__name__]
     return None
 
 
-def _beyond(outside: Bounds, inside: Bounds | None) -> bool:
-    if inside is None:  # no product of intervals is a smaller set than that
-        return True
-    (low, high), (least, most) = outside, inside
-    assert least is not None
-    assert most is not None
-    return (low is not None and low < least - _rounding(least)) or (
-        high is not None and high > most + _rounding(most)
-    )
+def _of_constraint(constraint: Any) -> Interval | None:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    low = getattr(constraint, "lower_bound", None)
+    high = getattr(constraint, "upper_bound", None)
+    if low is None and high is None:
+        return _REALS if type(constraint).__name__ == "_Real" else None
+    return _with_bounds(_REALS, low, high)
+
+
+def _with_bounds(interval: Interval, low: Any, high: Any) -> Interval:
+    """The interval with those bounds, each of which may be an array, or None where it stays."""
+    if low is not None:
+        interval = interval._replace(low=_extreme(np.min, low))
+    if high is not None:
+        interval = interval._replace(high=_extreme(np.max, high))
+    return interval
+
+
+def _extreme(extreme: Callable[[np.ndarray], Any], value: Any) -> float | None:
+    """The least or the largest value of a bound; None where it is not known yet, as in a trace."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    return float(extreme(np.asarray(value)))
+
+
+def _name_of_smaller_set(support: Support) -> str | None:
+    """What a latent is whose support no product of intervals fits into; None for other latents."""
+    if type(support.bijector) in _NOT_INTERVALS and support.shape[-1] > 1:
+        return _NOT_INTERVALS[type(support.bijector)]
+    return None
+
+
+def _interval_of(support: Support) -> Interval | None:
+    """The interval in which a latent is; None if it is in all of R, or not known to be in one."""
+    bijector = support.bijector
+    if isinstance(bijector, bijectors.Exp):
+        return Interval(bijector.lower, math.inf)
+    if isinstance(bijector, bijectors.Sigmoid):
+        return Interval(bijector.low, bijector.high)
+    return None
+
+
+def _reaches_beyond(outer: Interval, inner: Interval) -> bool:
+    """Whether `outer` is known to have numbers that are not in `inner`, up to rounding."""
+    assert inner.low is not None
+    assert inner.high is not None
+    below = outer.low is not None and outer.low < inner.low - _rounding(inner.low)
+    above = outer.high is not None and outer.high > inner.high + _rounding(inner.high)
+    return below or above
 
 
 def _rounding(bound: float) -> float:
     return 1e-5 * abs(bound) if math.isfinite(bound) else 0.0
 
 
-def _words(interval: Bounds) -> str:
-    low, high = interval
+def _short_words(interval: Interval) -> str:
+    """A latent's interval as an adjective."""
+    if interval == _POSITIVE:
+        return "positive"
+    if interval.high == math.inf:
+        return f"above {interval.low:g}"
+    return f"between {interval.low:g} and {interval.high:g}"
+
+
+def _words(interval: Interval) -> str:
+    """A prior's interval as a noun."""
     if interval == _REALS:
         return "all real numbers"
     if interval == _POSITIVE:
         return "all positive numbers"
-    if low is None or low == -math.inf:
-        return (
-            f"the numbers below {high:g}"
-            if high is not None and high < math.inf
-            else "numbers without a bound"
-        )
-    return (
-        f"the numbers above {low:g}"
-        if high is None or high == math.inf
-        else f"the numbers from {low:g} to {high:g}"
-    )
+    is_bounded_below = interval.low is not None and interval.low > -math.inf
+    is_bounded_above = interval.high is not None and interval.high < math.inf
+    if is_bounded_below and is_bounded_above:
+        return f"the numbers from {interval.low:g} to {interval.high:g}"
+    if is_bounded_below:
+        return f"the numbers above {interval.low:g}"
+    if is_bounded_above:
+        return f"the numbers below {interval.high:g}"
+    return "numbers without a bound"

@@ -13,21 +13,24 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.model import bijectors
+from minisvi.model.bijectors import Bijector
 from minisvi.tools import checks
 from minisvi.tools.record import Record
+from minisvi.tools.types import Latents
 
 Shape = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Support(Record):
-    """A latent's shape, bijector and dtype (None: JAX's default float). `num_values` is set for a
-    discrete latent; `local` says that there is one such latent for each row of the data, along a
-    leading axis (see `local`).
+    """A latent's shape, its bijector and its dtype, where None is JAX's default float.
+
+    `num_values` is set for a discrete latent. `local` says that there is one such latent for each
+    row of the data, along a leading axis (see `local`).
     """
 
     shape: tuple[int, ...]
-    bijector: Any
+    bijector: Bijector
     dtype: Any = None
     num_values: int | None = None
     local: bool = False
@@ -42,12 +45,21 @@ class Support(Record):
         return jnp.result_type(float) if self.dtype is None else jnp.dtype(self.dtype)
 
     @property
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of theta (of one row)."""
+        return jax.ShapeDtypeStruct(self.shape, self.value_dtype)
+
+    @property
     def unconstrained(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of u (of one row), which is smaller than theta for a simplex or a
-        triangular matrix.
+        """Shape and dtype of u (of one row).
+
+        It is smaller than theta for a simplex or a triangular matrix.
         """
-        theta = jax.ShapeDtypeStruct(self.shape, self.value_dtype)
-        return jax.eval_shape(lambda x: self.bijector.inverse(x).astype(self.value_dtype), theta)
+
+        def inverse(theta: Array) -> Array:
+            return self.bijector.inverse(theta).astype(self.value_dtype)
+
+        return jax.eval_shape(inverse, self.spec)
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         """T(u) and the scalar log|det J_T(u)|, in nats."""
@@ -59,17 +71,19 @@ class Support(Record):
         return self.bijector.inverse(theta)
 
 
-def _support(name: str, shape: Shape, bijector: Any, dtype: Any, *before: Any) -> Support:
-    """A support of this name, which was called with `before`, the shape and the dtype.
+def _support(name: str, shape: Shape, bijector: Bijector, dtype: Any, *before: Any) -> Support:
+    """A support made by the function `name`, called with `before`, the shape and the dtype.
 
     TypeError or ValueError unless the shape is one, or if its second size was given where the dtype
     belongs.
     """
     sizes = checks.shape(name, shape)
     if isinstance(dtype, int):
-        call = ", ".join([*map(repr, before), repr((*sizes, dtype))])
+        meant = [*before, (*sizes, dtype)]
+        arguments = ", ".join(repr(argument) for argument in meant)
         raise TypeError(
-            f"{name}: expected a floating dtype; got {dtype}: for a shape of more axes write {name}({call})"
+            f"{name}: expected a floating dtype; got {dtype}: for a shape of more axes write "
+            f"{name}({arguments})"
         )
     return Support(sizes, bijector, dtype)
 
@@ -96,8 +110,9 @@ def unit_interval(shape: Shape = (), dtype: Any = None) -> Support:
 
 
 def interval(low: float, high: float, shape: Shape = (), dtype: Any = None) -> Support:
-    """low < theta < high, by the logistic function; ValueError unless low < high, and both are
-    finite.
+    """low < theta < high, by the logistic function.
+
+    ValueError unless low < high, and both are finite.
     """
     lower = checks.finite_number("interval: `low`", low)
     upper = checks.finite_number("interval: `high`", high)
@@ -107,17 +122,21 @@ def interval(low: float, high: float, shape: Shape = (), dtype: Any = None) -> S
 
 
 def finite(num_values: int, shape: Shape = ()) -> Support:
-    """theta in {0, ..., num_values - 1}, int32: a discrete latent, for guides such as
-    `categorical`, or to be summed out of the model by `sum_out`. ValueError unless num_values >= 1.
+    """theta in {0, ..., num_values - 1}, int32: a discrete latent.
+
+    It is for guides such as `categorical`, or to be summed out of the model by `sum_out`.
+    ValueError unless num_values >= 1.
     """
     n = checks.positive_integer("num_values", num_values)
-    return Support(checks.shape("finite", shape), bijectors.Identity(), jnp.int32, num_values=n)
+    sizes = checks.shape("finite", shape)
+    return Support(sizes, bijectors.Identity(), jnp.int32, num_values=n)
 
 
-def local(support: Any) -> Any:
-    """The same support, or tree of supports, once for each row of the data: theta has a leading
-    axis of B rows, the batch at hand. In a minibatch its prior, log-determinant and log q count N/B
-    times, as the rows' likelihood does.
+def local(support: Latents) -> Latents:
+    """The same support, or tree of supports, once for each row of the data.
+
+    theta has a leading axis of B rows, those of the batch at hand. In a minibatch its prior,
+    log-determinant and log q count N/B times, as the rows' likelihood does.
     """
     return jax.tree.map(lambda s: replace(s, local=True), support)
 
@@ -125,14 +144,14 @@ def local(support: Any) -> Any:
 def simplex(shape: Shape, dtype: Any = None) -> Support:
     """theta >= 0 that sum to one along the last axis, by stick-breaking."""
     support = _support("simplex", shape, bijectors.StickBreaking(), dtype)
-    checks.shape_ends_in_size(1, "simplex", support.shape)
+    checks.shape_ends_in_size("simplex", support.shape)
     return support
 
 
 def ordered(shape: Shape, dtype: Any = None) -> Support:
     """theta increasing along the last axis."""
     support = _support("ordered", shape, bijectors.Ordered(), dtype)
-    checks.shape_ends_in_size(1, "ordered", support.shape)
+    checks.shape_ends_in_size("ordered", support.shape)
     return support
 
 
@@ -151,7 +170,7 @@ def corr_cholesky(shape: tuple[int, ...], dtype: Any = None) -> Support:
 
 
 def transformed(bijector: Any, shape: Shape = (), dtype: Any = None) -> Support:
-    """The image of any Distrax or TFP bijector; `shape` is that of theta."""
+    """The image of any Distrax or TFP bijector; `shape` is the shape of theta."""
     if not hasattr(bijector, "forward_and_log_det"):
         import distrax  # heavy (it brings TFP), so only when such a bijector is given
 

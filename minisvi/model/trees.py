@@ -1,7 +1,7 @@
 """A tree of latents: T leaf by leaf, and one flat vector for all of them.
 
-The vector is what the built-in guides work on: one random call, one small optimiser state and few
-kernels, whatever the tree.
+The vector is what the built-in guides work on. It takes one random call, one small optimiser state
+and few kernels, whatever the tree.
 """
 
 import math
@@ -10,19 +10,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from minisvi.model.supports import Support
 from minisvi.tools import checks
+from minisvi.tools.names import named_leaves
+from minisvi.tools.types import Data, Draw, Latents, Weight
 
 
-def latents_of(model: Any) -> Any:
+def latents_of(model: Any) -> Latents:
     """The latents of a model, or `model` itself where it is a tree of latents already.
 
     TypeError names a leaf that is no support, and ValueError two of one dotted path.
     """
     latents = model.latents if hasattr(model, "log_density") else model
-    for name, support in checks.named_leaves(latents, what="latents").items():
+    for name, support in named_leaves(latents, what="latents").items():
         if not isinstance(support, Support):
             raise TypeError(
                 f"latent `{name}`: expected a support, such as minisvi.real(); got {support!r}"
@@ -30,139 +33,172 @@ def latents_of(model: Any) -> Any:
     return latents
 
 
-def shapes_of(latents: Any) -> Any:
-    """Tree of shapes and dtypes of theta."""
-    return jax.tree.map(
-        lambda support: jax.ShapeDtypeStruct(support.shape, support.value_dtype), latents
-    )
+def local_names(latents: Latents) -> list[str]:
+    """The dotted paths of the local latents."""
+    return [name for name, support in named_leaves(latents).items() if support.local]
 
 
-def unconstrained_like(latents: Any) -> Any:
-    """Tree of shapes and dtypes of u."""
+def shapes_of(latents: Latents) -> Any:
+    """The tree of shapes and dtypes of theta."""
+    return jax.tree.map(lambda support: support.spec, latents)
+
+
+def unconstrained_like(latents: Latents) -> Any:
+    """The tree of shapes and dtypes of u."""
     return jax.tree.map(lambda support: support.unconstrained, latents)
 
 
-def constrain(latents: Any, u: Any, weight: Any = None) -> tuple[Any, Array]:
-    """theta = T(u) for a tree of supports, and the sum of log|det J_T(u)|; local ones count as
-    `weight` says.
+def constrain(latents: Latents, u: Draw, weight: Weight = None) -> tuple[Draw, Array]:
+    """theta = T(u), and the sum of log|det J_T(u)| over the latents, a scalar in nats.
+
+    The rows of local latents count as `weight` says (see `weigh`).
     """
-
-    def one(support: Support, leaf: Array) -> tuple[Array, Array]:
-        forward = (
-            jax.vmap(support.forward_and_log_det) if support.local else support.forward_and_log_det
-        )
-        value, log_det = forward(leaf)
-        return value, weigh(support, log_det, weight)
-
-    pairs = jax.tree.map(one, latents, u)
-    theta = jax.tree.map(lambda _, pair: pair[0], latents, pairs)
-    log_dets = jax.tree.map(lambda _, pair: pair[1], latents, pairs)
-    return theta, jnp.asarray(sum(jax.tree.leaves(log_dets), 0.0))
+    treedef: Any = jax.tree.structure(latents)
+    theta = []
+    log_dets = []
+    for support, leaf in zip(jax.tree.leaves(latents), treedef.flatten_up_to(u)):
+        value, log_det = _forward(support, leaf)
+        theta.append(value)
+        log_dets.append(weigh(support, log_det, weight))
+    return jax.tree.unflatten(treedef, theta), jnp.asarray(sum(log_dets, 0.0))
 
 
-def at_zero(latents: Any) -> Any:
+def _forward(support: Support, u: Array) -> tuple[Array, Array]:
+    """T(u) and log|det J_T(u)|, a scalar, or one for each row of a local latent."""
+    if support.local:
+        return jax.vmap(support.forward_and_log_det)(u)
+    return support.forward_and_log_det(u)
+
+
+def at_zero(latents: Latents) -> Draw:
     """T(0): a theta inside the supports."""
-    zeros = jax.tree.map(
-        lambda spec: jnp.zeros(spec.shape, spec.dtype), unconstrained_like(latents)
-    )
-    return constrain(latents, zeros)[0]
+    like = unconstrained_like(latents)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    theta, _ = constrain(latents, zeros)
+    return theta
 
 
-def weigh(support: Support, terms: Array, weight: Any) -> Array:
-    """The sum of a latent's terms. Those of a local one, whose leading axis is the rows, count as
-    the rows do: the rows that are not in the batch have one too.
+def weigh(support: Support, terms: Array, weight: Weight) -> Array:
+    """The sum of a latent's terms, such as its log prior's.
+
+    A local latent has terms for each row, along the leading axis. They count `weight` = N/B times,
+    because the rows that are not in the batch have such terms too.
     """
-    return (
-        weighted_sum(terms.reshape(len(terms), -1).sum(-1), weight)
-        if support.local
-        else jnp.sum(terms)
-    )
+    if not support.local:
+        return jnp.sum(terms)
+    rows = terms.reshape(len(terms), -1).sum(-1)
+    return weighted_sum(rows, weight)
 
 
-def weighted_sum(rows: Array, weight: Any) -> Array:
-    """sum_i weight_i row_i of rows (B,): `weight` is (B,), one number for all rows, or None for one."""
+def weighted_sum(rows: Array, weight: Weight) -> Array:
+    """sum_i weight_i row_i of rows (B,).
+
+    `weight` is (B,), or one number for all rows, or None, which stands for one.
+    """
     if weight is None:
         return jnp.sum(rows)
-    return jnp.sum(weight * rows) if jnp.ndim(weight) else weight * jnp.sum(rows)
+    if jnp.ndim(weight) == 0:
+        return weight * jnp.sum(rows)
+    return jnp.sum(weight * rows)
 
 
-def with_rows(latents: Any, data: Any) -> Any:
+def with_rows(latents: Latents, data: Data) -> Latents:
     """The latents of a batch: local ones get the leading axis of the data's first array."""
+    rows = row_shape(data) or ()
+
+    def of_batch(support: Support) -> Support:
+        if not support.local:
+            return support
+        return replace(support, shape=(*rows, *support.shape), local=False)
+
+    return jax.tree.map(of_batch, latents)
+
+
+def row_shape(data: Data) -> tuple[int, ...] | None:
+    """(B,), the leading axis of the data's first array; None without data."""
     leaves = jax.tree.leaves(data)
-    rows = jnp.shape(leaves[0])[:1] if leaves else ()
-    return jax.tree.map(
-        lambda s: replace(s, shape=(*rows, *s.shape), local=False) if s.local else s, latents
-    )
+    return jnp.shape(leaves[0])[:1] if leaves else None
 
 
-def unconstrain(latents: Any, theta: Any) -> Any:
-    """u = T^-1(theta) for a tree of supports; ValueError names a leaf of the wrong shape or outside
-    its support.
-    """
+def unconstrain(latents: Latents, theta: Draw) -> Draw:
+    """u = T^-1(theta); ValueError names a leaf of the wrong shape or outside its support."""
     theta = jax.tree.map(jnp.asarray, theta)
     checks.same_tree("latent", shapes_of(latents), theta)
-    u = jax.tree.map(
-        lambda support, leaf: support.inverse(leaf.astype(support.value_dtype)), latents, theta
-    )
-    for name, support, leaf, start in zip(
-        checks.named_leaves(latents),
-        jax.tree.leaves(latents),
-        jax.tree.leaves(theta),
-        jax.tree.leaves(u),
-    ):
-        if not isinstance(start, jax.core.Tracer):  # a traced value is not known yet
-            _check_inside(name, support, leaf, start)
+    u = jax.tree.map(_inverse, latents, theta)
+    leaves = zip(named_leaves(latents).items(), jax.tree.leaves(theta), jax.tree.leaves(u))
+    for (name, support), theta_leaf, u_leaf in leaves:
+        if not isinstance(u_leaf, jax.core.Tracer):  # a traced value is not known yet
+            _check_inside(name, support, theta_leaf, u_leaf)
     return u
+
+
+def _inverse(support: Support, theta: Array) -> Array:
+    return support.inverse(theta.astype(support.value_dtype))
 
 
 def _check_inside(name: str, support: Support, theta: Array, u: Array) -> None:
     tolerance = jnp.finfo(support.value_dtype).eps ** 0.5
     again, _ = support.forward_and_log_det(u)
-    if not (
-        jnp.all(jnp.isfinite(u)) and jnp.allclose(again, theta, rtol=tolerance, atol=tolerance)
-    ):
+    is_finite = jnp.all(jnp.isfinite(u))
+    if not (is_finite and jnp.allclose(again, theta, rtol=tolerance, atol=tolerance)):
         kind = type(support.bijector).__name__.lstrip("_")
         raise ValueError(
             f"latent `{name}`: expected a value inside the support ({kind}); got {theta}"
         )
 
 
-def spec(latents: Any) -> jax.ShapeDtypeStruct:
-    """Shape (D,) and dtype of the vector of all unconstrained latents."""
-    for name, support in checks.named_leaves(latents).items():
-        if support.local or support.num_values is not None:
-            kind, remedy = (
-                ("local", "`per_row` or `amortised`, around one over a row's support, for it")
-                if support.local
-                else ("discrete", "`categorical` for it, or a model without it, by `sum_out`")
-            )
-            raise ValueError(f"latent `{name}` is {kind}: expected a guide such as {remedy}")
+def spec(latents: Latents) -> jax.ShapeDtypeStruct:
+    """Shape (D,) and dtype of the vector of all unconstrained latents.
+
+    ValueError for latents that have no place in it, which are the local and the discrete ones.
+    """
+    for name, support in named_leaves(latents).items():
+        _check_has_a_place(name, support)
     leaves = jax.tree.leaves(unconstrained_like(latents))
+    size = sum(leaf.size for leaf in leaves)
     dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)
-    return jax.ShapeDtypeStruct((sum(math.prod(leaf.shape) for leaf in leaves),), dtype)
+    return jax.ShapeDtypeStruct((size,), dtype)
 
 
-def ravel(latents: Any, u: Any) -> Array:
+def _check_has_a_place(name: str, support: Support) -> None:
+    if support.local:
+        raise ValueError(
+            f"latent `{name}` is local: expected a guide such as `per_row` or `amortised`, "
+            "around one over a row's support, for it"
+        )
+    if support.num_values is not None:
+        raise ValueError(
+            f"latent `{name}` is discrete: expected a guide such as `categorical` for it, or a "
+            "model without it, by `sum_out`"
+        )
+
+
+def ravel(latents: Latents, u: Draw) -> Array:
     """The tree u as a vector, shape (D,)."""
-    flat = spec(latents)
-    parts = [jnp.ravel(leaf).astype(flat.dtype) for leaf in jax.tree.leaves(u)]
-    return jnp.concatenate(parts) if parts else jnp.zeros(flat.shape, flat.dtype)
+    vector = spec(latents)
+    parts = [jnp.ravel(leaf).astype(vector.dtype) for leaf in jax.tree.leaves(u)]
+    if not parts:
+        return jnp.zeros(vector.shape, vector.dtype)
+    return jnp.concatenate(parts)
 
 
-def unravel(latents: Any, vector: Any) -> Any:
+def unravel(latents: Latents, vector: Array | np.ndarray) -> Draw:
     """The inverse of `ravel`."""
     leaves, treedef = jax.tree.flatten(unconstrained_like(latents))
-    parts, start = [], 0
+    parts = []
+    start = 0
     for leaf in leaves:
         end = start + math.prod(leaf.shape)
-        parts.append(vector[start:end].reshape(leaf.shape).astype(leaf.dtype))
+        part = vector[start:end].reshape(leaf.shape)
+        parts.append(part.astype(leaf.dtype))
         start = end
     return jax.tree.unflatten(treedef, parts)
 
 
-def start(latents: Any, key: Array, loc: Any = None) -> Array:
-    """Initial location, shape (D,): the tree `loc`, or uniform(-2, 2). ValueError names a leaf of
-    another shape.
+def start(latents: Latents, key: Array, loc: Draw = None) -> Array:
+    """An initial location, shape (D,): the tree `loc`, or a draw of uniform(-2, 2).
+
+    ValueError names a leaf of `loc` that has another shape.
     """
     vector = spec(latents)
     if loc is None:
@@ -172,25 +208,34 @@ def start(latents: Any, key: Array, loc: Any = None) -> Array:
 
 
 def covariance(cov: Any, loc: Array) -> Array:
-    """`cov` in the dtype of the location (D,); ValueError unless it is (D, D), or variances (D,)."""
-    cov, size = jnp.asarray(cov, loc.dtype), loc.size
+    """`cov` in the dtype of the location (D,).
+
+    ValueError unless it is a matrix (D, D), or variances (D,).
+    """
+    cov = jnp.asarray(cov, loc.dtype)
+    size = loc.size
     if cov.shape not in ((size,), (size, size)):
         raise ValueError(f"`cov`: expected shape {(size, size)} or {(size,)}; got {cov.shape}")
     return cov
 
 
 def strongly_typed(tree: Any) -> Any:
-    """Leaves as arrays of their own dtype: a weakly typed one, made from a Python float, would turn
-    strong in the first step and compile again.
+    """The tree with leaves that are arrays of a dtype of their own.
+
+    A weakly typed leaf, made from a Python float, would turn strong in the first step, which would
+    compile again.
     """
-    return jax.tree.map(
-        lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree
-    )
+
+    def typed(leaf: Any) -> Array:
+        return jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
+
+    return jax.tree.map(typed, tree)
 
 
 def all_finite(tree: Any) -> Array:
-    return jnp.all(
-        jnp.stack(
-            [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]
-        )
-    )
+    """Whether every number of the tree is finite, a scalar bool."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.array(True)
+    each = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+    return jnp.all(jnp.stack(each))

@@ -15,6 +15,7 @@ from minisvi.guides.foreign import member
 from minisvi.model.model import Model
 from minisvi.objectives.tempered import TemperedModel, tempered
 from minisvi.tools import checks, noise
+from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Data, Draw, Params
 
 Schedule = Callable[[Any], Any]
@@ -157,7 +158,7 @@ def check_reparameterised(problem: Problem) -> None:
     """ValueError unless a gradient passes through the draws."""
     if problem.q.reparameterised:
         return
-    latents = checks.named_leaves(problem.model.latents)
+    latents = named_leaves(problem.model.latents)
     discrete = [name for name, support in latents.items() if support.num_values is not None]
     what = f"latents {discrete} are discrete" if discrete else "a part of the guide says so"
     raise ValueError(

@@ -1,9 +1,8 @@
-"""Is it true? Figures of a fit from arrays: importance weights, restarts and iterates. Arrays in,
-arrays out.
+"""Is it true? Figures of a fit: of its importance weights, its restarts and its iterates.
 
-`log_w` (S,) are log p - log q at S independent draws of any q, in nats; `log_weights` (S,) are
-normalised ones, such as `psis(log_w).log_weights`. All functions are pure, and may be jitted and
-vmapped.
+All functions take arrays and return arrays. They are pure, and may be jitted and vmapped. `log_w`
+(S,) are log p - log q at S independent draws of any q, in nats; `log_weights` (S,) are normalised
+ones, such as `psis(log_w).log_weights`.
 """
 
 import math
@@ -13,10 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+_LEAST_TAIL = 5  # weights; a shape cannot be fitted to fewer
+
 
 class PSIS(NamedTuple):
-    """Normalised smoothed log weights (S,), k-hat, and the log mean of the smoothed weights: the
-    log evidence, nats.
+    """What Pareto smoothing makes of S weights.
+
+    `log_weights` (S,) are smoothed and normalised; `khat` is the shape of their tail;
+    `log_evidence` is the log mean of the smoothed weights, in nats.
     """
 
     log_weights: Array
@@ -29,132 +32,173 @@ def psis(log_w: Array) -> PSIS:
     1).
 
     The T = floor(3 sqrt(S)) largest weights (floor(S/5) for S <= 225) are replaced by the expected
-    order statistics of the generalised Pareto distribution fitted to them, none above the largest;
-    k-hat is its shape: weights have about 1/k finite moments. It is -inf where the tail is
-    constant, as for q = p. A weight of -inf is zero, which a draw outside the support has, and
-    stays so. k-hat is +inf where no tail can be seen: of fewer than 25 draws, or T + 1 positive
-    weights; and where a weight is +inf or NaN, which is taken as zero, for what is left of the
-    rest.
+    order statistics of the generalised Pareto distribution that is fitted to them. None comes to
+    exceed the largest weight. k-hat is the shape of that distribution: the weights have about 1/k
+    finite moments. It is -inf where the tail is constant, as it is for q = p.
 
-    An expectation has weights of its own: psis(log_w + log f) is for E[f], where f = p(y_new |
-    theta) say, and its log evidence less that of log_w is log E[f].
+    A weight of -inf is zero, as that of a draw outside the support is, and stays zero. A weight of
+    +inf or NaN is taken as zero too, and k-hat is then +inf. k-hat is also +inf where no tail can
+    be seen, which is so with fewer than 25 draws and with fewer than T + 1 positive weights.
+
+    An expectation E[f] has weights of its own: psis(log_w + log f), where f = p(y_new | theta),
+    say. The log evidence of these less that of log_w is log E[f].
     """
     size = log_w.shape[-1]
     broken = jnp.isnan(log_w) | (log_w == jnp.inf)
-    x = jnp.where(broken, -jnp.inf, log_w)
-    top = jnp.max(x)
-    nothing = ~jnp.isfinite(top)
-    x = jnp.where(nothing, 0.0, x - jnp.where(nothing, 0.0, top))
-    x, khat = _smooth_tail(x) if tail_size(size) >= 5 else (x, jnp.array(jnp.inf, x.dtype))
-    total = jax.nn.logsumexp(x)
-    khat = jnp.where(jnp.any(broken) | nothing | jnp.isnan(khat), jnp.inf, khat)
-    return PSIS(x - total, khat, jnp.where(nothing, -jnp.inf, total + top - math.log(size)))
+    usable = jnp.where(broken, -jnp.inf, log_w)
+    largest = jnp.max(usable)
+    all_zero = ~jnp.isfinite(largest)
+    # Weights that are all zero are taken as equal ones.
+    origin = jnp.where(all_zero, 0.0, largest)
+    relative = jnp.where(all_zero, 0.0, usable - origin)
+    if tail_size(size) >= _LEAST_TAIL:
+        smoothed, khat = _smooth_tail(relative)
+    else:
+        smoothed = relative
+        khat = jnp.array(jnp.inf, relative.dtype)
+    total = jax.nn.logsumexp(smoothed)
+    unknown = jnp.any(broken) | all_zero | jnp.isnan(khat)
+    khat = jnp.where(unknown, jnp.inf, khat)
+    log_mean = total + largest - math.log(size)
+    log_evidence = jnp.where(all_zero, -jnp.inf, log_mean)
+    return PSIS(smoothed - total, khat, log_evidence)
 
 
-def _smooth_tail(x: Array) -> tuple[Array, Array]:
-    """Log weights (S,), of which the largest is zero, with their tail replaced; and k-hat."""
-    num = tail_size(x.size)
-    order = jnp.argsort(x)
-    rows, cutoff = order[x.size - num :], jnp.exp(x[order[x.size - num - 1]])
-    tail = jnp.exp(x[rows])
-    constant = tail[-1] - tail[0] <= 4 * jnp.finfo(x.dtype).eps
-    # Rounded weights tie with the cutoff, in float32 at the exact posterior most of them. An
-    # exceedance of zero has the log of a heavy tail: half of the smallest one stands for it.
-    above = tail - cutoff
-    above = jnp.maximum(above, 0.5 * jnp.min(jnp.where(above > 0, above, jnp.inf)))
-    khat, sigma = pareto_fit(jnp.where(constant, jnp.linspace(0.5, 1.0, num, dtype=x.dtype), above))
+def _smooth_tail(log_w: Array) -> tuple[Array, Array]:
+    """The log weights (S,), the largest of which is zero, with their tail replaced; and k-hat."""
+    num = tail_size(log_w.size)
+    order = jnp.argsort(log_w)
+    first = log_w.size - num
+    rows = order[first:]
+    cutoff = jnp.exp(log_w[order[first - 1]])
+    raw = log_w[rows]
+    tail = jnp.exp(raw)
+    constant = tail[-1] - tail[0] <= 4 * jnp.finfo(log_w.dtype).eps
+    # The fit needs some spread; what it says of a tail that has none is not used.
+    stand_in = jnp.linspace(0.5, 1.0, num, dtype=log_w.dtype)
+    exceedances = jnp.where(constant, stand_in, _positive_exceedances(tail, cutoff))
+    khat, sigma = pareto_fit(exceedances)
     p = (jnp.arange(num) + 0.5) / num
-    smoothed = jnp.minimum(jnp.log(cutoff + pareto_quantile(p, khat, sigma)), 0.0)
-    keep = constant | ~jnp.isfinite(smoothed) | (x[rows] == -jnp.inf)
-    khat = jnp.where(constant, -jnp.inf, jnp.where(cutoff == 0, jnp.inf, khat))
-    return x.at[rows].set(jnp.where(keep, x[rows], smoothed)), khat
+    expected = cutoff + pareto_quantile(p, khat, sigma)
+    smoothed = jnp.minimum(jnp.log(expected), 0.0)
+    keep = constant | ~jnp.isfinite(smoothed) | (raw == -jnp.inf)
+    khat = jnp.where(cutoff == 0, jnp.inf, khat)
+    khat = jnp.where(constant, -jnp.inf, khat)
+    return log_w.at[rows].set(jnp.where(keep, raw, smoothed)), khat
+
+
+def _positive_exceedances(tail: Array, cutoff: Array) -> Array:
+    """By how much the weights of the tail exceed the cutoff; half of the least where they do not.
+
+    Rounded weights tie with the cutoff, in float32 at the exact posterior most of them do. The log
+    of an exceedance of zero would look like that of a heavy tail.
+    """
+    above = tail - cutoff
+    least = jnp.min(jnp.where(above > 0, above, jnp.inf))
+    return jnp.maximum(above, 0.5 * least)
 
 
 def khat_threshold(num_samples: int) -> float:
-    """Above it a weighted mean of S draws converges too slowly: min(1 - 1/log10 S, 0.7) (the same,
-    eq. 13).
+    """The k-hat above which a weighted mean of S draws converges too slowly to be of use:
+    min(1 - 1/log10 S, 0.7) (Vehtari et al. 2024, eq. 13).
     """
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
 def pareto_fit(exceedances: Array) -> tuple[Array, Array]:
-    """Shape k and scale of the generalised Pareto distribution, from its exceedances (T,),
-    ascending.
+    """Shape k and scale sigma of the generalised Pareto distribution, fitted to exceedances (T,) in
+    ascending order.
 
-    The empirical Bayes estimate of Zhang & Stephens (2009), shrunk to 1/2 by a prior of ten draws.
-    NumPy arrays are computed with on the host.
+    This is the empirical Bayes estimate of Zhang & Stephens (2009), with k shrunk to 1/2 by a prior
+    that counts as ten draws. NumPy arrays are computed with on the host.
     """
-    xp, size = exceedances.__array_namespace__(), exceedances.size
-    # A tie with the threshold, or a zero weight in the tail, leaves a zero here; the grid divides
-    # by it.
-    x = xp.maximum(exceedances, exceedances[-1] * xp.finfo(exceedances.dtype).eps)
+    xp = exceedances.__array_namespace__()
+    size = exceedances.size
+    eps = xp.finfo(exceedances.dtype).eps
+    # A tie with the cutoff, or a zero weight in the tail, leaves a zero here; the grid divides by
+    # it.
+    x = xp.maximum(exceedances, exceedances[-1] * eps)
     num = 30 + math.isqrt(size)
     grid = 1 - xp.sqrt(num / (xp.arange(1, num + 1) - 0.5))
-    b = grid / (3 * x[int(size / 4 + 0.5) - 1]) + 1 / x[-1]
-    # One may be zero, the exponential distribution, where k is too and -b / k is 1 / mean: a small
-    # one has that ratio.
-    b = xp.where(b == 0, xp.finfo(x.dtype).eps / x[-1], b)
-    k = xp.mean(xp.log1p(-b[:, None] * x[None, :]), axis=1)
+    quartile = x[int(size / 4 + 0.5) - 1]
+    b = grid / (3 * quartile) + 1 / x[-1]
+    # A point of the grid may be zero, which is the exponential distribution: k is zero too and
+    # -b / k is 1 / mean. A small b has that ratio.
+    b = xp.where(b == 0, eps / x[-1], b)
+    # At a given b the likeliest k is this mean, and the likeliest scale is -k / b.
+    logs = xp.log1p(-b[:, None] * x[None, :])
+    k = xp.mean(logs, axis=1)
     log_posterior = size * (xp.log(-b / k) - k - 1)
     posterior = xp.exp(log_posterior - xp.max(log_posterior))
     mean_b = xp.sum(b * posterior) / xp.sum(posterior)
     k = xp.mean(xp.log1p(-mean_b * x))
-    return (size * k + 5) / (size + 10), -k / mean_b
+    shrunk = (size * k + 5) / (size + 10)
+    return shrunk, -k / mean_b
 
 
 def pareto_quantile(p: Array, k: Array, sigma: Array) -> Array:
     """The generalised Pareto quantile sigma ((1 - p)^-k - 1) / k, and its limit at k = 0."""
     exponential = -jnp.log1p(-p)
     safe = jnp.where(k == 0, 1.0, k)
-    return sigma * jnp.where(k == 0, exponential, jnp.expm1(safe * exponential) / safe)
+    general = jnp.expm1(safe * exponential) / safe
+    return sigma * jnp.where(k == 0, exponential, general)
 
 
 def tail_size(size: int) -> int:
-    """How many of S weights are the tail that `psis` smooths."""
+    """The number of the S weights that are the tail, which `psis` smooths."""
     return math.floor(3 * math.sqrt(size)) if size > 225 else size // 5
 
 
 def importance_ess(log_weights: Array) -> Array:
-    """1 / sum_i w_i^2, in 1..S: how many independent draws of p the weighted ones are worth (Kong
-    1992).
+    """The effective sample size 1 / sum_i w_i^2, in 1..S: the number of independent draws of p that
+    the weighted ones are worth (Kong 1992).
     """
     return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
 
 
 def elbo(log_w: Array, where: Array | None = None) -> tuple[Array, Array]:
-    """The ELBO, mean log w, and its standard error, in nats; of the draws `where`, (S,), is true."""
+    """The ELBO, which is the mean of log w, and its standard error, in nats.
+
+    With `where` (S,) only the draws count for which it is true.
+    """
     num = log_w.size if where is None else jnp.sum(where)
-    return jnp.mean(log_w, where=where), jnp.std(log_w, ddof=1, where=where) / num**0.5
+    sd = jnp.std(log_w, ddof=1, where=where)
+    return jnp.mean(log_w, where=where), sd / num**0.5
 
 
 def log_evidence(log_w: Array) -> tuple[Array, Array]:
-    """log mean w, which is log p(D) if log p is normalised, and its standard error by the delta
-    method, in nats.
+    """The log of the mean of w, which is log p(D) if log p is normalised, and its standard error by
+    the delta method, in nats.
 
-    It is low in the mean; the standard error is itself to be trusted only where k-hat is below 1/2.
+    The estimate is too low on average. Its standard error may be trusted only where k-hat is below
+    1/2.
     """
     size = log_w.size
     total = jax.nn.logsumexp(log_w)
     relative = jnp.exp(log_w - total + math.log(size))
-    return total - math.log(size), jnp.std(relative, ddof=1) / size**0.5
+    error = jnp.std(relative, ddof=1) / size**0.5
+    return total - math.log(size), error
 
 
 def per_draw(values: Array, x: Array) -> Array:
-    """`values` (S,) with as many axes as the draws x (S, ...)."""
-    return values.reshape(-1, *(1,) * (x.ndim - 1))
+    """`values` (S,) with as many axes as the draws x (S, ...), so that they broadcast."""
+    ones = (1,) * (x.ndim - 1)
+    return values.reshape(-1, *ones)
 
 
 def weighted_moments(x: Array, log_weights: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of draws x (S, ...) under weights (S,); one of weight zero never
-    counts.
+    """Mean and standard deviation of draws x (S, ...) under weights (S,). A draw of weight zero
+    never counts.
     """
-    # Not a matrix product: accelerators round its inputs to fewer digits. From one of the draws, so
-    # that a coordinate that is constant has no spread, and with a softmax, which is exact for equal
-    # weights.
-    weights, origin = per_draw(jax.nn.softmax(log_weights), x), x[jnp.argmax(log_weights)]
+    # The sums are not matrix products, whose inputs accelerators round to fewer digits. They are
+    # taken from one of the draws, so that a constant coordinate has no spread; and the weights by a
+    # softmax, which is exact for equal ones.
+    weights = per_draw(jax.nn.softmax(log_weights), x)
+    origin = x[jnp.argmax(log_weights)]
     x = jnp.where(weights == 0, 0.0, x - origin[None])
     mean = jnp.sum(weights * x, axis=0)
-    return origin + mean, jnp.sqrt(jnp.sum(weights * (x - mean[None]) ** 2, axis=0))
+    variance = jnp.sum(weights * (x - mean[None]) ** 2, axis=0)
+    return origin + mean, jnp.sqrt(variance)
 
 
 def mean_shift(x: Array, log_weights: Array) -> Array:
@@ -163,87 +207,48 @@ def mean_shift(x: Array, log_weights: Array) -> Array:
     """
     mean, sd = weighted_moments(x, log_weights)
     plain, _ = weighted_moments(x, jnp.zeros_like(log_weights))
-    return _ratio(jnp.abs(mean - plain), sd)
+    return _in_sds(jnp.abs(mean - plain), sd)
 
 
 def weighted_mcse(x: Array, log_weights: Array) -> Array:
-    """Standard error of the weighted mean in weighted sds: sqrt(sum w_i^2 (x_i - mean)^2) / sd
+    """Standard error of the weighted mean in weighted sds: sqrt(sum_i w_i^2 (x_i - mean)^2) / sd
     (Owen 2013, 9.9).
     """
     mean, sd = weighted_moments(x, log_weights)
     weights = per_draw(jax.nn.softmax(log_weights), x)
-    return _ratio(
-        jnp.sqrt(jnp.sum(jnp.where(weights == 0, 0.0, weights * (x - mean[None])) ** 2, axis=0)), sd
-    )
+    terms = jnp.where(weights == 0, 0.0, weights * (x - mean[None]))
+    error = jnp.sqrt(jnp.sum(terms**2, axis=0))
+    return _in_sds(error, sd)
 
 
 def weighted_sd_mcse(x: Array, log_weights: Array) -> Array:
-    """Relative standard error of the weighted sd: sqrt(sum_i w_i^2 (z_i^2 - 1)^2) / 2, z = (x -
-    mean) / sd.
+    """Relative standard error of the weighted sd: sqrt(sum_i w_i^2 (z_i^2 - 1)^2) / 2, where
+    z = (x - mean) / sd.
     """
     mean, sd = weighted_moments(x, log_weights)
-    square = ((x - mean[None]) / jnp.where(sd == 0, 1.0, sd)[None]) ** 2
-    return 0.5 * weighted_mcse(square, log_weights) * weighted_moments(square, log_weights)[1]
+    z = (x - mean[None]) / _or_one(sd)[None]
+    square = z**2
+    # The error of the mean of z^2, which is one; it comes in sds of z^2.
+    error = weighted_mcse(square, log_weights)
+    _, sd_of_square = weighted_moments(square, log_weights)
+    return 0.5 * error * sd_of_square
 
 
-def _ratio(error: Array, sd: Array) -> Array:
-    return jnp.where(error == 0, 0.0, error / jnp.where(sd == 0, 1.0, sd))
+def _in_sds(error: Array, sd: Array) -> Array:
+    return jnp.where(error == 0, 0.0, error / _or_one(sd))
 
 
-def distinct_optima(elbo: Array, loc: Array, sd: Array, tolerance: float = 0.5) -> Array:
-    """For each of R restarts the best one that ended at the same optimum, (R,); as many optima as
-    distinct entries.
-
-    The same: locations (R, D) within `tolerance` of `sd` (R, D), the larger of the two, in every
-    coordinate.
-    """
-    order = jnp.argsort(-jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
-    z = jnp.abs(loc[:, None] - loc[None]) / jnp.maximum(sd[:, None], sd[None])
-    # Its own at the least, though a location of NaN is within no distance of itself.
-    same = (jnp.max(z, axis=2, initial=0.0) <= tolerance) | jnp.eye(elbo.size, dtype=bool)
-    return order[jnp.argmax(same[:, order], axis=1)]
-
-
-def split_rhat(chains: Array) -> Array:
-    """Split R-hat of chains (C, N, ...): each is cut in two, and the halves compared (Gelman et al.
-    2013, eq. 11.4).
-
-    Near 1 where they agree; along an axis of one chain, it asks whether its iterates have stopped
-    moving.
-    """
-    half = chains.shape[1] // 2
-    halves = jnp.concatenate([chains[:, :half], chains[:, -half:]])
-    within = jnp.mean(jnp.var(halves, axis=1, ddof=1), axis=0)
-    between = jnp.var(jnp.mean(halves, axis=1), axis=0, ddof=1)
-    return jnp.sqrt((half - 1) / half + between / within)
-
-
-def chain_ess(chains: Array) -> Array:
-    """Effective sample size of chains (C, N, ...) by Geyer's initial monotone sequence (Vehtari et
-    al. 2021, 10-13).
-    """
-    num, length = chains.shape[:2]
-    centred = chains - jnp.mean(chains, axis=1, keepdims=True)
-    spectrum = jnp.abs(jnp.fft.rfft(centred, n=2 * length, axis=1)) ** 2
-    acov = jnp.mean(jnp.fft.irfft(spectrum, axis=1)[:, :length], axis=0) / length
-    within = acov[:1] * length / (length - 1)
-    total = acov[:1] + (jnp.var(jnp.mean(chains, axis=1), axis=0, ddof=1)[None] if num > 1 else 0.0)
-    rho = (1 - (within - acov) / total).at[0].set(1.0)
-    pairs = rho[: length // 2 * 2].reshape(length // 2, 2, *rho.shape[1:]).sum(axis=1)
-    positive = jnp.cumprod(pairs > 0, axis=0)
-    tau = 2 * jnp.sum(positive * jax.lax.cummin(pairs, axis=0), axis=0) - 1
-    return num * length / jnp.maximum(tau, 1 / math.log10(num * length))
-
-
-def mcse(chains: Array) -> Array:
-    """Standard error of the mean of chains (C, N, ...): sd / sqrt(ESS)."""
-    return jnp.std(chains, axis=(0, 1), ddof=1) / jnp.sqrt(chain_ess(chains))
+def _or_one(sd: Array) -> Array:
+    """The sds, with one in place of those that are zero, by which nothing can be divided."""
+    return jnp.where(sd == 0, 1.0, sd)
 
 
 class Optima(NamedTuple):
-    """Where R starts ended, each (R, ...): the ELBO at fresh draws, with its standard error, in
-    nats; the mean field's `loc` and `log_scale` (R, D); whether Newton converged; and the `optimum`
-    it belongs to (see `diagnostics.distinct_optima`).
+    """Where R starts ended; each field is (R, ...).
+
+    `elbo` is the ELBO at fresh draws and `elbo_se` its standard error, in nats. `loc` and
+    `log_scale` (R, D) are the mean field's. `converged` says whether Newton's method did.
+    `optimum` is the best start that ended at the same optimum (see `distinct_optima`).
     """
 
     elbo: Array
@@ -252,3 +257,91 @@ class Optima(NamedTuple):
     log_scale: Array
     converged: Array
     optimum: Array
+
+
+def distinct_optima(elbo: Array, loc: Array, sd: Array, tolerance: float = 0.5) -> Array:
+    """For each of R restarts the best one that ended at the same optimum, (R,). There are as many
+    optima as distinct entries.
+
+    Two are at the same optimum if their locations (R, D) are, in every coordinate, within
+    `tolerance` times the larger one of their two `sd` (R, D).
+    """
+    known = jnp.where(jnp.isnan(elbo), -jnp.inf, elbo)
+    best_first = jnp.argsort(-known)
+    largest_sd = jnp.maximum(sd[:, None], sd[None])
+    distance = jnp.abs(loc[:, None] - loc[None]) / largest_sd
+    near = jnp.max(distance, axis=2, initial=0.0) <= tolerance
+    # Each is at its own optimum, even one whose location is NaN, which is near nothing.
+    same = near | jnp.eye(elbo.size, dtype=bool)
+    rank_of_best = jnp.argmax(same[:, best_first], axis=1)
+    return best_first[rank_of_best]
+
+
+def split_rhat(chains: Array) -> Array:
+    """Split R-hat of chains (C, N, ...): each chain is cut in two, and the halves are compared
+    (Gelman et al. 2013, eq. 11.4).
+
+    It is near 1 where the halves agree. Of one chain it tells whether the iterates have stopped
+    moving.
+    """
+    half = chains.shape[1] // 2
+    first = chains[:, :half]
+    last = chains[:, -half:]
+    halves = jnp.concatenate([first, last])
+    variances = jnp.var(halves, axis=1, ddof=1)
+    within = jnp.mean(variances, axis=0)
+    means = jnp.mean(halves, axis=1)
+    between = jnp.var(means, axis=0, ddof=1)
+    return jnp.sqrt((half - 1) / half + between / within)
+
+
+def chain_ess(chains: Array) -> Array:
+    """Effective sample size of chains (C, N, ...) by Geyer's initial monotone sequence (Vehtari et
+    al. 2021, eqs. 10-13).
+    """
+    num, length = chains.shape[:2]
+    autocovariance = _autocovariance(chains)
+    variance = autocovariance[:1]
+    within = variance * length / (length - 1)
+    between: Array | float = 0.0
+    if num > 1:
+        means = jnp.mean(chains, axis=1)
+        between = jnp.var(means, axis=0, ddof=1)[None]
+    total = variance + between
+    rho = 1 - (within - autocovariance) / total
+    rho = rho.at[0].set(1.0)
+    tau = _integrated_time(rho)
+    least_tau = 1 / math.log10(num * length)
+    return num * length / jnp.maximum(tau, least_tau)
+
+
+def _autocovariance(chains: Array) -> Array:
+    """The mean autocovariance of the chains at each lag, (N, ...), by a Fourier transform."""
+    length = chains.shape[1]
+    centred = chains - jnp.mean(chains, axis=1, keepdims=True)
+    # Padded with zeros, for the transform takes a chain as periodic.
+    transform = jnp.fft.rfft(centred, n=2 * length, axis=1)
+    spectrum = jnp.abs(transform) ** 2
+    sums = jnp.fft.irfft(spectrum, axis=1)[:, :length]
+    return jnp.mean(sums, axis=0) / length
+
+
+def _integrated_time(rho: Array) -> Array:
+    """The integrated autocorrelation time, in steps, of autocorrelations rho (N, ...).
+
+    Sums of two neighbours are positive and decrease with the lag. Those after the first that is not
+    positive are left out, and one that exceeds an earlier one is cut down to it.
+    """
+    num_pairs = len(rho) // 2
+    in_pairs = rho[: 2 * num_pairs]
+    pairs = in_pairs.reshape(num_pairs, 2, *rho.shape[1:])
+    sums = pairs.sum(axis=1)
+    positive = jnp.cumprod(sums > 0, axis=0)
+    decreasing = jax.lax.cummin(sums, axis=0)
+    return 2 * jnp.sum(positive * decreasing, axis=0) - 1
+
+
+def mcse(chains: Array) -> Array:
+    """Standard error of the mean of chains (C, N, ...): sd / sqrt(ESS)."""
+    sd = jnp.std(chains, axis=(0, 1), ddof=1)
+    return sd / jnp.sqrt(chain_ess(chains))

@@ -3,6 +3,7 @@ serve MCMC.
 """
 
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,11 +14,14 @@ from minisvi.model.model import Model
 from minisvi.posterior.draws import Draws
 from minisvi.tools import checks, inputs
 from minisvi.tools.batching import in_batches
+from minisvi.tools.types import Data
+
+_BATCH = 50  # draws at a time, to bound the memory
 
 
 def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: Any = None) -> Any:
-    """An xarray DataTree of S draws, as one chain, with latents named by their dotted path; a "/"
-    in it, which a DataTree does not allow, becomes a dot too.
+    """An xarray DataTree of S draws, as one chain. Latents are named by their dotted path; a "/" in
+    it, which a DataTree does not allow, becomes a dot too.
 
     **Arguments**
 
@@ -25,46 +29,59 @@ def to_arviz(draws: Draws, model: Model | None = None, *data: Any, log_weights: 
       knows no weights.
     - `model`, `data`: with them the tree gets `sample_stats["lp"]`, log p(theta, D) (S,) in nats,
       and `observed_data`, the arrays `data_0`, `data_1`, ... in their order (`data_0.x` if the
-      first is a dict with an x); and, if the model has one term per row, `log_likelihood` (S, N),
-      which is what `arviz_stats.loo` and `compare` need.
-
+      first is a dict with an x). If the model has one term per row it also gets `log_likelihood`
+      (S, N), which is what `arviz_stats.loo` and `compare` need.
     - `log_weights`: the importance weights that the draws had before they were resampled, (S,), for
       `sample_stats["log_weight"]`; `Fit.to_arviz` gives them.
 
     ImportError without arviz-base; ValueError for unequal weights, and for latents or data that
     share a name.
     """
-    try:
-        import arviz_base
-    except ImportError:
-        raise ImportError("`to_arviz` needs arviz-base: pip install arviz-base") from None
+    arviz_base = _arviz_base()
     # Written so that weights of NaN fail too.
     if not np.ptp(np.asarray(draws.log_weights)) == 0:
         raise ValueError(
-            "`to_arviz`: expected draws of equal weight; got unequal weights: take draws.resample(key, n)"
+            "`to_arviz`: expected draws of equal weight; "
+            "got unequal weights: take draws.resample(key, n)"
         )
-    groups, stats = {"posterior": _as_chain(draws.theta)}, {}
+    groups = {"posterior": _as_chain(draws.theta)}
+    stats = {}
     if log_weights is not None:
         stats["log_weight"] = log_weights
     if model is not None:
         data = inputs.arrays(data)
         terms = jax.device_get(_terms(model, draws, data))
-        lp = sum(term.reshape(term.shape[0], -1).sum(axis=1) for term in terms.values())
-        stats["lp"] = lp
+        stats["lp"] = _log_joint(terms)
         if "log_likelihood" in terms and model.per_row:
             groups["log_likelihood"] = _as_chain({"log_likelihood": terms["log_likelihood"]})
-        arrays = {f"data_{name}": np.asarray(x) for name, x in _named(data, "data").items()}
-        groups |= {"observed_data": arrays} if arrays else {}
-    groups |= {"sample_stats": _as_chain(stats)} if stats else {}
+        if jax.tree.leaves(data):
+            groups["observed_data"] = _observed(data)
+    if stats:
+        groups["sample_stats"] = _as_chain(stats)
     return arviz_base.from_dict(groups, attrs={"/": {"inference_library": "minisvi"}})
 
 
+def _arviz_base() -> ModuleType:
+    try:
+        import arviz_base
+    except ImportError:
+        raise ImportError("`to_arviz` needs arviz-base: pip install arviz-base") from None
+    return arviz_base
+
+
 def _as_chain(tree: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf)[None] for name, leaf in _named(tree, "latents").items()}
+    """The leaves by name, each with an axis of one chain in front of that of the draws."""
+    named = _named(tree, "latents")
+    return {name: np.asarray(leaf)[None] for name, leaf in named.items()}
+
+
+def _observed(data: Data) -> dict[str, np.ndarray]:
+    named = _named(data, "data")
+    return {f"data_{name}": np.asarray(leaf) for name, leaf in named.items()}
 
 
 def _named(tree: Any, what: str) -> dict[str, Any]:
-    """By their dotted path without a slash; ValueError if two have the same one."""
+    """The leaves by their dotted path without a slash; ValueError if two have the same one."""
     named = checks.named_leaves(tree, what=what)
     names = [name.replace("/", ".") for name in named]
     if len(set(names)) < len(names):
@@ -73,5 +90,16 @@ def _named(tree: Any, what: str) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnames="model")
-def _terms(model: Model, draws: Draws, data: tuple[Any, ...]) -> dict[str, Array]:
-    return in_batches(lambda draw: model.terms(draw.theta, *data), draws, 50)
+def _terms(model: Model, draws: Draws, data: Data) -> dict[str, Array]:
+    """The terms of log p(theta, D) by name, each with a leading axis of draws."""
+
+    def terms_of(draw: Draws) -> dict[str, Array]:
+        return model.terms(draw.theta, *data)
+
+    return in_batches(terms_of, draws, _BATCH)
+
+
+def _log_joint(terms: dict[str, np.ndarray]) -> Any:
+    """log p(theta, D) of each draw, (S,): the sum of its terms, over their rows too."""
+    by_draw = [term.reshape(len(term), -1) for term in terms.values()]
+    return sum(rows.sum(axis=1) for rows in by_draw)

@@ -8,33 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
-from minisvi.guides import base
 from minisvi.guides.base import Guide
+from minisvi.guides.foreign import member
 from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import PSIS, psis
-from minisvi.posterior.draws import Draws, in_chunks, plain
+from minisvi.posterior.draws import Draws, plain
+from minisvi.posterior.spilling import batchwise
 from minisvi.posterior.summary import Summary
 from minisvi.tools import checks
 from minisvi.tools.batching import in_batches
 from minisvi.tools.inputs import arrays
+from minisvi.tools.types import Data, Draw, Params
+
+_BATCH_SIZE = 250  # draws whose log densities are computed at a time
 
 
 @dataclass(frozen=True)
 class Posterior:
     """The approximate posterior q(theta) at fitted parameters: `Posterior(model, guide, params)`.
 
-    Give `data`, a tuple, to guides of local latents, which are stored by row or amortised over the
-    data, and for `reweighted`. Summaries are those of `Draws`, over `num_samples` plain draws; a
-    tree comes back in the shape of the latents. TypeError for data in no tuple, and ValueError for
+    `data`, a tuple, are needed by `reweighted`, and by guides of local latents, which are stored by
+    row or amortised over the data. Summaries are those of `Draws`, over `num_samples` plain draws.
+    Trees come back in the shape of the latents. TypeError for data in no tuple, and ValueError for
     draws of local latents without data.
     """
 
     model: Model
     guide: Guide
-    params: Any
-    data: tuple[Any, ...] = ()
+    params: Params
+    data: Data = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, tuple):
@@ -51,7 +56,7 @@ class Posterior:
         """
         return cls(svi.model, svi.guide, result.params, data)
 
-    def sample(self, key: Array, num_samples: int) -> Any:
+    def sample(self, key: Array, num_samples: int) -> Draw:
         """Independent draws of theta, each leaf with a leading axis of `num_samples`."""
         self._check_data()
         keys = _split(key, num_samples)
@@ -59,11 +64,8 @@ class Posterior:
             return _map_draws(self.model, self.guide, _theta, self.params, self.data, keys, ())
 
     def _check_data(self) -> None:
-        local = [
-            name
-            for name, support in checks.named_leaves(self.model.latents).items()
-            if support.local
-        ]
+        supports = checks.named_leaves(self.model.latents)
+        local = [name for name, support in supports.items() if support.local]
         if local and not self.data:
             raise ValueError(
                 f"latents {local} are local, and their draws need the rows of the data: expected "
@@ -72,14 +74,14 @@ class Posterior:
 
     @contextmanager
     def _noting_data(self) -> Iterator[None]:
-        # Whether a guide of the user's own, or a model, takes data shows where they are called
-        # without.
+        # Whether the user's own guide or model takes data shows only where it is called without.
         try:
             yield
         except TypeError as error:
             if not self.data:
                 error.add_note(
-                    "a guide or a model that takes data needs Posterior(model, guide, params, data), a tuple"
+                    "a guide or a model that takes data needs "
+                    "Posterior(model, guide, params, data), a tuple"
                 )
             raise
 
@@ -87,32 +89,34 @@ class Posterior:
         """The draws of `sample` with equal weights."""
         return plain(self.sample(key, num_samples), num_samples)
 
-    def reweighted(self, key: Array, num_samples: int, batch_size: int = 250) -> tuple[Draws, PSIS]:
+    def reweighted(
+        self, key: Array, num_samples: int, batch_size: int = _BATCH_SIZE
+    ) -> tuple[Draws, PSIS]:
         """The draws of `sample` with Pareto-smoothed importance weights, which take them from q to
-        p(theta | D); and k-hat, which says whether they may be trusted to.
+        p(theta | D); and the weights' figures, of which k-hat says whether they may be trusted.
 
-        The density is that of the model at `data`; `batch_size` is how many draws it is computed
-        for at a time.
+        The density is that of the model at `data`. It is computed for `batch_size` draws at a time.
         """
         args = self.model, self.guide, self.params, *self.data
         with self._noting_data():
             u, log_w = log_weights(key, *args, num_samples=num_samples, batch_size=batch_size)
-        return _reweigh(self.model.over(self.guide.constrained), u, log_w)
+        target = self.model.over(self.guide.constrained)
+        return _reweigh(target, u, log_w)
 
-    def mean(self, key: Array, num_samples: int = 10_000) -> Any:
+    def mean(self, key: Array, num_samples: int = 10_000) -> Draw:
         """E_q[theta]."""
         return self.draws(key, num_samples).mean()
 
-    def sd(self, key: Array, num_samples: int = 10_000) -> Any:
+    def sd(self, key: Array, num_samples: int = 10_000) -> Draw:
         """Standard deviation of theta under q."""
         return self.draws(key, num_samples).sd()
 
-    def median(self, key: Array, num_samples: int = 10_000) -> Any:
+    def median(self, key: Array, num_samples: int = 10_000) -> Draw:
         """Marginal medians of theta under q."""
         return self.draws(key, num_samples).median()
 
-    def quantiles(self, key: Array, probabilities: Any, num_samples: int = 10_000) -> Any:
-        """Marginal quantiles; each leaf gets the shape of `probabilities` in front of its own.
+    def quantiles(self, key: Array, probabilities: Any, num_samples: int = 10_000) -> Draw:
+        """Marginal quantiles. Each leaf gets the shape of `probabilities` in front of its own.
 
         ValueError for a probability outside [0, 1].
         """
@@ -120,8 +124,8 @@ class Posterior:
         return self.draws(key, num_samples).quantiles(probabilities)
 
     def summary(self, key: Array, num_samples: int = 10_000) -> Summary:
-        """A table of mean, sd, quantiles, ESS and error for each scalar entry of theta, under q;
-        print it.
+        """A table of mean, sd, quantiles, ESS and error under q, to be printed: a row for each
+        scalar entry of theta.
         """
         return self.draws(key, num_samples).summary()
 
@@ -136,58 +140,63 @@ class Posterior:
     ) -> Any:
         """fn(key, theta, *inputs) at `num_samples` draws of theta, stacked along a leading axis.
 
-        The draws are those of `sample(key, num_samples)`. With a `batch_size`, that many are drawn
-        and computed at a time and each chunk goes to the host as it comes, so that device memory
-        holds one chunk; the numbers do not depend on it, but for keys of JAX's kind "rbg", whose
-        draws depend on how many are made at once. With a directory `out` too it goes to a file
-        there, `value.npy`, or one a leaf by its name, and what comes back is memory-mapped: then
-        host memory holds one chunk as well. Characters of a name that are not for files are quoted
-        as in a URL. Keep `fn` at hand and pass new data as `inputs`: equal function and shapes are
-        not compiled again.
+        The draws are those of `sample(key, num_samples)`. Keep `fn` at hand and pass new data as
+        `inputs`: equal functions and shapes are not compiled again.
+
+        - `batch_size`: that many are drawn and computed at a time, and each batch goes to the host
+          as it comes, so that device memory holds one batch. The numbers do not depend on it, but
+          for keys of JAX's kind "rbg", whose draws depend on how many are made at once.
+        - `out`: a directory. Each batch then goes to files there, and what comes back is
+          memory-mapped, so that host memory holds one batch too. There is a file for each leaf, by
+          its name, with the characters quoted as in a URL that are not for files; that of a single
+          array is `value.npy`.
 
         FileExistsError if one of the files is there already; TypeError for PRNG keys from `fn` in
-        chunks.
+        batches.
         """
         checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
         inputs = arrays(inputs)
         self._check_data()
         keys = _split(key, num_samples)
         args = self.model, self.guide, fn, self.params, self.data
+
+        def compute(rows: np.ndarray) -> Any:
+            return _map_draws(*args, keys[rows], inputs)
+
         with self._noting_data():
-            return in_chunks(
-                lambda rows: _map_draws(*args, keys[rows], inputs), num_samples, batch_size, out
-            )
+            return batchwise(compute, num_samples, batch_size, out)
 
 
 def log_weights(
     key: Array,
     model: Model,
     guide: Guide,
-    params: Any,
+    params: Params,
     *data: Any,
     num_samples: int,
-    batch_size: int = 250,
-) -> tuple[Any, Array]:
+    batch_size: int = _BATCH_SIZE,
+) -> tuple[Draw, Array]:
     """Independent draws of q and their log weights log p(T(u), D) + log|det J_T(u)| - log q(u),
     (S,), in nats.
 
     The draws are u, or theta itself where the guide is constrained:
     `model.over(guide.constrained).constrain` takes one to theta. They are computed `batch_size` at
-    a time, so that memory is that of so many log densities; what comes back does not depend on it.
-    For any guide: a mixture is drawn from as a whole, not by strata. Records are static and data
-    are arguments: equal ones are compiled once.
+    a time, which bounds the memory; what comes back does not depend on it. Any guide will do: a
+    mixture is drawn from as a whole, not by strata. Records are static and data are arguments:
+    equal ones are compiled once.
     """
     checks.positive_integer("batch_size", batch_size)
-    return weigh(model, guide, params, arrays(data), _split(key, num_samples), batch_size)
+    keys = _split(key, num_samples)
+    return weigh(model, guide, params, arrays(data), keys, batch_size)
 
 
 def _split(key: Array, num_samples: int) -> Array:
-    return jax.random.split(
-        checks.prng_key(key), checks.positive_integer("num_samples", num_samples)
-    )
+    key = checks.prng_key(key)
+    num_samples = checks.positive_integer("num_samples", num_samples)
+    return jax.random.split(key, num_samples)
 
 
-def _theta(key: Array, theta: Any) -> Any:
+def _theta(key: Array, theta: Draw) -> Draw:
     del key
     return theta
 
@@ -197,17 +206,19 @@ def _map_draws(
     model: Model,
     guide: Guide,
     fn: Callable[..., Any],
-    params: Any,
-    data: Any,
+    params: Params,
+    data: Data,
     keys: Array,
-    inputs: tuple[Any, ...],
+    inputs: Data,
 ) -> Any:
-    q = guide.distribution(params, *data)
+    """fn(key, theta, *inputs) at a draw theta of q for each of the keys."""
+    q = member(guide, params, *data)
     target = model.over(guide.constrained)
 
     def one(key: Array) -> Any:
-        u, _ = base.draw(q, key)
-        return fn(jax.random.fold_in(key, 1), target.constrain(u), *inputs)
+        u, _ = q.draw(key)
+        fn_key = jax.random.fold_in(key, 1)
+        return fn(fn_key, target.constrain(u), *inputs)
 
     return jax.vmap(one)(keys)
 
@@ -216,30 +227,30 @@ def _map_draws(
 def weigh(
     model: Model,
     guide: Guide,
-    params: Any,
-    data: tuple[Any, ...],
+    params: Params,
+    data: Data,
     noise: Array,
-    batch_size: int = 250,
+    batch_size: int = _BATCH_SIZE,
     reference: tuple[Array, ...] = (),
-) -> tuple[Any, Array]:
-    """Draws from `noise` (S, ...), each a key or the normals that q is made from, and their log
-    weights (S,).
+) -> tuple[Draw, Array]:
+    """Draws made from `noise` (S, ...) and their log weights (S,), as `log_weights` has them.
 
-    `reference` is what a model that is `centred` wants behind the data.
+    The noise of a draw is a key, or the normals that q is made from. `reference` is what a model
+    that is `centred` takes after the data.
     """
-    q = guide.distribution(params, *data)
+    q = member(guide, params, *data)
     target = model.over(guide.constrained)
 
-    def one(noise: Array) -> tuple[Any, Array]:
-        u, log_q = base.draw(q, noise)
-        return u, target.log_density(u, *data, *reference) - log_q
+    def one(noise: Array) -> tuple[Draw, Array]:
+        u, log_q = q.draw(noise)
+        log_p = target.log_density(u, *data, *reference)
+        return u, log_p - log_q
 
     return in_batches(one, noise, batch_size)
 
 
 @partial(jax.jit, static_argnames="target")
-def _reweigh(target: Model, u: Any, log_w: Array) -> tuple[Draws, PSIS]:
+def _reweigh(target: Model, u: Draw, log_w: Array) -> tuple[Draws, PSIS]:
+    theta = jax.vmap(target.constrain, axis_size=log_w.size)(u)
     smoothed = psis(log_w)
-    return Draws(
-        jax.vmap(target.constrain, axis_size=log_w.size)(u), smoothed.log_weights
-    ), smoothed
+    return Draws(theta, smoothed.log_weights), smoothed

@@ -12,6 +12,7 @@ import numpy as np
 
 from minisvi.tools import checks
 from minisvi.tools.sharding import to_host
+from minisvi.tools.types import Draw
 
 COLUMNS = ("mean", "sd", "5%", "50%", "95%", "ESS", "error")
 PROBABILITIES = np.array([0.05, 0.5, 0.95])
@@ -20,14 +21,14 @@ LONGEST = 60  # rows that `str` shows
 
 @dataclass(frozen=True)
 class Summary:
-    """A row for each scalar entry of theta, named `mu`, `effects[0]` or `net.kernel[0, 2]`; print
-    it.
+    """A table with a row for each scalar entry of theta, named `mu`, `effects[0]` or
+    `net.kernel[0, 2]`. Print it.
 
-    - `mean`, `sd`, `5%`, `50%`, `95%`: of the weighted draws.
-    - `ESS`: the number of independent draws that would give the mean as well, which is the variance
-      over the squared standard error of the mean. Of unequal weights each entry has its own, which
-      may exceed the number of draws.
-    - `error`: the standard error of the mean or of the sd, whichever is larger, in sds.
+    - `mean`, `sd`, `5%`, `50%`, `95%` are those of the weighted draws.
+    - `ESS` is the number of independent draws that would give the mean as well: the variance over
+      the squared standard error of the mean. With unequal weights each entry has its own, which may
+      exceed the number of draws.
+    - `error` is the standard error of the mean or of the sd, whichever is larger, in sds.
 
     An entry that is constant has an error of zero, and the ESS of the weights, 1 / sum_s w_s^2.
     """
@@ -35,8 +36,8 @@ class Summary:
     rows: dict[str, dict[str, float]]
 
     def __getitem__(self, name: str) -> dict[str, float]:
-        """The row of one entry, such as `summary["effects[0]"]["5%"]`; KeyError for a name that is
-        none.
+        """The row of one entry: `summary["effects[0]"]["5%"]` is a number of it. KeyError for a
+        name that no entry has.
         """
         if name not in self.rows:
             names = ", ".join(_cut(list(self.rows), 10, "..."))
@@ -44,52 +45,68 @@ class Summary:
         return self.rows[name]
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        """All rows: from the name of an entry to its columns, which are floats."""
+        """All rows as a dict, from the name of an entry to its columns, which are floats."""
         return {name: dict(row) for name, row in self.rows.items()}
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame, whose index has the names of the entries. ImportError without pandas."""
+        """A pandas DataFrame, whose index is the names of the entries. ImportError without
+        pandas.
+        """
         try:
             import pandas
         except ImportError:
             raise ImportError("`to_dataframe` needs pandas: pip install pandas") from None
-        return pandas.DataFrame.from_dict(self.rows, orient="index", columns=list(COLUMNS))
+        columns = list(COLUMNS)
+        return pandas.DataFrame.from_dict(self.rows, orient="index", columns=columns)
 
     def __str__(self) -> str:
-        """An aligned table. Of more than 60 rows the first and the last 30 are shown."""
-        table = [("", *COLUMNS), *((name, *_texts(row)) for name, row in self.rows.items())]
-        widths = [max(len(text) for text in column) for column in zip(*table)]
-        header, *lines = (_line(texts, widths) for texts in table)
+        """The table with its columns aligned. Of more than 60 rows it shows the first and the last
+        30.
+        """
+        table = [["", *COLUMNS]]
+        for name, row in self.rows.items():
+            table.append([name, *_texts(row)])
+        widths = [max(map(len, column)) for column in zip(*table)]
+        header, *lines = [_line(texts, widths) for texts in table]
         left_out = f"... {len(lines) - LONGEST} rows are left out; `as_dict()` has them ..."
         return "\n".join([header, *_cut(lines, LONGEST, left_out)])
 
 
-def summarise(theta: Any, log_weights: Any) -> Summary:
-    """The summary of draws of theta, each leaf (S, ...), with log weights (S,); a draw of weight
+def summarise(theta: Draw, log_weights: Any) -> Summary:
+    """The summary of draws of theta, each leaf (S, ...), with log weights (S,). A draw of weight
     zero never counts.
     """
-    # A draw may be infinite or NaN, and then so are the statistics that it counts in.
+    # A draw may be infinite or NaN, and then so are the statistics in which it counts.
     with np.errstate(invalid="ignore", over="ignore"):
         weights = _normalised(to_host(log_weights))
         counts = weights != 0
-        return Summary({name: _row(x[counts], weights[counts]) for name, x in _entries(theta)})
+        rows = {name: _row(x[counts], weights[counts]) for name, x in _entries(theta)}
+    return Summary(rows)
 
 
-def _entries(theta: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _entries(theta: Draw) -> Iterator[tuple[str, np.ndarray]]:
     """The name of each scalar entry, and its draws (S,)."""
     for name, leaf in checks.named_leaves(theta).items():
         draws = to_host(leaf)
         for index in np.ndindex(draws.shape[1:]):
-            place = f"[{', '.join(map(str, index))}]" if index else ""
-            yield name + place, draws[(slice(None), *index)].astype(float)
+            entry = draws[:, *index]
+            yield entry_name(name, index), entry.astype(float)
+
+
+def entry_name(name: str, index: tuple[int, ...]) -> str:
+    """The name of one scalar of a leaf, as a person would write it: `net.kernel[0, 2]`."""
+    if not index:
+        return name
+    places = ", ".join(map(str, index))
+    return f"{name}[{places}]"
 
 
 def _normalised(log_weights: np.ndarray) -> np.ndarray:
-    """Weights (S,) that sum to one, zero where they are in the precision of JAX's arrays."""
+    """Weights (S,) that sum to one, and that are zero where they would be in JAX's precision."""
     log_weights = np.asarray(log_weights, float)
     weights = np.exp(log_weights - np.max(log_weights))
     weights /= np.sum(weights)
-    # What has no weight in `Draws.mean` has none here: such a draw may be NaN.
+    # A draw that has no weight in `Draws.mean` has none here, for it may be NaN.
     smallest = jnp.finfo(jnp.result_type(float)).tiny
     return np.where(weights < smallest, 0.0, weights)
 
@@ -98,40 +115,47 @@ def _row(x: np.ndarray, weights: np.ndarray) -> dict[str, float]:
     """The statistics of draws (S,) under positive weights (S,) that sum to one."""
     mean, variance = _moments(x, weights)
     sd = np.sqrt(variance)
-    mean_variance = np.sum((weights * (x - mean)) ** 2)
     if variance == 0:
-        ess, error = 1 / np.sum(weights**2), 0.0
+        ess = 1 / np.sum(weights**2)
+        error = 0.0
     else:
-        ess = variance / mean_variance
-        error = np.maximum(1 / np.sqrt(ess), _sd_error((x - mean) / sd, weights))
-    values = (mean, sd, *weighted_quantiles(x, weights, PROBABILITIES), ess, error)
+        variance_of_mean = np.sum((weights * (x - mean)) ** 2)
+        ess = variance / variance_of_mean
+        mean_error = 1 / np.sqrt(ess)
+        error = np.maximum(mean_error, _sd_error((x - mean) / sd, weights))
+    quantiles = weighted_quantiles(x, weights, PROBABILITIES)
+    values = [mean, sd, *quantiles, ess, error]
     return dict(zip(COLUMNS, map(float, values)))
 
 
 def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.floating, np.floating]:
-    # From one of the draws, so that a constant has no spread; the likeliest one is finite if most
-    # are.
+    """The mean and the variance."""
+    # Taken from one of the draws, so that a constant has no spread. The draw of the largest weight
+    # is finite if most are.
     origin = x[np.argmax(weights)]
     mean = np.sum(weights * (x - origin))
-    return origin + mean, np.sum(weights * (x - origin - mean) ** 2)
+    variance = np.sum(weights * (x - origin - mean) ** 2)
+    return origin + mean, variance
 
 
 def _sd_error(z: np.ndarray, weights: np.ndarray) -> np.floating:
-    """The relative standard error of the sd, from standardised draws: see
-    `diagnostics.weighted_sd_mcse`.
+    """The relative standard error of the sd, from standardised draws, as
+    `diagnostics.weighted_sd_mcse` has it.
     """
-    return 0.5 * np.sqrt(np.sum((weights * (z**2 - 1)) ** 2))
+    terms = weights * (z**2 - 1)
+    return 0.5 * np.sqrt(np.sum(terms**2))
 
 
 def weighted_quantiles(x: np.ndarray, weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Those of draws (S,) under positive weights (S,) that sum to one, at each of (P,); as
-    `draws.quantiles` has them.
+    """Quantiles of draws (S,) under positive weights (S,) that sum to one, at `probabilities` (P,);
+    they equal those of `draws.quantiles`.
 
-    The mean of the weighted quantile function over a window [a, a + 1/n], a = p (1 - 1/n), with n =
-    1 / sum_s w_s^2.
+    A quantile is the mean of the weighted quantile function over a window [a, a + 1/n], where
+    a = p (1 - 1/n) and n = 1 / sum_s w_s^2.
     """
     order = np.argsort(x)
-    x, upper = x[order], np.cumsum(weights[order])
+    x = x[order]
+    upper = np.cumsum(weights[order])
     upper /= upper[-1]
     width = np.sum(weights**2)
     starts = probabilities * (1 - width)
@@ -139,8 +163,8 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray, probabilities: np.nda
 
 
 def _mean_between(x: np.ndarray, upper: np.ndarray, a: float, b: float) -> float:
-    """The mean from a to b, in 0..1, of a step function: x[i], ascending, from upper[i - 1] to
-    upper[i].
+    """The mean from a to b, both in 0..1, of the step function that is x[i], ascending, from
+    upper[i - 1] to upper[i].
     """
     if np.isnan(x[-1]):  # NaN, which is sorted to the end, always counts
         return math.nan
@@ -149,8 +173,8 @@ def _mean_between(x: np.ndarray, upper: np.ndarray, a: float, b: float) -> float
     share = np.diff([a, *upper[first:last], b])
     steps = x[first : last + 1]
     mean = np.sum(share * steps) / np.sum(share)
-    # Rounding does not take it out of their range, so that the quantiles of a constant are that
-    # constant.
+    # Rounding does not take the mean out of the range of the steps, so that the quantiles of a
+    # constant are that constant.
     return np.clip(mean, steps[0], steps[-1])
 
 
@@ -160,27 +184,31 @@ def _texts(row: dict[str, float]) -> list[str]:
 
 
 def _numbers(values: list[float], sd: float) -> list[str]:
-    """Values with as many decimals as give the sd three significant digits; by powers of ten if
-    that is too many.
+    """Values with as many decimals as give the sd three significant digits; with powers of ten if
+    these are too many.
     """
     largest = max(map(abs, values))
     if not (sd > 0 and math.isfinite(largest)):
         return [f"{value:.6g}" for value in values]
     decimals = 2 - math.floor(math.log10(sd))
     if decimals <= 6 and largest < 1e7:
-        return [f"{value:z.{max(decimals, 0)}f}" for value in values]
+        shown = max(decimals, 0)
+        return [f"{value:z.{shown}f}" for value in values]
     digits = min(decimals + math.floor(math.log10(largest)), 15)
     return [f"{value:.{digits}e}" for value in values]
 
 
-def _line(texts: tuple[str, ...], widths: list[int]) -> str:
+def _line(texts: list[str], widths: list[int]) -> str:
     name = texts[0].ljust(widths[0])
     numbers = [text.rjust(width) for text, width in zip(texts[1:], widths[1:])]
     return "  ".join([name, *numbers])
 
 
 def _cut(items: list[str], most: int, left_out: str) -> list[str]:
-    """At most so many items, from both ends, and between them a word on those left out."""
+    """At most so many items, from both ends, and between them `left_out`, which stands for the
+    others.
+    """
     if len(items) <= most:
         return items
-    return [*items[: most // 2], left_out, *items[-(most // 2) :]]
+    half = most // 2
+    return [*items[:half], left_out, *items[-half:]]

@@ -1,10 +1,13 @@
 """The mean of the last iterates, kept without knowing how many are to come."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from minisvi.tools.types import Params
 
 
 class Tail(NamedTuple):
@@ -16,35 +19,39 @@ class Tail(NamedTuple):
     steps.
     """
 
-    older: Any
-    newer: Any
+    older: Params
+    newer: Params
     turn: Array
     step: Array
 
     @classmethod
-    def start(cls, params: Any) -> "Tail":
+    def start(cls, params: Params) -> "Tail":
         zero = jnp.zeros((), jnp.int32)
         return cls(params, params, zero, zero)
 
-    def add(self, params: Any) -> "Tail":
-        """With the next iterate. After a skipped step this is the last good one: it counts again,
-        and is finite.
+    def add(self, params: Params) -> "Tail":
+        """The averages with the next iterate. After a skipped step this is the last good one: it
+        counts again, and is finite.
         """
         step = self.step + 1
-        newer = jax.tree.map(
-            lambda mean, x: mean + (x - mean) / (step - self.turn).astype(x.dtype),
-            self.newer,
-            params,
-        )
-        full = step >= 2 * self.turn
-        older = jax.tree.map(lambda old, new: jnp.where(full, new, old), self.older, newer)
-        return Tail(older, newer, jnp.where(full, step, self.turn), step)
+        num_newer = step - self.turn
 
-    def mean(self) -> Any:
+        def moved(mean: Array, iterate: Array) -> Array:
+            return mean + (iterate - mean) / num_newer.astype(iterate.dtype)
+
+        newer = jax.tree.map(moved, self.newer, params)
+        at_turn = step >= 2 * self.turn
+        older = jax.tree.map(partial(jnp.where, at_turn), newer, self.older)
+        turn = jnp.where(at_turn, step, self.turn)
+        return Tail(older, newer, turn, step)
+
+    def mean(self) -> Params:
         """The mean over (t0, t]; before the first step, the start."""
-        newer, both = self.step - self.turn, jnp.maximum(self.step - self.turn // 2, 1)
+        num_newer = self.step - self.turn
+        num_both = jnp.maximum(self.step - self.turn // 2, 1)
 
-        def combine(old: Array, new: Array) -> Array:
-            return old + newer.astype(old.dtype) / both.astype(old.dtype) * (new - old)
+        def combined(older: Array, newer: Array) -> Array:
+            share = num_newer.astype(older.dtype) / num_both.astype(older.dtype)
+            return older + share * (newer - older)
 
-        return jax.tree.map(combine, self.older, self.newer)
+        return jax.tree.map(combined, self.older, self.newer)

@@ -22,6 +22,7 @@ from jax import Array
 from minisvi.running.identity import claim, reclaim
 from minisvi.running.plan import Lane
 from minisvi.tools.interrupts import interrupted
+from minisvi.tools.keys import from_integers, to_integers
 
 logger = logging.getLogger("minisvi")
 KEEP = 3
@@ -157,9 +158,7 @@ class Checkpoints:
         """Let no failure to write end the run."""
         try:
             yield
-        except (
-            Exception
-        ) as error:  # of this write or of the last one
+        except Exception as error:  # of this write or of the last one
             self._last = -1
             logger.warning(
                 "no checkpoint could be written to %s, and the fit goes on: %.200r",
@@ -282,15 +281,10 @@ def _bits(tree: Any) -> Any:
     """
 
     def bits(leaf: Any) -> Any:
-        if _is_key(leaf):
-            return jax.random.key_data(leaf)
+        leaf = to_integers(leaf)
         return leaf if leaf.size else jnp.zeros(1, leaf.dtype)
 
     return jax.tree.map(bits, tree)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _form(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -303,6 +297,4 @@ def _like(leaf: Any, found: Any) -> Any:
         return leaf
     if leaf.sharding.num_devices == 1:  # free to follow other arrays to where they are
         found = jnp.asarray(np.asarray(found))
-    if _is_key(leaf):
-        return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf))
-    return found
+    return from_integers(found, leaf)

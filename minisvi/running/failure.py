@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from minisvi.data.batches import Chunks
 from minisvi.model import trees
 from minisvi.model.model import Model
-from minisvi.tools import checks
+from minisvi.tools import finite_data
+from minisvi.tools.names import leaf_names
 from minisvi.tools.types import Data, Draw, Engine
 
 
@@ -38,13 +39,13 @@ def _at(model: Model, u: Draw, batch: Data, data: Data) -> str:
         *(_non_finite(name, term) for name, term in terms.items()),
         *_each(theta, "latent {}"),
         *_each(grad, "gradient for {}"),
-        *checks.non_finite_data(data),
+        *finite_data.non_finite_data(data),
     ]
     return "; ".join(filter(None, lines)) or "all terms are finite at this point"
 
 
 def _each(tree: Any, name: str) -> list[str]:
-    paths = checks.leaf_names(tree)
+    paths = leaf_names(tree)
     leaves = jax.tree.leaves(tree)
     return [_non_finite(name.format(path), leaf) for path, leaf in zip(paths, leaves, strict=True)]
 

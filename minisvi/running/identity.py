@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from minisvi.tools.keys import to_integers
 from minisvi.tools.sharding import to_host
 
 logger = logging.getLogger("minisvi")
@@ -115,7 +116,6 @@ def _checksum(array: Any) -> str:
 
 def fingerprint(array: Any) -> str:
     """A checksum of the numbers of an array, or of an array of PRNG keys."""
-    is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-    numbers = to_host(jax.random.key_data(array) if is_key else array)
+    numbers = to_host(to_integers(array))
     flat = np.ascontiguousarray(numbers).reshape(-1)
     return f"{zlib.crc32(flat.view(np.uint8).data):08x}"

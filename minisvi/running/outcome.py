@@ -80,13 +80,12 @@ def _lane(outcome: Outcome, i: int) -> Outcome:
     def one(leaf: Any) -> Any:
         return leaf[i]
 
-    return outcome._replace(
-        state=jax.tree.map(one, outcome.state),
-        params=jax.tree.map(one, outcome.params),
-        ended=outcome.ended[i],
-        elbo=outcome.elbo[:, i],
-        checks=jax.tree.map(lambda column: column[:, i], outcome.checks),
-    )
+    state = jax.tree.map(one, outcome.state)
+    params = jax.tree.map(one, outcome.params)
+    checks = jax.tree.map(lambda column: column[:, i], outcome.checks)
+    elbo = outcome.elbo[:, i]
+    ended = outcome.ended[i]
+    return outcome._replace(state=state, params=params, ended=ended, elbo=elbo, checks=checks)
 
 
 def _recent(elbo: np.ndarray) -> np.ndarray:

@@ -40,39 +40,46 @@ class Progress(_Bar):
     """
 
     def __init__(self, total: int, done: int, enabled: bool) -> None:
-        self._total, self._done, self._first = total, done, done
-        self._begin = self._logged = time.monotonic()
+        self._total = total
+        self._done = done
+        self._first = done
+        self._begin = time.monotonic()
+        self._logged = self._begin
         super().__init__(enabled, total=total, initial=done, unit="step")
 
     def advance(self, elbo: np.ndarray) -> None:
-        """Move by the steps of these estimates, (n,) or (n, R); show the mean of the last hundred,
-        the best start's.
-        """
+        """Move by the steps of these estimates, (n,) or (n, R)."""
         self._done += len(elbo)
-        now = time.monotonic()
-        due = (
-            logger.isEnabledFor(logging.INFO) and self._done > self._first
-        )  # one that was over takes no step
-        due = due and (now - self._logged >= _LOG_SECONDS or self._done == self._total)
-        if self._bar is None and not due:
+        is_due = self._is_log_due()
+        if self._bar is None and not is_due:
             return
-        recent = np.atleast_2d(elbo[-100:].T)
-        means = [start[np.isfinite(start)].mean() for start in recent if np.isfinite(start).any()]
-        text = f"ELBO {max(means):.6g}" if means else "ELBO not finite"
+        text = _smoothed(elbo)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(len(elbo))
-        if due:
-            self._logged, rate = now, (self._done - self._first) / (now - self._begin)
-            left = (self._total - self._done) / rate
-            logger.info(
-                "step %d of %d: %s, %.3g steps/s, %.0f s left",
-                self._done,
-                self._total,
-                text,
-                rate,
-                left,
-            )
+        if is_due:
+            self._log(text)
+
+    def _is_log_due(self) -> bool:
+        is_moving = self._done > self._first  # a run that was over takes no step
+        if not (is_moving and logger.isEnabledFor(logging.INFO)):
+            return False
+        return time.monotonic() - self._logged >= _LOG_SECONDS or self._done == self._total
+
+    def _log(self, text: str) -> None:
+        self._logged = time.monotonic()
+        rate = (self._done - self._first) / (self._logged - self._begin)
+        seconds_left = (self._total - self._done) / rate
+        line = "step %d of %d: %s, %.3g steps/s, %.0f s left"
+        logger.info(line, self._done, self._total, text, rate, seconds_left)
+
+
+def _smoothed(elbo: np.ndarray) -> str:
+    """The mean of the last hundred estimates, of several starts the best one's."""
+    recent = np.atleast_2d(elbo[-100:].T)
+    finite = [start[np.isfinite(start)] for start in recent]
+    means = [start.mean() for start in finite if start.size]
+    return f"ELBO {max(means):.6g}" if means else "ELBO not finite"
 
 
 class StageDisplay(_Bar):

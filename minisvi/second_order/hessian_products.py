@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from minisvi.tools.batching import one_by_one
+
 Product = Callable[[Array], Array]
 
 
@@ -15,29 +17,34 @@ def scaled_products(
     """f(x), its gradient S g(x), and the function v -> S H(x) S v, with S = diag(unit); x, v and
     `unit` are (n,).
 
-    The products are exact, by forward over reverse mode. Where a part of f has a reverse mode
-    alone, as what `jax.custom_vjp` defines (`jax.experimental.ode.odeint` does), they are
+    The products are exact, by forward over reverse mode. Where a part of f has only a reverse mode,
+    as whatever `jax.custom_vjp` defines has (`jax.experimental.ode.odeint` is made so), they are
     differences of gradients (see `_by_differences`).
     """
     value_and_grad = jax.value_and_grad(fun)
     try:
         (value, grad), times = jax.linearize(value_and_grad, x)
-        jax.eval_shape(
-            jax.vmap(times), x[None]
-        )  # inside a batch a part without a forward mode says so at once
+        # Inside a batch a part without a forward mode says so at once.
+        jax.eval_shape(jax.vmap(times), x[None])
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
         value, grad = value_and_grad(x)
         return value, unit * grad, _by_differences(jax.grad(fun), x, unit)
-    return value, unit * grad, lambda v: unit * times(unit * v)[1]
+
+    def product(v: Array) -> Array:
+        _, image = times(unit * v)
+        return unit * image
+
+    return value, unit * grad, product
 
 
 def _by_differences(gradient: Callable[[Array], Array], x: Array, unit: Array) -> Product:
-    """v -> S (g(x + h S v) - g(x - h S v)) / 2h, for |v| = 1, whose error is of order h^2.
+    """The function v -> S (g(x + h S v) - g(x - h S v)) / 2h, for |v| = 1; its error is of order
+    h^2.
 
-    h = eps^(1/4) is more than the rounding of g asks for, eps^(1/3), since what solves equations
-    inside f, such as an integrator, leaves errors in g that are larger than rounding.
+    h = eps^(1/4) is larger than eps^(1/3), which the rounding of g asks for: where f solves
+    equations inside, as an integrator does, the errors in g are larger than rounding.
     """
     step = jnp.finfo(x.dtype).eps ** 0.25
 
@@ -51,11 +58,8 @@ def _by_differences(gradient: Callable[[Array], Array], x: Array, unit: Array) -
     return product
 
 
-def dense(product: Callable[[Array], Array], like: Array) -> Array:
-    """The symmetric matrix (n, n) of a product with vectors like `like` (n,).
-
-    One column after the other: a batch of them can hang XLA's thread pool on a CPU where the
-    function has triangular solves.
-    """
-    matrix = jax.lax.map(product, jnp.eye(like.size, dtype=like.dtype))
+def dense(product: Product, like: Array) -> Array:
+    """The symmetric matrix (n, n) of a product with vectors like `like` (n,)."""
+    identity = jnp.eye(like.size, dtype=like.dtype)
+    matrix = one_by_one(product, identity)
     return (matrix + matrix.T) / 2

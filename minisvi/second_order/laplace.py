@@ -1,5 +1,5 @@
-"""The Laplace approximation: a Gaussian at the mode of the log density, with the inverse of its
-Hessian there.
+"""The Laplace approximation: a Gaussian at the mode of the log density, with the inverse of the
+Hessian of -log p there.
 """
 
 from functools import partial
@@ -13,25 +13,29 @@ from jax import Array
 from minisvi.guides.gaussian import Family, FullRank, full_rank, mean_field
 from minisvi.guides.low_rank import LowRank, low_rank
 from minisvi.model import trees
+from minisvi.model.model import Model
 from minisvi.second_order import curvature
+from minisvi.second_order.curvature import Eigenpairs, Mode
 from minisvi.tools import checks, inputs
 from minisvi.tools.noise import normals
 from minisvi.tools.sharding import check_axes
+from minisvi.tools.types import Data, Draw, Params
 
 _NUM_REPORTED = 5
 
 
 class IndefiniteHessianError(ValueError):
-    """The Hessian of -log p at the point found is singular or indefinite; `eigenvalues` are its
-    smallest, ascending.
+    """The Hessian of -log p at the point found is singular or indefinite; `eigenvalues` holds its
+    smallest ones, ascending.
     """
 
     def __init__(self, eigenvalues: Array) -> None:
         self.eigenvalues = eigenvalues
         smallest = ", ".join(f"{value:.3g}" for value in eigenvalues)
         super().__init__(
-            f"expected a positive definite Hessian at the mode; got eigenvalues {smallest}, scaled to a unit diagonal: "
-            "the posterior is flat, or rises, along some direction. `min_eigenvalue=0.01`, say, raises them and goes on"
+            f"expected a positive definite Hessian at the mode; got eigenvalues {smallest}, "
+            "scaled to a unit diagonal: the posterior is flat, or rises, along some direction. "
+            "`min_eigenvalue=0.01`, say, raises them and goes on"
         )
 
 
@@ -40,14 +44,14 @@ class Laplace(NamedTuple):
 
     `loc` (the mode, a tree u) and `cov` (H^-1, (D, D), or variances (D,)) start any other Gaussian
     family: `init(key, loc=fit.loc, cov=fit.cov)`. `eigenvalues`: the smallest of S H S, S = |diag
-    H|^(-1/2), before any was raised. `grad_norm`: |L^T grad log p|, L L^T the covariance: the
-    distance from the true mode, about, in sds. `log_evidence`, in nats: log p(u, D) - log q(u) at
-    the mode.
+    H|^(-1/2), before any was raised. `grad_norm`: |L^T grad log p|, where L L^T is the covariance:
+    about the distance from the true mode, in sds. `log_evidence`, in nats: log p(u, D) - log q(u)
+    at the mode.
     """
 
     guide: Family
-    params: Any
-    loc: Any
+    params: Params
+    loc: Draw
     cov: Array
     eigenvalues: Array
     grad_norm: Array
@@ -56,17 +60,17 @@ class Laplace(NamedTuple):
 
 def laplace(
     key: Array,
-    model: Any,
+    model: Model,
     *data: Any,
-    start: Any = None,
+    start: Draw | None = None,
     hessian: Literal["exact", "diagonal", "low_rank"] = "exact",
     rank: int = 10,
     num_probes: int = 256,
     min_eigenvalue: float | None = None,
     max_steps: int = 1000,
 ) -> Laplace:
-    """L-BFGS and Newton to the mode of log p(T(u), D) + log|det J_T(u)|, and its curvature (MacKay
-    2003, chapter 27).
+    """The Gaussian at the mode of log p(T(u), D) + log|det J_T(u)|, which L-BFGS and Newton find,
+    with the curvature there (MacKay 2003, chapter 27).
 
     **Arguments**
 
@@ -97,93 +101,120 @@ def laplace(
     data = inputs.arrays(data)
     check_axes(data)
     guide = families[hessian](model.latents)
-    keys = jax.random.split(checks.prng_key(key), 3)
-    first = trees.start(model.latents, keys[0], start)
-    x, value, grad, diag = curvature.mode(keys[1], model, first, data, num_probes, max_steps)
-    scale, values, kept, vectors = _eigenpairs(guide, model, x, data, diag, keys[2], min_eigenvalue)
-    params, loc, cov, grad_norm, log_evidence = _at_mode(
-        guide, x, value, grad, scale, kept, vectors
-    )
+    start_key, mode_key, basis_key = jax.random.split(checks.prng_key(key), 3)
+    first = trees.start(model.latents, start_key, start)
+    mode = curvature.mode(mode_key, model, first, data, num_probes, max_steps)
+    known, kept = _eigenpairs(guide, model, mode, data, basis_key, min_eigenvalue)
+    gaussian = _at_mode(guide, mode.x, mode.log_density, mode.grad, *kept)
     return Laplace(
-        guide, params, loc, cov, jnp.sort(values)[:_NUM_REPORTED], grad_norm, log_evidence
+        guide=guide,
+        params=gaussian.params,
+        loc=gaussian.loc,
+        cov=gaussian.cov,
+        eigenvalues=jnp.sort(known)[:_NUM_REPORTED],
+        grad_norm=gaussian.grad_norm,
+        log_evidence=gaussian.log_evidence,
     )
 
 
 def _eigenpairs(
-    guide: Any,
-    model: Any,
-    x: Array,
-    data: tuple[Any, ...],
-    diag: Array,
+    guide: Family,
+    model: Model,
+    mode: Mode,
+    data: Data,
     key: Array,
     min_eigenvalue: float | None,
-) -> tuple[Array, Array, Array, Array]:
-    """S, the eigenvalues of S H S that are known, the same raised, and the vectors of the first of
-    them.
+) -> tuple[Array, Eigenpairs]:
+    """The eigenvalues of S H S that are known; and the eigenpairs that make the Gaussian, with
+    their values raised to `min_eigenvalue`.
     """
     if isinstance(guide, FullRank):
-        scale, values, vectors = curvature.eigenpairs(model, x, data, diag)
-        return scale, values, _positive(values, min_eigenvalue), vectors
-    if not isinstance(guide, LowRank):
-        values = jnp.sign(diag)
-        return (
-            curvature.unit_scale(diag),
-            values,
-            _positive(values, min_eigenvalue),
-            jnp.zeros((x.size, 0)),
-        )
-    basis = normals(key, (x.size, 3 * guide.rank), x.dtype)
-    scale, values, basis = curvature.widest(model, x, data, diag, basis, False)
-    kept = _positive(values, min_eigenvalue)
-    if np.all(kept == values):
-        scale, kept, basis = curvature.widest(model, x, data, diag, basis, True)
-    return scale, values, kept[: guide.rank], basis[:, : guide.rank]
+        found = curvature.eigenpairs(model, mode.x, data, mode.diag)
+        return found.values, found._replace(values=_positive(found.values, min_eigenvalue))
+    if isinstance(guide, LowRank):
+        return _widest(guide.rank, model, mode, data, key, min_eigenvalue)
+    values = jnp.sign(mode.diag)
+    scale = curvature.unit_scale(mode.diag)
+    no_vectors = jnp.zeros((mode.x.size, 0))
+    return values, Eigenpairs(scale, _positive(values, min_eigenvalue), no_vectors)
+
+
+def _widest(
+    rank: int, model: Model, mode: Mode, data: Data, key: Array, min_eigenvalue: float | None
+) -> tuple[Array, Eigenpairs]:
+    """What `_eigenpairs` gives, of the directions in which the posterior is widest."""
+    basis = normals(key, (mode.x.size, 3 * rank), mode.x.dtype)
+    found = curvature.widest(model, mode.x, data, mode.diag, basis, False)
+    values = _positive(found.values, min_eigenvalue)
+    directions = found._replace(values=values)
+    if np.all(values == found.values):
+        directions = curvature.widest(model, mode.x, data, mode.diag, found.vectors, True)
+    first = Eigenpairs(directions.scale, directions.values[:rank], directions.vectors[:, :rank])
+    return found.values, first
+
+
+class _Gaussian(NamedTuple):
+    """Parameters of the guide, the mode as a tree, the covariance or variances, |L^T grad|, and the
+    log evidence.
+    """
+
+    params: Params
+    loc: Draw
+    cov: Array
+    grad_norm: Array
+    log_evidence: Array
 
 
 @partial(jax.jit, static_argnames="guide")
 def _at_mode(
     guide: Any,
     x: Array,
-    value: Array,
+    log_density: Array,
     grad: Array,
     scale: Array,
     eigenvalues: Array,
     vectors: Array,
-) -> tuple[Any, Any, Array, Array, Array]:
-    """Parameters, mode, covariance or variances, |L^T grad| and log evidence of the Gaussian with
-    these eigenpairs.
-    """
+) -> _Gaussian:
+    """The Gaussian at the mode x with these eigenpairs."""
     loc = trees.unravel(guide.latents, x)
+    params: Params
     if isinstance(guide, LowRank):
         factor = vectors * jnp.sqrt(jnp.maximum(1 / eigenvalues - 1, 0.0))[None, :]
-        cov, params = (
-            scale**2 * (1 + jnp.sum(factor**2, 1)),
-            {"loc": x, "log_scale": jnp.log(scale), "factor": factor},
-        )
+        cov = scale**2 * (1 + jnp.sum(factor**2, 1))
+        params = {"loc": x, "log_scale": jnp.log(scale), "factor": factor}
     else:
-        half = (
-            scale[:, None] * vectors / jnp.sqrt(eigenvalues)[None, :]
-            if isinstance(guide, FullRank)
-            else None
-        )
-        cov = scale**2 / eigenvalues if half is None else half @ half.T
-        params = guide.init(
-            jax.random.key(0), loc=loc, cov=cov
-        )  # the key is not used: the start is given
+        cov = _covariance(guide, scale, eigenvalues, vectors)
+        unused = jax.random.key(0)  # the start is given
+        params = guide.init(unused, loc=loc, cov=cov)
     q = guide.distribution(params)
-    _, pull = jax.vjp(
-        lambda eps: trees.ravel(guide.latents, q.from_noise(eps)[0]),
-        jnp.zeros(q.noise_size, x.dtype),
-    )
-    return params, loc, cov, jnp.linalg.norm(pull(grad)[0]), value - q.log_prob(loc)
+
+    def from_noise(eps: Array) -> Array:
+        u, _ = q.from_noise(eps)
+        return trees.ravel(guide.latents, u)
+
+    _, pull = jax.vjp(from_noise, jnp.zeros(q.noise_size, x.dtype))
+    (scaled_grad,) = pull(grad)
+    grad_norm = jnp.linalg.norm(scaled_grad)
+    return _Gaussian(params, loc, cov, grad_norm, log_density - q.log_prob(loc))
+
+
+def _covariance(guide: Family, scale: Array, eigenvalues: Array, vectors: Array) -> Array:
+    """H^-1 of a full-rank guide, (D, D), or the variances of a mean field, (D,)."""
+    if not isinstance(guide, FullRank):
+        return scale**2 / eigenvalues
+    half = scale[:, None] * vectors / jnp.sqrt(eigenvalues)[None, :]
+    return half @ half.T
 
 
 def _positive(values: Array, min_eigenvalue: float | None) -> Any:
+    """The eigenvalues, raised to `min_eigenvalue` if there is one; otherwise IndefiniteHessianError
+    unless all are positive.
+    """
     if min_eigenvalue is not None:
         return np.maximum(values, min_eigenvalue)
-    rounding = (
-        100 * np.max(values, initial=1.0) * np.finfo(values.dtype).eps
-    )  # what sums over data leave of a zero
+    largest = np.max(values, initial=1.0)
+    # What the rounding of sums over the data may leave of a zero.
+    rounding = 100 * largest * np.finfo(values.dtype).eps
     if np.min(values, initial=1.0) < rounding:
         raise IndefiniteHessianError(jnp.sort(values)[:_NUM_REPORTED])
     return values

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minisvi.tools import checks
+from minisvi.tools.names import data_name
+from minisvi.tools.types import Data
 
 
-def arrays(data: tuple[Any, ...]) -> tuple[Any, ...]:
+def arrays(data: Data) -> Data:
     """The data as trees of arrays.
 
     A list of numbers, or a nested list of them, is one array. So is a data frame, with a column for
@@ -17,13 +18,17 @@ def arrays(data: tuple[Any, ...]) -> tuple[Any, ...]:
     tree of arrays. Arrays stay as they are. TypeError names the leaf that is no number: a string,
     None, an array or a column of objects.
     """
-    return jax.tree_util.tree_map_with_path(
-        _array, data, is_leaf=lambda node: node is None or _is_list(node)
-    )
+    return jax.tree_util.tree_map_with_path(_array, data, is_leaf=_is_leaf)
 
 
-def _is_list(node: Any) -> bool:
-    return isinstance(node, list) and all(_is_number(item) or _is_list(item) for item in node)
+def _is_leaf(node: Any) -> bool:
+    return node is None or _is_list_of_numbers(node)
+
+
+def _is_list_of_numbers(node: Any) -> bool:
+    if not isinstance(node, list):
+        return False
+    return all(_is_number(item) or _is_list_of_numbers(item) for item in node)
 
 
 def _is_number(value: Any) -> bool:
@@ -33,7 +38,8 @@ def _is_number(value: Any) -> bool:
 def _array(path: tuple[Any, ...], leaf: Any) -> Any:
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(
-            f"data `{checks.data_name(path)}`: expected numbers; got a masked array: give it and its mask as two arrays"
+            f"data `{data_name(path)}`: expected numbers; got a masked array: give it and its mask "
+            "as two arrays"
         )
     if isinstance(leaf, jax.Array) or _is_number(leaf) or hasattr(leaf, "__jax_array__"):
         return leaf
@@ -41,30 +47,40 @@ def _array(path: tuple[Any, ...], leaf: Any) -> Any:
     if array is None or not _is_numeric(array.dtype):
         got = _described(leaf, array)
         raise TypeError(
-            f"data `{checks.data_name(path)}`: expected numbers, in an array or a list of them; got {got}"
+            f"data `{data_name(path)}`: expected numbers, in an array or a list of them; got {got}"
         )
     return array
 
 
 def _read(leaf: Any) -> np.ndarray | None:
+    """The array that NumPy makes of it; None if it makes none."""
     if not (isinstance(leaf, list) or hasattr(leaf, "__array__")):
         return None
     try:
         array = np.asarray(leaf)
     except (TypeError, ValueError):  # lists of unequal lengths
         return None
-    return _of_columns(leaf) if _is_frame(leaf) and array.dtype == object else array
+    if _is_frame(leaf) and array.dtype == object:
+        return _of_columns(leaf)
+    return array
 
 
 def _is_frame(leaf: Any) -> bool:
     return hasattr(leaf, "columns") and hasattr(leaf, "dtypes")
 
 
+def _columns(frame: Any) -> list[np.ndarray]:
+    """The columns of a data frame by place, for two may have one name."""
+    return [np.asarray(frame.iloc[:, i]) for i in range(len(frame.columns))]
+
+
 def _of_columns(frame: Any) -> np.ndarray:
-    """One array of columns of several dtypes, for which NumPy has none in common where one is of
-    bools.
+    """One array of columns of several dtypes.
+
+    NumPy has no dtype in common for them where one is of bools; here a bool counts as a small
+    integer.
     """
-    columns = [np.asarray(frame.iloc[:, i]) for i in range(len(frame.columns))]
+    columns = _columns(frame)
     if not all(_is_numeric(column.dtype) for column in columns):
         return np.asarray(frame)
     dtype = np.result_type(np.int8, *columns)
@@ -76,11 +92,10 @@ def _is_numeric(dtype: Any) -> bool:
 
 
 def _described(leaf: Any, array: np.ndarray | None) -> str:
+    """What it is that holds no numbers, in words."""
     if _is_frame(leaf):
-        places = range(len(leaf.columns))
-        others = [
-            leaf.columns[i] for i in places if not _is_numeric(np.asarray(leaf.iloc[:, i]).dtype)
-        ]
+        pairs = zip(leaf.columns, _columns(leaf))
+        others = [name for name, column in pairs if not _is_numeric(column.dtype)]
         return f"a {type(leaf).__name__} whose columns {others} are no numbers"
     if array is not None:
         return f"{type(leaf).__name__} of {array.dtype}"

@@ -6,40 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_listening: list[
-    threading.Event
-] = []  # the event of the outermost `deferred_interrupt`, if there is one
+# The event of the outermost `deferred_interrupt`, if there is one.
+_listening: list[threading.Event] = []
 
 
 def interrupted() -> bool:
-    """Whether Ctrl-C was pressed since the `deferred_interrupt` around this work began; False
-    without one.
+    """Whether Ctrl-C was pressed since the `deferred_interrupt` around this work began.
+
+    It is False where there is none.
     """
     return _in_main_thread() and any(event.is_set() for event in _listening)
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second interrupts as usual. One inside another gives
-    the same event.
+    """An event that the first Ctrl-C sets; the second one interrupts as usual.
 
-    A block's inputs are donated, so an exception between its call and the assignment of what it
-    returns would lose the fit: the request has to wait for the block's end.
+    Inside another `deferred_interrupt` it is the same event. A block's inputs are donated, so that
+    an exception between its call and the assignment of what it returns would lose the fit: the
+    request has to wait for the block's end.
     """
-    event = threading.Event()
-    if not _in_main_thread():  # signals reach the main thread alone
-        yield event
-        return
-    if _listening:
+    if _in_main_thread() and _listening:
         yield _listening[0]
         return
-    previous = signal.getsignal(signal.SIGINT)
-    if previous in (
-        signal.SIG_IGN,
-        None,
-    ):  # as of a job in the background; or not Python's to put back
+    event = threading.Event()
+    if not _can_listen():
         yield event
         return
+    previous = signal.getsignal(signal.SIGINT)
 
     def handle(signum: int, frame: FrameType | None) -> None:
         event.set()
@@ -52,6 +46,16 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     finally:
         _listening.clear()
         signal.signal(signal.SIGINT, previous)
+
+
+def _can_listen() -> bool:
+    """Whether Ctrl-C can be listened for here, and its handler put back afterwards."""
+    if not _in_main_thread():  # signals reach the main thread alone
+        return False
+    previous = signal.getsignal(signal.SIGINT)
+    is_ignored = previous == signal.SIG_IGN  # as in a job in the background
+    is_foreign = previous is None  # set by other code than Python's
+    return not (is_ignored or is_foreign)
 
 
 def _in_main_thread() -> bool:

@@ -17,7 +17,9 @@ class Record:
     """
 
     def _key(self) -> tuple[Any, ...]:
-        values = tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        """The record's class and fields, in a form that can be compared and hashed."""
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        values = [getattr(self, name) for name in names]
         leaves, treedef = jax.tree.flatten(values)
         return type(self), treedef, tuple(leaves)
 

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 
 
 def fresh(tree: Any) -> Any:
-    """The same tree with tracers of its own, for a user's function. Whatever is no tracer stays as
-    it is.
+    """The same tree with tracers of its own, for a user's function.
 
-    XLA removes the copies.
+    A leaf that is no tracer stays as it is. XLA removes the copies.
     """
-    return jax.tree.map(
-        lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.core.Tracer) else leaf, tree
-    )
+    return jax.tree.map(_fresh, tree)
+
+
+def _fresh(leaf: Any) -> Any:
+    if isinstance(leaf, jax.core.Tracer):
+        return jnp.copy(leaf)
+    return leaf

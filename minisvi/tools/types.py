@@ -2,6 +2,8 @@
 
 from typing import Any, Protocol, TypeAlias
 
+from jax import Array
+
 Params: TypeAlias = Any
 """phi: a guide's parameters, a pytree of floats."""
 
@@ -13,6 +15,10 @@ Draw: TypeAlias = Any
 
 Data: TypeAlias = tuple[Any, ...]
 """D: what comes after the latents in the user's functions, each a pytree of arrays."""
+
+Weight: TypeAlias = Array | float | None
+"""N/B, by which the terms of B rows stand for those of all N: one number, or each row's own, (B,),
+or None where all rows are there."""
 
 
 class Engine(Protocol):

@@ -1,0 +1,280 @@
+"""Can it be trusted? A fitted guide is judged by its importance weights."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from minisvi.auto import defensive
+from minisvi.auto.centred import Centred, centred
+from minisvi.auto.figures import Figures, Measured, measure, missed_mass
+from minisvi.auto.verdict import (
+    GOOD_ERROR,
+    MAX_SPACING,
+    NUM_BATCHES,
+    Judged,
+    Ruling,
+    Verdict,
+    max_khat,
+    rule,
+    rule_on_weights,
+)
+from minisvi.guides.base import Guide
+from minisvi.model.model import Model
+from minisvi.posterior import diagnostics
+from minisvi.posterior.diagnostics import Optima
+from minisvi.posterior.moments import Moment, moments
+from minisvi.posterior.posterior import Posterior, weigh
+from minisvi.tools import checks
+from minisvi.tools.interrupts import interrupted
+from minisvi.tools.sharding import to_host
+from minisvi.tools.types import Data, Draw, Params
+
+
+def judge(
+    key: Array,
+    model: Model,
+    guide: Guide,
+    params: Params,
+    *data: Any,
+    num_draws: int = 20_000,
+    max_draws: int = 80_000,
+    optima: Optima | None = None,
+    optimism: float | None = None,
+) -> Judged:
+    """The verdict on any fitted guide, from `num_draws` draws of it and their log weights; from
+    four times as many, up to `max_draws`, where that alone would make it good.
+
+    k-hat alone errs both ways: it refuses flows whose weights are nearly equal, and does not see a
+    mode that no draw reached. So the rule also has ESS, errors and, where the `optima` of
+    `deterministic` are given, those that q gives less density than the posterior does at any of its
+    draws. Let k be the largest k-hat of four batches, S the number of draws, and the error the
+    standard error of the weighted means and sds of u at the worst latent:
+
+    - `good`: k below min(1 - 1/log10(S/4), 0.7) and 0.35 + ESS/S, or below 1 with ESS/S >= 0.85; an
+      error of at most 0.03 sd; and for each mean and sd of theta the same error, and terms with a
+      tail of shape below 0.7 (1 where ESS/S < 0.85; see `moments`);
+    - `bulk good, tails unverified`: k below the same threshold with ESS/S >= 0.02, or below 1 with
+      ESS/S >= 0.1; and an error of at most 0.1 sd. The reason names the moments of theta that are
+      not given: their quantiles hold;
+    - `not trusted` otherwise, and wherever a draw has a density of NaN or +inf, an optimum is
+      missed that has more than a hundredth of the best one's mass, or log p is so large that the
+      dtype's numbers there are more than 0.1 nats apart, so that the weights are rounding. Of a
+      likelihood by rows differences are taken before sums then, in a second pass over the draws
+      (see `centred`).
+
+    `benchmarks/verdicts.py` taught that few draws may carry the weight only where their tail is
+    light. TypeError or ValueError unless num_draws is an integer >= 100.
+    """
+    check_num_draws(num_draws)
+    posterior = Posterior(model, guide, params, data)
+    data = posterior.data
+    noise, log_ratio = defensive.noise(checks.prng_key(key), guide, params, data, num_draws)
+    weighed = _weighed(posterior, noise)
+    target = model.over(guide.constrained)
+    measured = measure(target, weighed.u, weighed.log_w, log_ratio)
+    evidence = _evidence(posterior, weighed, measured, optima)
+    if 4 * num_draws <= max_draws and _only_draws_are_missing(evidence) and not interrupted():
+        return judge(
+            key,
+            model,
+            guide,
+            params,
+            *data,
+            num_draws=4 * num_draws,
+            max_draws=max_draws,
+            optima=optima,
+            optimism=optimism,
+        )
+    verdict = _verdict(evidence, weighed.density.offset, optimism)
+    return Judged(verdict, measured.draws)
+
+
+class _Weighed(NamedTuple):
+    """Draws u, their log weights (S,), and the `density` that these are of."""
+
+    u: Draw
+    log_w: Array
+    density: Centred
+
+
+def _weighed(posterior: Posterior, noise: Array) -> _Weighed:
+    """Draws and log weights of the model's density; or, where rounding would decide about these, of
+    the differences from the rows' terms at the draw of the largest weight.
+    """
+    model, guide, params, data = _parts(posterior)
+    u, log_w = weigh(model, guide, params, data, noise)
+    weighed = _Weighed(u, log_w, Centred(model))
+    known = to_host(log_w)
+    best = int(np.argmax(np.where(np.isfinite(known), known, -np.inf)))
+    if not _spacing(known.dtype, known[best]) > MAX_SPACING:
+        return weighed
+    reference_point = jax.tree.map(lambda leaf: leaf[best], u)
+    density = centred(model.over(guide.constrained), reference_point, data)
+    if not density.reference:
+        return weighed
+    density = density._replace(model=replace(density.model, latents=model.latents))
+    u, log_w = weigh(density.model, guide, params, data, noise, reference=density.reference)
+    return _Weighed(u, log_w, density)
+
+
+def _parts(posterior: Posterior) -> tuple[Model, Guide, Params, Data]:
+    return posterior.model, posterior.guide, posterior.params, posterior.data
+
+
+def _spacing(dtype: Any, log_p: float) -> float:
+    """How far apart numbers of the dtype are at log p, in nats."""
+    return float(np.finfo(dtype).eps) * abs(float(log_p))
+
+
+class _Evidence(NamedTuple):
+    """All that the rule knows, on the host; `Verdict` says what each is. Of a density that is
+    `centred` the `figures` have the ELBO and the log evidence without its offset.
+    """
+
+    figures: Figures
+    moments: list[Moment]
+    num_draws: int
+    threshold: float
+    spacing: float
+    optima: int | None
+    missed: float | None
+
+
+def _evidence(
+    posterior: Posterior, weighed: _Weighed, measured: Measured, optima: Optima | None
+) -> _Evidence:
+    figures = jax.tree.map(lambda value: value.item(), measured.figures)
+    num_draws = weighed.log_w.size
+    draws = measured.draws
+    num_optima, missed = None, None
+    if optima is not None:
+        num_optima = _num_converged(optima)
+        missed = _missed(posterior, weighed, optima)
+    return _Evidence(
+        figures=figures,
+        moments=moments(draws.theta, measured.log_w, draws.log_weights),
+        num_draws=num_draws,
+        threshold=diagnostics.khat_threshold(num_draws // NUM_BATCHES),
+        spacing=_spacing(weighed.log_w.dtype, figures.log_evidence),
+        optima=num_optima,
+        missed=missed,
+    )
+
+
+def _num_converged(optima: Optima) -> int:
+    """How many distinct optima the starts have converged to, at least one."""
+    converged = np.asarray(optima.converged)
+    found = np.unique(np.asarray(optima.optimum)[converged])
+    return max(1, len(found))
+
+
+def _missed(posterior: Posterior, weighed: _Weighed, optima: Optima) -> float:
+    """The largest mass that q misses. Every end of a start counts: one that has not converged is no
+    optimum, but may be at a mode.
+    """
+    if len(np.unique(np.asarray(optima.optimum))) <= 1:
+        return 0.0
+    model, guide, params, data = _parts(posterior)
+    density, reference, _ = weighed.density
+    mass = missed_mass(model, density, guide, params, data, reference, optima, weighed.log_w)
+    return float(mass)
+
+
+def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:
+    """What the rule says of the weights alone, and of everything."""
+    figures = evidence.figures
+    by_weights = rule_on_weights(
+        khat=figures.khat,
+        threshold=evidence.threshold,
+        ess=figures.ess,
+        error_u=figures.error_u,
+        broken=figures.broken,
+        missed=evidence.missed,
+    )
+    of_all = rule(
+        known=evidence.moments,
+        by_weights=by_weights,
+        ess=figures.ess,
+        spacing=evidence.spacing,
+        log_evidence=figures.log_evidence,
+    )
+    return by_weights, of_all
+
+
+def _only_draws_are_missing(evidence: _Evidence) -> bool:
+    """Whether it is not good, but would be if all errors were half as large, as they are with four
+    times as many draws.
+    """
+    figures = evidence.figures
+    halved = evidence._replace(
+        figures=figures._replace(error_u=figures.error_u / 2),
+        moments=[_halved(moment) for moment in evidence.moments],
+    )
+    _, now = _rulings(evidence)
+    _, then = _rulings(halved)
+    return now.level != "good" and then.level == "good"
+
+
+def _halved(moment: Moment) -> Moment:
+    return moment._replace(error=moment.error / 2)
+
+
+def _verdict(evidence: _Evidence, offset: float, optimism: float | None) -> Verdict:
+    by_weights, of_all = _rulings(evidence)
+    figures = evidence.figures
+    in_full = figures._replace(
+        elbo=figures.elbo + offset, log_evidence=figures.log_evidence + offset
+    )
+    nothing = Moment("none", 1, 0.0, 0.0)
+    worst = max(evidence.moments, key=lambda moment: moment.error, default=nothing)
+    khat = max_khat(figures.ess)
+    unreached = [moment for moment in evidence.moments if not moment.holds(GOOD_ERROR, khat)]
+    return Verdict(
+        level=of_all.level,
+        reason=of_all.reason,
+        of_weights=by_weights.level,
+        threshold=evidence.threshold,
+        spacing=evidence.spacing,
+        num_draws=evidence.num_draws,
+        error=worst.error,
+        worst=worst.latent,
+        unreached=tuple(map(str, unreached)),
+        optima=evidence.optima,
+        missed=evidence.missed,
+        optimism=None if optimism is None else float(optimism),
+        **in_full._asdict(),
+    )
+
+
+def unjudged(key: Array, posterior: Posterior, reason: str, num_draws: int = 1000) -> Judged:
+    """Plain draws of a guide that nobody has looked at: `not trusted`, with that reason, and
+    figures of NaN.
+    """
+    unknown = Figures(**dict.fromkeys(Figures._fields, np.nan))
+    verdict = Verdict(
+        level="not trusted",
+        reason=reason,
+        of_weights="not trusted",
+        threshold=np.nan,
+        spacing=np.nan,
+        num_draws=num_draws,
+        error=np.nan,
+        worst="unknown",
+        unreached=(),
+        **unknown._replace(broken=0)._asdict(),
+    )
+    return Judged(verdict, posterior.draws(key, num_draws))
+
+
+def check_num_draws(num_draws: Any) -> None:
+    """Raise unless `num_draws` is an integer that leaves every batch the 25 draws in which `psis`
+    can see a tail.
+    """
+    least = 25 * NUM_BATCHES
+    if checks.positive_integer("num_draws", num_draws) < least:
+        raise ValueError(
+            f"`num_draws` must be an integer >= {least}, to see a tail by; got {num_draws}"
+        )

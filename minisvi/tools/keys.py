@@ -1,0 +1,25 @@
+"""PRNG keys as the integers that they are, for what reads and writes numbers alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_key(leaf: Any) -> bool:
+    """True for an array of typed PRNG keys. Legacy keys are integers already."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def to_integers(leaf: Any) -> Any:
+    """An array of keys as their integers, with one more axis; any other array as it is."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def from_integers(integers: Any, like: Any) -> Any:
+    """The inverse of `to_integers`: keys of the kind of `like` where that holds keys, and else the
+    integers as they are.
+    """
+    if not is_key(like):
+        return integers
+    return jax.random.wrap_key_data(integers, impl=jax.random.key_impl(like))
