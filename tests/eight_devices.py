@@ -14,7 +14,7 @@ import pytest
 from conftest import RTOL
 from jax.sharding import NamedSharding, PartitionSpec
 from problems import adam, conjugate_data, conjugate_model
-from tiers import WHOLE, standing_for
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, FullBatch, Minibatches, Patience, Stream, mean_field
@@ -86,7 +86,7 @@ def test_a_sharded_fit_is_the_unsharded_one(name, key):
         np.testing.assert_allclose(sharded.restarts.elbo, whole.restarts.elbo, rtol=RTOL)
 
 
-@WHOLE
+@pytest.mark.whole
 def test_a_rule_and_the_average_choose_the_same_by_minibatches_within_shards(key):
     mesh, svi = minisvi.mesh(rows=8), svi_of(batches=BY_SHARDS)
     x, held_out = minisvi.shard_rows(mesh, X, X[:80])
@@ -97,7 +97,7 @@ def test_a_rule_and_the_average_choose_the_same_by_minibatches_within_shards(key
     np.testing.assert_allclose(sharded.checks.score, whole.checks.score, rtol=RTOL)
 
 
-@WHOLE
+@pytest.mark.whole
 def test_a_stream_goes_to_all_devices(key):
     def fit(sharding):
         batches = [X[i : i + 40] for i in range(0, NUM_ROWS, 40)] * 50

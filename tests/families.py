@@ -190,7 +190,6 @@ NAMES = [marked(name) for name in FAMILIES]
 # One of each kind, which runs by default.
 KINDS = [
     "mean_field",
-    "student_t",
     "full_rank",
     "low_rank",
     "mixture",

@@ -70,7 +70,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", standing_for(SIZES, "B does not", "shards"))
 def test_an_epoch_has_every_row_once_and_weights_that_add_up_to_n(name):
     num, batch_size, shards = SIZES[name]
     batches = minisvi.Minibatches(batch_size, seed=3, shards=shards)

@@ -110,7 +110,8 @@ def test_prior_draws(name, key):
     assert jnp.all(predictions.std(0) > 0.1)
 
 
-@pytest.mark.parametrize("name", standing_for(NETWORKS, "nnx"))
+@pytest.mark.whole
+@pytest.mark.parametrize("name", NETWORKS)
 def test_fit_from_the_modules_own_values(name, key):
     net, _ = NETWORKS[name]()
     truth = jax.tree.map(lambda w: w[0], net.sample_prior(jax.random.key(8), 1))

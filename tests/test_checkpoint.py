@@ -120,7 +120,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     "case",
-    standing_for(CASES, "average", "patience", "restarts", "minibatches", "a stream: a function"),
+    standing_for(CASES, "patience", "minibatches", "a stream: a function"),
 )
 def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(case, tmp_path, said):
     svi, options = CASES[case]
@@ -152,6 +152,7 @@ def test_a_fit_that_is_taken_up_from_a_state_has_its_own_checkpoints(tmp_path):
     assert steps(tmp_path) == [PART, WHOLE]
 
 
+@pytest.mark.whole
 def test_a_checkpoint_is_written_every_so_many_seconds_and_the_last_few_are_kept(tmp_path):
     run(PLAIN, WHOLE, X, checkpoint_dir=tmp_path / "late")
     assert steps(tmp_path / "late") == [WHOLE]

@@ -7,7 +7,7 @@ import pytest
 from arviz_stats.base import array_stats
 from conftest import FLOAT
 from jax.scipy.stats import norm
-from tiers import WHOLE, standing_for
+from tiers import standing_for
 
 from minisvi.posterior import diagnostics as d
 
@@ -291,7 +291,7 @@ def test_effective_sample_size_of_chains(rho, key):
     )
 
 
-@WHOLE
+@pytest.mark.whole
 def test_chains_of_many_coordinates_are_those_of_each(key, rtol):
     chains = jnp.stack([autoregressive(key, rho, 2, 300) for rho in (0.0, 0.5, 0.95)], axis=2)
     for function in (d.chain_ess, d.mcse, d.split_rhat):

@@ -280,6 +280,7 @@ def table_log_joint(theta):
 TABLE = Model({"z": finite(2, 3)}, table_log_joint)
 
 
+@pytest.mark.whole
 def test_forward_kl_finds_the_exact_marginals(key):
     optimizer = adam(0.05, 2000)
     guide = categorical(TABLE.latents)
@@ -512,6 +513,7 @@ def test_arrays_of_local_states_are_summed_jointly():
     assert np.allclose(got, expected, rtol=10 * RTOL)
 
 
+@pytest.mark.whole
 def test_a_fit_with_z_summed_out_has_the_exact_moments(key):
     # 0.35 N(-1, 0.6^2) + 0.65 N(mu, 1.2^2): the posterior of mu by quadrature.
     rng = np.random.default_rng(5)

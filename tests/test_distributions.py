@@ -293,7 +293,7 @@ def test_a_likelihood_of_a_library_is_scipys(family, library):
     compare(model, data, reference)
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", standing_for(LIBRARIES, "distrax"))
 def test_a_categorical_is_the_prior_of_a_finite_latent(library):
     module = pytest.importorskip(LIBRARIES[library])
     probs = np.array([0.2, 0.3, 0.5])

@@ -23,7 +23,7 @@ from problems import (
     gamma_log_joint,
 )
 from scipy.stats import chisquare
-from tiers import WHOLE, standing_for
+from tiers import standing_for
 
 import minisvi
 from minisvi import Model, real
@@ -53,7 +53,7 @@ def test_a_conjugate_gaussian_is_exact_in_its_first_stage():
     assert np.all(np.abs(plain / sd - 1) < 0.03)
 
 
-@WHOLE
+@pytest.mark.whole
 def test_the_gamma_example():
     model = minisvi.Model({"concentration": minisvi.positive()}, gamma_log_joint)
     fit = fitted(1, model, gamma_data())
@@ -442,7 +442,9 @@ def test_ranks_are_uniform_for_fit_and_not_for_a_spoiled_guide(name):
     assert chisquare(spoiled).pvalue < 1e-6
 
 
-@pytest.mark.parametrize(("max_dense", "shape"), [(1, (2,)), (2, (2, 2))])
+@pytest.mark.parametrize(
+    ("max_dense", "shape"), standing_for([(1, (2,)), (2, (2, 2))], (2, (2, 2)))
+)
 def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(
     max_dense, shape, key, monkeypatch
 ):

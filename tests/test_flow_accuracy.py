@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from jax.scipy.stats import norm
-from tiers import WHOLE
 
 import minisvi
 from minisvi import ELBO, SVI, Model, full_rank, real
@@ -80,7 +79,7 @@ def test_spline_coupling_fits_two_modes(key):
     assert flow_gap + 2 * error < 0.02
 
 
-@WHOLE
+@pytest.mark.whole
 def test_a_mixture_of_gaussians_holds_two_modes(key):
     model = Model({"x": real(2)}, two_modes)
     guide = minisvi.mixture(full_rank(model.latents), 2)

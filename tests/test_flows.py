@@ -147,8 +147,9 @@ def nnx_network():
     return lambda key, num_inputs: bnn.pure(Nnx(num_inputs, nnx.Rngs(key)))[0], apply
 
 
+@pytest.mark.whole
 @pytest.mark.foreign
-@pytest.mark.parametrize("make", standing_for([linen_network, nnx_network], nnx_network))
+@pytest.mark.parametrize("make", [linen_network, nnx_network])
 def test_a_flax_module_as_conditioner(make, key):
     # The layers' weights differ, the start is the base, and the fit learns what the Gaussian
     # cannot.

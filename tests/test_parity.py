@@ -30,7 +30,6 @@ from problems import (
     reference_keys,
 )
 from sklearn.metrics import roc_auc_score
-from tiers import WHOLE
 
 import minisvi
 from minisvi import ELBO, SVI, Posterior
@@ -184,7 +183,7 @@ def test_gamma_trajectory_is_the_published_one():
     assert np.allclose(jnp.exp(params["log_scale"]), expected.params["scale"], rtol=1e-4)
 
 
-@WHOLE
+@pytest.mark.whole
 def test_moons_trajectory_equals_numpyros():
     (x, y), key, n = moons()[0], reference_keys()[9], 300
     theirs = NumpyroSVI(numpyro_moons, numpyro_moons_guide, moons_deck_optimizer(), Trace_ELBO())
@@ -195,7 +194,7 @@ def test_moons_trajectory_equals_numpyros():
     np.testing.assert_allclose(-result.elbo, expected, rtol=1e-4)
 
 
-@WHOLE
+@pytest.mark.whole
 @pytest.mark.skipif(
     jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others"
 )
@@ -228,7 +227,7 @@ def test_moons_deck_ends_where_it_was_published():
 # --- Outcomes, where the draws differ. ---
 
 
-@WHOLE
+@pytest.mark.whole
 def test_moons_simple_recipe_is_within_the_reference_spread():
     # The reference's spread over ten seeds of AutoNormal, Adam 0.01, 10,000 steps, held to by the
     # best of four starts (two optima exist) and in the mean.
@@ -290,7 +289,7 @@ def test_gamma_posterior_with_a_decaying_schedule_is_exact():
     assert abs(elbo.mean() + 1590.66069) < 5e-3
 
 
-@WHOLE
+@pytest.mark.whole
 def test_mean_field_fits_what_autonormal_fits(key):
     # A correlated Gaussian: both must reach the same factorised optimum, of sd 1 / sqrt(precision
     # diagonal).

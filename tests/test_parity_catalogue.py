@@ -27,7 +27,7 @@ from numpyro.infer import (
 )
 from problems import Normal, NumpyroGuide, NumpyroKeys, adam
 from tensorflow_probability.substrates.jax import distributions as tfd
-from tiers import WHOLE, standing_for
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, ImportanceWeighted, Model, Renyi, laplace, positive, real
@@ -131,7 +131,7 @@ def test_log_q_and_entropy(name, key):
         assert np.allclose(log_q, theirs.log_prob(flat), rtol=10 * RTOL, atol=10 * RTOL)
 
 
-@WHOLE
+@pytest.mark.whole
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fits_reach_the_same_elbo(name, key):
     # From the same start, and both scored with the same draws, so that only the fits' draws differ.
@@ -158,6 +158,7 @@ def test_fits_reach_the_same_elbo(name, key):
     assert spread < 0.01
 
 
+@pytest.mark.whole
 def test_delta_is_autodelta(key):
     model, data, n = regression(), regression_data(), 1000
     optimizer = adam(0.1, n)
@@ -173,7 +174,7 @@ def test_delta_is_autodelta(key):
     assert np.allclose(result.elbo[-1], -fitted.losses[-1], rtol=10 * RTOL)
 
 
-@WHOLE
+@pytest.mark.whole
 def test_laplace_is_autolaplace(key):
     model, data, n = regression(), regression_data(), 1000
     theirs = numpyro_guide(autoguide.AutoLaplaceApproximation)
@@ -294,6 +295,7 @@ def test_closed_form_kl_is_tracemeanfield(num_particles, key):
     assert abs(ours[0] - sampled[0]) > 0.01
 
 
+@pytest.mark.whole
 def test_renyi_is_renyielbo(key):
     # Theirs keeps half of the key for subsampling.
     alphas = 0.0, 0.5, 2.0, -1.0
@@ -363,6 +365,7 @@ def switches():
     return Model({"w": real(), "z": minisvi.finite(2, (3,))}, log_joint)
 
 
+@pytest.mark.whole
 def test_score_function_is_tracegraph(key):
     x, y = regression_data()
     params = {

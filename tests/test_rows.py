@@ -175,7 +175,8 @@ def test_a_fit_reaches_the_log_evidence(name, key):
     assert np.exp(g["log_scale"][0]) == pytest.approx(sd, rel=0.01)
 
 
-@pytest.mark.parametrize("name", standing_for(["per_row", "amortised"], "amortised"))
+@pytest.mark.whole
+@pytest.mark.parametrize("name", ["per_row", "amortised"])
 def test_a_fit_by_minibatches_comes_near(name, key):
     loc, sd, *_, log_evidence = exact()
     guide, objective = hierarchies()[name], ELBO(4, "sticking_the_landing")
@@ -438,12 +439,9 @@ def test_closed_form_kl_through_rows(weight, key):
     assert jnp.std(sampled(keys[:3])) < 1e-6
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
-    ("name", "batches"),
-    standing_for(
-        [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())],
-        ("per_row", Minibatches(2)),
-    ),
+    ("name", "batches"), [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())]
 )
 def test_vmap_over_keys_equals_single_fits(name, batches, key):
     svi = SVI(HIERARCHY, hierarchies()[name], ADAM, ELBO(3), batches)

@@ -17,7 +17,7 @@ import one_process
 import pytest
 from conftest import RTOL
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tiers import DEFAULT, WHOLE
+from tiers import DEFAULT
 
 import minisvi
 
@@ -43,7 +43,7 @@ def environment(num_devices):
     "which",
     [
         DEFAULT,
-        pytest.param("whole and not slow", marks=WHOLE),
+        pytest.param("whole and not slow", marks=pytest.mark.whole),
         pytest.param("slow", marks=pytest.mark.slow),
     ],
 )
@@ -168,7 +168,7 @@ def assert_the_fits_of_one_process(found):
             np.testing.assert_allclose(numbers[i], expected, rtol=RTOL, err_msg=name)
 
 
-@WHOLE
+@pytest.mark.whole
 def test_two_processes_with_half_of_the_rows_each_make_the_same_fit(tmp_path):
     assert_the_fits_of_one_process(fitted(tmp_path, "minibatches", 500))
 

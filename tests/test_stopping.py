@@ -24,7 +24,7 @@ from problems import (
     moons,
     moons_deck,
 )
-from tiers import WHOLE, standing_for
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, mean_field, real
@@ -327,7 +327,7 @@ def test_a_schedule_cannot_be_halved(key):
     assert np.isnan(svi.run(key, 1, X, stop=Convergence(), progress_bar=False).checks.learning_rate)
 
 
-@WHOLE
+@pytest.mark.whole
 def test_convergence_does_not_fire_while_a_coordinate_drifts(key):
     # Nothing holds `b`, and q widens along it for ever, while `a` settles at once.
     model = Model({"a": real(), "b": real()}, lambda theta: norm.logpdf(theta["a"]))
@@ -402,6 +402,7 @@ def test_each_restart_stops_by_itself(svi, stop, held_out, key):
     np.testing.assert_array_equal(result.checks.step, best.checks.step)
 
 
+@pytest.mark.whole
 def test_the_best_of_16_starts_finds_the_better_mode(key):
     # Two modes, 95 % and 5 % of the mass, 8 nats of depth apart in nothing but weight: log 19.
     def log_joint(theta):
@@ -476,6 +477,7 @@ def test_second_run_does_not_trace_again(name, key):
     assert not np.allclose(first.params["loc"], other.params["loc"])
 
 
+@pytest.mark.whole
 def test_ctrl_c_with_restarts_and_a_rule(key, press_ctrl_c):
     stop = Patience(patience=10**9, every=100)
     options = {"num_restarts": 2, "stop": stop, "held_out": HELD_OUT, "progress_bar": False}

@@ -81,7 +81,10 @@ def test_restarts_see_the_same_stream():
     assert np.all(np.abs(streamed.restarts.elbo - expected.restarts.elbo) < spread)
 
 
-@pytest.mark.parametrize("limits", [{"_CHUNK_SECONDS": 0.0}, {"_CHUNK_BYTES": 1}])
+@pytest.mark.parametrize(
+    "limits",
+    standing_for([{"_CHUNK_SECONDS": 0.0}, {"_CHUNK_BYTES": 1}], {"_CHUNK_BYTES": 1}),
+)
 def test_how_the_stream_is_cut_into_blocks_does_not_matter(limits, batches, monkeypatch):
     whole = run(Stream(batches, NUM_ROWS), 80)
     for name, value in limits.items():
@@ -423,6 +426,7 @@ def test_the_log_has_the_step_its_rate_the_elbo_and_the_time_left(batches, said,
     assert all("steps/s" in line and line.endswith("s left") for line in lines)
 
 
+@pytest.mark.whole
 def test_a_fit_that_was_over_logs_no_rate(batches, said, monkeypatch, tmp_path):
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
     first = run(Stream(batches, NUM_ROWS), **EARLY, checkpoint_dir=tmp_path)

@@ -178,7 +178,7 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("name", standing_for(TREES, "nested", "bare"))
+@pytest.mark.parametrize("name", standing_for(TREES, "nested"))
 def test_any_tree_of_latents(name, key):
     # x ~ N(3 + sum of latents, 1) with N(0, 1) priors; also a zero-size latent, a scalar and one
     # row of data.
@@ -252,7 +252,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", standing_for(OPTIMIZERS, "plateau", "schedule-free"))
+@pytest.mark.parametrize("name", standing_for(OPTIMIZERS, "schedule-free"))
 def test_optimisers(name, key):
     model = unit_model()
     guide = mean_field(model.latents)

@@ -10,7 +10,6 @@ import optax
 import pytest
 from jax.scipy.stats import norm
 from problems import adam
-from tiers import WHOLE
 
 import minisvi
 
@@ -85,7 +84,7 @@ def test_line_searches_and_minibatches(key):
         assert np.all(np.isfinite(svi.run(key, 20, Y, progress_bar=False).elbo))
 
 
-@WHOLE
+@pytest.mark.whole
 @pytest.mark.foreign
 def test_fit_laplace_and_what_follows(key):
     fit = minisvi.fit(key, MODEL, Y, progress_bar=False, num_draws=4000)
@@ -143,7 +142,7 @@ def test_guides_that_look_at_the_data(key, kind):
     minisvi.judge(key, model, guide, result.params, Y, num_draws=200)
 
 
-@WHOLE
+@pytest.mark.whole
 @pytest.mark.foreign
 def test_tfp_log_normal_as_a_likelihood(key):
     from tensorflow_probability.substrates.jax import distributions as tfd

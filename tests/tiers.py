@@ -3,7 +3,6 @@
 import pytest
 
 DEFAULT = "not slow and not whole"
-WHOLE = pytest.mark.whole
 
 
 def standing_for(cases, *chosen):
@@ -29,4 +28,4 @@ def case_of(param):
 
 
 def in_ci(param):
-    return pytest.param(*param.values, marks=[*param.marks, WHOLE], id=param.id)
+    return pytest.param(*param.values, marks=[*param.marks, pytest.mark.whole], id=param.id)
