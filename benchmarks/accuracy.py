@@ -1,12 +1,12 @@
 """How close answers are to the truth: `minisvi.fit` beside NumPyro's guides and NUTS, on thirteen
 posteriors.
 
-    python benchmarks/accuracy.py                     # all cells, benchmarks/results/accuracy.json, and the table
-    python benchmarks/accuracy.py --smoke             # a minute: does everything run? Its figures mean nothing
-    python benchmarks/accuracy.py --targets funnel,gamma --engines minisvi.fit,NUTS   # these cells of the file
+    python benchmarks/accuracy.py                     # all cells, results/accuracy.json, the table
+    python benchmarks/accuracy.py --smoke             # a minute: does it run? It measures nothing
+    python benchmarks/accuracy.py --targets funnel,gamma --engines minisvi.fit,NUTS   # these cells
     python benchmarks/accuracy.py --table             # the file's table again
-    python benchmarks/accuracy.py --check             # are the densities and their log determinants right?
-    python benchmarks/accuracy.py --references        # the truths that had to be computed (see accuracy_references.py)
+    python benchmarks/accuracy.py --check             # are densities and determinants right?
+    python benchmarks/accuracy.py --references        # truths: accuracy_references.py
     python benchmarks/accuracy.py --cell funnel NUTS  # one cell in this process: one line of JSON
 
 Each cell, an engine on a target, is a fresh process under a time limit, so that compilation counts,

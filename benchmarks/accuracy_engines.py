@@ -42,7 +42,9 @@ def moments(target: Target, draws: Theta, weights: np.ndarray | None = None) -> 
 
 
 def weighted(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd of each column; draws of zero weight count for nothing, even where they overflow."""
+    """Mean and sd of each column; draws of zero weight count for nothing, even where they
+    overflow.
+    """
     values = np.where(weights[:, None] > 0, values, 0.0)
     mean = weights @ values
     return mean, np.sqrt(weights @ (values - mean) ** 2)
@@ -156,7 +158,9 @@ def numpyro_potential(target: Target) -> Callable[[dict[str, np.ndarray]], float
 
 
 def start(target: Target, near: bool = False) -> Any:
-    """NumPyro's start: u = 0, or its default of uniform(-2, 2), or the target's own near the truth."""
+    """NumPyro's start: u = 0, or its default of uniform(-2, 2), or the target's own near the
+    truth.
+    """
     from numpyro.infer import init_to_uniform, init_to_value
 
     if near and target.near is not None:

@@ -91,7 +91,10 @@ def stochastic_volatility(points: int = 10_000, inner: int = 20) -> Reference:
     order = np.r_[
         3 : values.shape[1], 1, 0, 2
     ]  # log volatilities, mean, persistence, scale: the order of names
-    how = f"importance sampling of three hyperparameters, {points:,} points, and of the volatilities, {inner} each"
+    how = (
+        f"importance sampling of three hyperparameters, {points:,} points, "
+        f"and of the volatilities, {inner} each"
+    )
     return answer(mean[order], sd[order], how, log_evidence) | {
         "log_evidence_se": significant(error)
     }
@@ -140,7 +143,9 @@ def _volatilities(
     inner: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of the path given the hyperparameters, and log p(path, returns) - log q(path) of each."""
+    """Draws of the path given the hyperparameters, and log p(path, returns) - log q(path) of
+    each.
+    """
     from scipy.linalg import cholesky_banded, solve_banded, solveh_banded
 
     size, squares = len(returns), returns**2 * np.exp(-mean)
@@ -300,5 +305,6 @@ def _compare(target: Target, found: Reference) -> None:
     mean, sd = np.array(found["mean"]), np.array(found["sd"])
     shift, ratio = np.abs(mean - target.mean) / sd, target.sd / sd
     print(
-        f"  package: largest mean error {shift.max():.3f} sd, sd ratios {ratio.min():.3f} to {ratio.max():.3f}"
+        f"  package: largest mean error {shift.max():.3f} sd, sd ratios {ratio.min():.3f} "
+        f"to {ratio.max():.3f}"
     )

@@ -389,7 +389,8 @@ def stochastic_volatility(centered: bool = True) -> Target:
         Model(names, log_joint),
         data=(jnp.asarray(returns, float),),
         quantities=quantities,
-        log_evidence=222.96,  # accuracy_references.stochastic_volatility: two runs, 222.963 and 222.955, each +- 0.012
+        # accuracy_references.stochastic_volatility: two runs, 222.963 and 222.955, each +- 0.012
+        log_evidence=222.96,
         guides=SMALLER,
     )
 
@@ -495,7 +496,9 @@ def two_moons() -> Target:
         return jax.lax.map(lambda one: jax.nn.sigmoid(logits(one, x)), w)
 
     def score(draws: Theta, weights: np.ndarray) -> dict[str, float]:
-        """Of the mean probability over the draws: log loss a row, area under the curve, accuracy."""
+        """Of the mean probability over the draws: log loss a row, area under the curve,
+        accuracy.
+        """
         from sklearn.metrics import log_loss, roc_auc_score
 
         p = weights @ np.asarray(predict(draws, jnp.asarray(x_test, float)), np.float64)

@@ -1,7 +1,7 @@
 """The measured variance of every gradient estimator, at equal numbers of density evaluations.
 
     python benchmarks/estimators.py            # all figures, benchmarks/results/estimators.json
-    python benchmarks/estimators.py --smoke    # half a minute: does everything run? Its figures mean nothing
+    python benchmarks/estimators.py --smoke    # half a minute: does it run? It measures nothing
 
 The guide is `mean_field`. Each estimate takes 16 draws, so 16 evaluations of log p. Targets: a
 conjugate Gaussian away from the origin (D = 8), a logistic regression (D = 31) and eight schools (D
@@ -122,7 +122,9 @@ class Problem:
     def gradients(
         self, name: str, objective: Any, points: Iterable[str], num: int
     ) -> dict[str, np.ndarray]:
-        """At each point, `num` gradients in units of the guide's sds: (num, parameters), float64."""
+        """At each point, `num` gradients in units of the guide's sds: (num, parameters),
+        float64.
+        """
         guide = self.stopped if name == SCORE else self.guide
 
         def one(params: Any, key: Array, data: tuple[Any, ...]) -> Any:

@@ -2,7 +2,7 @@
 what it is made of.
 
     python benchmarks/families.py            # all figures, benchmarks/results/families.json
-    python benchmarks/families.py --smoke    # a minute: does everything run? Its figures mean nothing
+    python benchmarks/families.py --smoke    # a minute: does it run? It measures nothing
 
 The problem is one latent vector w ~ N(0, I) of D coordinates, seen once each through y_i ~ N(w_i,
 2), so that a step is the guide's, the bound's and the optimiser's. Adam 1e-3 from optax on both
@@ -204,7 +204,8 @@ def pieces_table(family: str, dim: int, samples: Samples) -> str:
     speed, params = medians.pop("byte"), pairs.num_params(family, dim)
     num_bytes = pieces.step_bytes(params)
     lines = [
-        f"{family}, D = {dim:,}: {params:,} parameters; one read and write is {num_bytes / 1e6:.3g} MB, "
+        f"{family}, D = {dim:,}: {params:,} parameters; one read and write is "
+        f"{num_bytes / 1e6:.3g} MB, "
         f"at {1e-9 / speed:.3g} GB/s {1e3 * num_bytes * speed:.3g} ms: the floor"
     ]
     for name, seconds in medians.items():
@@ -215,7 +216,9 @@ def pieces_table(family: str, dim: int, samples: Samples) -> str:
 
 
 def shares(samples: Samples) -> str:
-    """Medians of what each round says, since a machine's speed drifts; they need not sum to 100 %."""
+    """Medians of what each round says, since a machine's speed drifts; they need not sum to
+    100 %.
+    """
     whole, unchecked, drawn, descent = (np.array(values) for values in list(samples.values())[:4])
     parts = {
         "check": whole - unchecked,

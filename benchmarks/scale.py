@@ -2,8 +2,8 @@
 checkpoints cost.
 
     python benchmarks/scale.py                # all figures, benchmarks/results/scale.json
-    python benchmarks/scale.py --only rows    # one of them; replaces it in the JSON, which keeps the others
-    python benchmarks/scale.py --smoke        # half a minute: does everything run? Its figures mean nothing
+    python benchmarks/scale.py --only rows    # one of them, which it replaces in the JSON
+    python benchmarks/scale.py --smoke        # half a minute: does it run? It measures nothing
 
 Every comparison is a ratio of contenders that take turns within a round, and the median of the
 rounds' ratios, with their range: the speed of a machine drifts, and a wide range says that

@@ -1,8 +1,8 @@
 """Is the verdict right? `minisvi.fit`'s and `minisvi.judge`'s, against the truth, over some
 hundreds of answers.
 
-    python benchmarks/verdicts.py            # all fits, benchmarks/results/verdicts.json, and the tables
-    python benchmarks/verdicts.py --smoke    # two targets, one seed: does everything run? Its figures mean nothing
+    python benchmarks/verdicts.py            # all fits, results/verdicts.json, and the tables
+    python benchmarks/verdicts.py --smoke    # two targets, one seed: does all run?
     python benchmarks/verdicts.py --targets gamma,funnel --seeds 2
     python benchmarks/verdicts.py --table    # the file's tables again
 
@@ -198,7 +198,9 @@ def poisson_regression() -> Target:
 
 
 def student_t(dim: int = 5, df: float = 7.0) -> Target:
-    """Multivariate t of 7 degrees of freedom, equicorrelated at 0.5: tails that no Gaussian covers."""
+    """Multivariate t of 7 degrees of freedom, equicorrelated at 0.5: tails that no Gaussian
+    covers.
+    """
     scale = 0.5 * np.eye(dim) + 0.5
     inverse, loc = np.linalg.inv(np.linalg.cholesky(scale)), np.arange(dim, dtype=float)
 
@@ -424,7 +426,8 @@ def table(name: str, records: list[Record]) -> str:
     percent = lambda rate: "–" if rate is None else f"{100 * rate:.1f} %"  # noqa: RUF001
     lines += [
         "",
-        f"{found['answers']} answers, {found['crashed']} crashed; false good: {found['false_good']} of "
+        f"{found['answers']} answers, {found['crashed']} crashed; false good: "
+        f"{found['false_good']} of "
         f"{found['called_good']} ({percent(found['false_good_rate'])}); good when accurate: "
         f"{percent(found['good_when_accurate_rate'])} of {found['accurate']}",
     ]
@@ -437,7 +440,8 @@ def false_goods(records: list[Record]) -> str:
         if r["level"] == "good" and r["truth"] == "bad":
             errors = f"mean {short(r['mean_err_max'])}, sd {short(r['sd_err_max'])}"
             lines.append(
-                f"- {r['target']}, {r['spoiling']}, {r['family']}, seed {r['seed']}: {errors}; {r['reason']}"
+                f"- {r['target']}, {r['spoiling']}, {r['family']}, seed {r['seed']}: "
+                f"{errors}; {r['reason']}"
             )
     crashes = [
         f"- {r['target']}, {r['spoiling']}, seed {r['seed']}: {r['reason']}"
@@ -460,7 +464,8 @@ def check() -> None:
         assert target.mean is not None
         assert target.sd is not None
         print(
-            f"{case:26} D {target.dim:3} mean {np.round(target.mean[:4], 4)} sd {np.round(target.sd[:4], 4)}"
+            f"{case:26} D {target.dim:3} mean {np.round(target.mean[:4], 4)} sd "
+            f"{np.round(target.sd[:4], 4)}"
         )
     package = TARGETS["eight_schools"]()
     mean, sd = hierarchy(

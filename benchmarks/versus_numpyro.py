@@ -1,8 +1,8 @@
 """minisvi against NumPyro and against a loop written by hand, on the two reference examples, in one
 run.
 
-    python benchmarks/versus_numpyro.py            # all figures, benchmarks/results/versus_numpyro.json
-    python benchmarks/versus_numpyro.py --smoke    # a minute: does everything run? Its figures mean nothing
+    python benchmarks/versus_numpyro.py            # all figures, results/versus_numpyro.json
+    python benchmarks/versus_numpyro.py --smoke    # a minute: does it run? It measures nothing
 
 `gamma`: the concentration of 1,000 Gamma draws; log-normal guide, 10 particles, Adam 0.005, 1,000
 steps. `bnn`: a 2-4-3-1 tanh network on 980 rows of two moons; mean-field normal guide, 1 particle,
@@ -309,7 +309,8 @@ def main() -> None:
     print(table(samples, goals))
     if options.smoke:
         print(
-            "\nA smoke run: it shows that everything runs; its fits are too short for its figures to mean anything."
+            "\nA smoke run: it shows that everything runs; its fits are too short for "
+            "its figures to mean anything."
         )
     output = options.output or (None if options.smoke else RESULTS)
     if output:

@@ -8,11 +8,10 @@ mathematics: progress, Ctrl-C, failure.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from minisvi.data.batches import Chunks, FullBatch, Minibatches
@@ -27,6 +26,9 @@ from minisvi.tools import checks, inputs
 from minisvi.tools.record import Record
 from minisvi.tools.sharding import along, check_axes
 from minisvi.tools.types import Data, Draw, Params
+
+if TYPE_CHECKING:
+    import optax
 
 
 class SVIState(NamedTuple):
@@ -74,7 +76,7 @@ class SVI(Record):
 
     model: Model
     guide: Guide
-    optimizer: optax.GradientTransformation
+    optimizer: "optax.GradientTransformation"
     objective: Callable[..., Array] = ELBO()
     batches: FullBatch | Minibatches | Chunks = FullBatch()
 
@@ -124,6 +126,8 @@ class SVI(Record):
         """One step: phi <- phi + optimiser(grad ELBO). One that is not finite changes neither phi
         nor the optimiser.
         """
+        import optax  # here, so that `import minisvi` stays light
+
         key, step_key = jax.random.split(state.key)
         batch, weight = self.batches(state.step, data)
 

@@ -2,30 +2,65 @@
 
 import logging
 import os
+import platform
 import signal
 import threading
 import time
+from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+TESTS = Path(__file__).parent
 FLOAT = jnp.result_type(float)
 RTOL = {jnp.dtype("float32"): 1e-5, jnp.dtype("float64"): 1e-10}[jnp.dtype(FLOAT)]
+# What a tolerance that is keyed by dtype is made from.
+TOLERANCES = {"RTOL", "EPS", "TOLERANCE", "MODE_ERROR", "finfo"}
+# Most of a short test is compilation: LLVM's optimisation, and on x86 XLA's newer way to emit fused
+# loops, are three quarters of that. The older way uses fused multiply-adds in some programs and not
+# in others, unless the instruction set has none; then equal formulas have equal bits again. Flags
+# of the jaxlib in constraints.txt.
+COMPILE_FAST = ["--xla_backend_optimization_level=0"]
+if platform.machine().lower() in ("x86_64", "amd64"):
+    COMPILE_FAST += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_max_isa=AVX"]
 
 
 def pytest_configure(config):
-    """Most of a short test is compilation, and much of that is LLVM's work; slow tests run what
-    users run.
-    """
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's job in the background ignores it
+    """Slow tests alone run what users run: the others are compiled fast."""
+    # A shell's job in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("markexpr") != "slow":
-        os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-        )
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *COMPILE_FAST])
+
+
+def pytest_collection_modifyitems(items):
+    """Marks as `x64` the tests that float64 makes stricter: those with a tolerance by dtype."""
+    for item in items:
+        is_foreign = item.get_closest_marker("foreign") is not None
+        if not is_foreign and ("rtol" in item.fixturenames or has_tolerance(item.function)):
+            item.add_marker(pytest.mark.x64)
+
+
+@cache
+def has_tolerance(function):
+    """Whether a function of the tests names a tolerance, or calls another one that does."""
+    names = names_in(function.__code__)
+    found = [function.__globals__.get(name) for name in names]
+    helpers = [thing for thing in found if is_of_the_tests(thing) and thing is not function]
+    return not names.isdisjoint(TOLERANCES) or any(map(has_tolerance, helpers))
+
+
+def names_in(code):
+    """The names that compiled code looks up, inside its inner functions too."""
+    inner = [names_in(const) for const in code.co_consts if isinstance(const, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def is_of_the_tests(thing):
+    return isinstance(thing, FunctionType) and Path(thing.__code__.co_filename).parent == TESTS
 
 
 @pytest.fixture(autouse=True)

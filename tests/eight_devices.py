@@ -10,11 +10,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import RTOL
 from jax.sharding import NamedSharding, PartitionSpec
-from problems import conjugate_data, conjugate_model
+from problems import adam, conjugate_data, conjugate_model
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, FullBatch, Minibatches, Patience, Stream, mean_field
@@ -23,7 +23,7 @@ from minisvi.running.plan import Plan
 from minisvi.svi import _init
 
 NUM_ROWS = 400  # 50 a shard: orders that are walked, and batches of two sizes
-ADAM = optax.adam(0.05)
+ADAM = adam(0.05)
 X = np.asarray(conjugate_data(NUM_ROWS))
 D = X.shape[1]
 
@@ -68,7 +68,11 @@ def assert_same_fit(sharded, whole):
 
 
 @pytest.mark.parametrize(
-    "name", [*FITS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+    "name",
+    [
+        *standing_for(FITS, "particles"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
 )
 def test_a_sharded_fit_is_the_unsharded_one(name, key):
     axes, svi, options = (FITS | SLOW)[name]
@@ -82,6 +86,7 @@ def test_a_sharded_fit_is_the_unsharded_one(name, key):
         np.testing.assert_allclose(sharded.restarts.elbo, whole.restarts.elbo, rtol=RTOL)
 
 
+@pytest.mark.whole
 def test_a_rule_and_the_average_choose_the_same_by_minibatches_within_shards(key):
     mesh, svi = minisvi.mesh(rows=8), svi_of(batches=BY_SHARDS)
     x, held_out = minisvi.shard_rows(mesh, X, X[:80])
@@ -92,6 +97,7 @@ def test_a_rule_and_the_average_choose_the_same_by_minibatches_within_shards(key
     np.testing.assert_allclose(sharded.checks.score, whole.checks.score, rtol=RTOL)
 
 
+@pytest.mark.whole
 def test_a_stream_goes_to_all_devices(key):
     def fit(sharding):
         batches = [X[i : i + 40] for i in range(0, NUM_ROWS, 40)] * 50
@@ -170,7 +176,7 @@ def collectives(compiled):
     ]
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", standing_for(STEPS, "minibatch", "particles on their axis"))
 def test_only_sums_leave_a_device(name, key):
     axes, svi, sizes = STEPS[name]
     mesh = minisvi.mesh(**axes)

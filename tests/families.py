@@ -187,6 +187,17 @@ def marked(name, *more, marks=()):
 
 
 NAMES = [marked(name) for name in FAMILIES]
+# One of each kind, which runs by default.
+KINDS = [
+    "mean_field",
+    "full_rank",
+    "low_rank",
+    "mixture",
+    "conditional",
+    "affine_coupling",
+    "whitened full_rank",
+    "custom distrax",
+]
 # For the tests that take a flow some ten seconds each.
 FLOWS_SLOW = [marked(name, marks=[pytest.mark.slow] if name in FLOWS else []) for name in FAMILIES]
 

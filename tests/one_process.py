@@ -13,16 +13,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
-from problems import conjugate_data, conjugate_model
+from problems import adam, conjugate_data, conjugate_model
 
 import minisvi
 from minisvi import ELBO, SVI, FullBatch, Minibatches, Stream, mean_field
 
 NUM_ROWS, BATCH = 400, 40
-ADAM = optax.adam(0.05)
+ADAM = adam(0.05)
 KEY = 20
 STREAMS = ("stream", "short stream")
 

@@ -1,18 +1,28 @@
 """Models with known answers, and the two reference examples."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.special import gammaln
 from jax.scipy.stats import norm
-from sklearn.datasets import make_moons
-from sklearn.model_selection import train_test_split
 
 import minisvi
 from minisvi import Model, positive, real
 from minisvi.guides.foreign import is_distribution
 from minisvi.guides.joint import Joint
+
+# Optimisers and models that are equal share a compilation, which is most of a test's time: so equal
+# rates give one optimiser, and the models are made of functions of this file.
+
+
+@cache
+def adam(rate, num_steps=None):
+    """Adam, at a rate that falls by a cosine if a number of steps is given."""
+    return optax.adam(rate if num_steps is None else optax.cosine_decay_schedule(rate, num_steps))
+
 
 # A conjugate Gaussian away from the origin with unequal scales: w ~ N(m, diag(s^2)), x_n ~ N(w,
 # diag(t^2)), N rows.
@@ -25,10 +35,18 @@ def conjugate_data(num_rows=NUM_ROWS):
     return jnp.asarray(np.array([4.0, -35.0, 0.4]) + NOISE_SD * eps)
 
 
+def conjugate_log_prior(w):
+    return jnp.sum(norm.logpdf(w["w"], jnp.asarray(PRIOR_LOC), jnp.asarray(PRIOR_SD)))
+
+
+def conjugate_log_likelihood(w, x):
+    return jnp.sum(norm.logpdf(x, w["w"][None], jnp.asarray(NOISE_SD)[None]), axis=-1)
+
+
 def conjugate_model():
-    prior = lambda w: jnp.sum(norm.logpdf(w["w"], jnp.asarray(PRIOR_LOC), jnp.asarray(PRIOR_SD)))
-    rows = lambda w, x: jnp.sum(norm.logpdf(x, w["w"][None], jnp.asarray(NOISE_SD)[None]), axis=-1)
-    return Model({"w": real(3)}, log_prior=prior, log_likelihood=rows)
+    return Model(
+        {"w": real(3)}, log_prior=conjugate_log_prior, log_likelihood=conjugate_log_likelihood
+    )
 
 
 def conjugate_posterior(x):
@@ -113,6 +131,11 @@ class NumpyroKeys(Joint):
             log_q += jnp.sum(log_prob)
         return jax.tree.unflatten(treedef, draws), log_q
 
+    def weighted(self, weight):
+        """No latent is local."""
+        del weight
+        return self
+
 
 class NumpyroGuide:
     """Normal or SoftLaplace for each leaf, `params` {leaf: {loc, log_scale}}, drawn in NumPyro's
@@ -142,6 +165,9 @@ MOONS_SEEDS = {"b0": 42, "b1": 43, "b2": 44, "k0": 1, "k1": 2, "k2": 3}
 
 def moons():
     """(x, y) of train, validation and test: 980, 420 and 600 rows."""
+    from sklearn.datasets import make_moons
+    from sklearn.model_selection import train_test_split
+
     x, y = make_moons(2000, noise=0.25, random_state=42)
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.3, random_state=42)
     x, x_val, y, y_val = train_test_split(x, y, test_size=0.3, random_state=42)
@@ -181,6 +207,7 @@ def moons_start():
     return {name: site(name, shape) for name, shape in MOONS_SHAPES.items()}
 
 
+@cache
 def moons_deck_optimizer():
     schedule = optax.linear_onecycle_schedule(
         8000, peak_value=0.008, pct_start=0.2, pct_final=0.8, div_factor=3, final_div_factor=4
@@ -189,6 +216,7 @@ def moons_deck_optimizer():
     return optax.chain(optax.adam(schedule), plateau)
 
 
+@cache
 def moons_deck():
     """The deck's recipe in NumPyro's key order."""
     start = {

@@ -5,10 +5,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.scipy.stats import norm
+from problems import adam
+from tiers import standing_for
 
 from minisvi import SVI, Model, Posterior, bnn, mean_field
 
@@ -89,7 +90,7 @@ def test_log_prior_by_path_and_shape(name):
     )  # Flax's weights are float32
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", standing_for(NETWORKS, "linen"))
 def test_prior_draws(name, key):
     net, _ = NETWORKS[name]()
     draws = net.sample_prior(key, 4000)
@@ -109,6 +110,7 @@ def test_prior_draws(name, key):
     assert jnp.all(predictions.std(0) > 0.1)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fit_from_the_modules_own_values(name, key):
     net, _ = NETWORKS[name]()
@@ -121,9 +123,7 @@ def test_fit_from_the_modules_own_values(name, key):
     )
     guide = mean_field(net.latents, scale=0.01)
     start = guide.init(key, loc=net.initial)
-    result = SVI(model, guide, optax.adam(0.01)).run(
-        key, 3000, X, y, params=start, progress_bar=False
-    )
+    result = SVI(model, guide, adam(0.01)).run(key, 3000, X, y, params=start, progress_bar=False)
     new = jnp.concatenate([X, X + 0.1])
     predictions = Posterior(model, guide, result.params).predictive(
         key, lambda key, w, x: net.apply(w, x), 200, new, batch_size=64

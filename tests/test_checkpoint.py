@@ -19,7 +19,8 @@ import pytest
 from conftest import FLOAT
 from flax import nnx
 from jax.scipy.stats import norm
-from problems import NUM_ROWS, conjugate_data, conjugate_model
+from problems import NUM_ROWS, adam, conjugate_data, conjugate_model
+from tiers import standing_for
 
 import minisvi
 from minisvi import (
@@ -39,7 +40,7 @@ from minisvi.running.checkpoint import KEEP, Checkpoints, remembered
 from minisvi.running.identity import claim
 
 PART, WHOLE = 730, 1000  # the first is no multiple of the rules' `every`
-MODEL, X, ADAM = conjugate_model(), conjugate_data(), optax.adam(0.05)
+MODEL, X, ADAM = conjugate_model(), conjugate_data(), adam(0.05)
 GUIDE = mean_field(MODEL.latents)
 HALVED = SVI(
     MODEL, GUIDE, optax.inject_hyperparams(optax.adam)(0.1)
@@ -103,14 +104,11 @@ CASES = {
     "plain": (PLAIN, {}),
     "average": (PLAIN, {"average": True}),
     "patience": (PLAIN, {"stop": PATIENCE, "held_out": (X[:3],)}),
-    "convergence": pytest.param(
-        HALVED, {"stop": Convergence(every=100, snapshots=40, mcse=0.5)}, marks=pytest.mark.slow
-    ),
+    "convergence": (HALVED, {"stop": Convergence(every=100, snapshots=40, mcse=0.5)}),
     "restarts": (PLAIN, {"num_restarts": 3}),
-    "restarts, with a rule": pytest.param(
+    "restarts, with a rule": (
         PLAIN,
         {"num_restarts": 2, "stop": PATIENCE, "held_out": (X[:3],), "average": True},
-        marks=pytest.mark.slow,
     ),
     "minibatches": (BATCHED, {}),
     "a latent of no size": (NO_SIZE, {}),
@@ -120,8 +118,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("svi", "options"), CASES.values(), ids=CASES)
-def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(svi, options, tmp_path, said):
+@pytest.mark.parametrize(
+    "case",
+    standing_for(CASES, "patience", "minibatches", "a stream: a function"),
+)
+def test_a_fit_in_two_calls_ends_bit_for_bit_as_one(case, tmp_path, said):
+    svi, options = CASES[case]
     source = options.get("source")
     options = {name: value for name, value in options.items() if name != "source"}
 
@@ -150,6 +152,7 @@ def test_a_fit_that_is_taken_up_from_a_state_has_its_own_checkpoints(tmp_path):
     assert steps(tmp_path) == [PART, WHOLE]
 
 
+@pytest.mark.whole
 def test_a_checkpoint_is_written_every_so_many_seconds_and_the_last_few_are_kept(tmp_path):
     run(PLAIN, WHOLE, X, checkpoint_dir=tmp_path / "late")
     assert steps(tmp_path / "late") == [WHOLE]
@@ -265,7 +268,18 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize(
+    "name",
+    standing_for(
+        DAMAGE,
+        "halve in lane/d",
+        "flip_a_bit in trace/d",
+        "zero in trace/ocdbt.process_0/d",
+        "lane is gone",
+        "trace/_METADATA is gone",
+        "empty directory",
+    ),
+)
 def test_a_damaged_checkpoint_gives_way_to_the_last_whole_one_and_says_so(
     name, three, tmp_path, said
 ):

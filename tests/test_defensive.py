@@ -10,6 +10,7 @@ import pytest
 from conftest import FLOAT
 from jax.scipy.stats import norm
 from scipy import stats
+from tiers import standing_for
 
 import minisvi
 from minisvi import Model, full_rank, mean_field, mixture, real
@@ -24,7 +25,8 @@ def drawn(key, size, num=S):
     return defensive.noise(key, guide, guide.init(key), (), num)
 
 
-@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.x64
+@pytest.mark.parametrize("size", standing_for([1, 3, 50], 3))
 def test_the_weights_give_back_the_normals_moments(size, key):
     # E_m[h N/m] = E_N[h] for h = 1, eps^2 and eps^4, and so for a sum over coordinates.
     eps, log_ratio = drawn(key, size)
@@ -40,6 +42,7 @@ def test_the_weights_give_back_the_normals_moments(size, key):
     assert 0.75 < weights.sum() ** 2 / (weights**2).sum() / S < 0.97
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("size", [1, 3])
 def test_log_ratio_is_that_of_the_densities(size, key):
     eps, log_ratio = (np.asarray(a, float) for a in drawn(key, size, 500))

@@ -12,6 +12,7 @@ import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
 from problems import conjugate_data, conjugate_model
+from tiers import standing_for
 
 from minisvi import Model, deterministic, linear_response, positive, real
 from minisvi.second_order.deterministic import _fixed_draws
@@ -41,7 +42,7 @@ def gaussian(size):
     )
 
 
-@pytest.mark.parametrize("size", [1, 16, 17, 50])
+@pytest.mark.parametrize("size", standing_for([1, 16, 17, 50], 16, 17))
 def test_any_gaussian_is_exact_at_two_draws(size, key):
     model, loc, cov, data = gaussian(size)
     fit = deterministic(key, model, *data, **TWO)
@@ -151,7 +152,7 @@ def test_start_is_the_first_starts(key):
     assert np.allclose(fit.params["loc"], -1.5, atol=1e-3)
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("bad", standing_for([np.nan, -np.inf], -np.inf))
 def test_starts_avoid_where_the_density_is_not_finite(bad, key):
     # A gamma in u itself, nothing below 0.4: neither the default start, 0, nor half of the others
     # will do.
@@ -319,7 +320,10 @@ GP_PARTS = {
             key, model, guide, *data, num_steps=(5,), learning_rates=(1e-3,), num_particles=16
         )
         assert state.step == 5
-        verdict = minisvi.judge(key, model, guide, state.params, *data, num_draws=1000, max_draws=1000).verdict
+        judged = minisvi.judge(
+            key, model, guide, state.params, *data, num_draws=1000, max_draws=1000
+        )
+        verdict = judged.verdict
         assert verdict.num_draws == 1000
         assert verdict.broken == 0
     """,

@@ -7,6 +7,7 @@ import pytest
 from arviz_stats.base import array_stats
 from conftest import FLOAT
 from jax.scipy.stats import norm
+from tiers import standing_for
 
 from minisvi.posterior import diagnostics as d
 
@@ -33,7 +34,7 @@ def gaussian_weights(key, sd, *shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [30, 200, 1000, 20_000])
+@pytest.mark.parametrize("size", standing_for([30, 200, 1000, 20_000], 30, 1000))
 def test_psis_equals_arviz(size, dtype, key):
     for k in (0.1, 0.5, 0.9):
         log_w = (pareto(key, k, size) - 1600.0).astype(dtype)
@@ -290,6 +291,7 @@ def test_effective_sample_size_of_chains(rho, key):
     )
 
 
+@pytest.mark.whole
 def test_chains_of_many_coordinates_are_those_of_each(key, rtol):
     chains = jnp.stack([autoregressive(key, rho, 2, 300) for rho in (0.0, 0.5, 0.95)], axis=2)
     for function in (d.chain_ess, d.mcse, d.split_rhat):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from problems import NUM_ROWS
 from test_checkpoint import PLAIN, X, run, same, steps
+from tiers import standing_for
 
 from minisvi import Stream
 from minisvi.data import streams
@@ -51,9 +52,8 @@ model = minisvi.Model(
     log_prior=lambda w: jnp.sum(norm.logpdf(w["w"])),
     log_likelihood=lambda w, x, y: norm.logpdf(y, x @ w["w"]),
 )
-svi = minisvi.SVI(
-    model, minisvi.full_rank(model.latents), optax.adam(1e-3), minisvi.ELBO(4), minisvi.Minibatches(100)
-)
+guide = minisvi.full_rank(model.latents)
+svi = minisvi.SVI(model, guide, optax.adam(1e-3), minisvi.ELBO(4), minisvi.Minibatches(100))
 rule = minisvi.Patience(patience=10**9, every=1000, num_draws=8)
 options = {"checkpoint_dir": directory, "checkpoint_every": EVERY} if directory else {}
 options |= {"average": True, "stop": rule, "held_out": (x[:50], y[:50]), "progress_bar": False}
@@ -236,7 +236,9 @@ def slowly(at):
 
 
 @pytest.mark.parametrize(
-    "late", [False, True], ids=["", "and then the checkpoint that was being written appears"]
+    "late",
+    standing_for([False, True], True),
+    ids=["", "and then the checkpoint that was being written appears"],
 )
 def test_a_directory_that_vanishes_is_made_again(late, tmp_path, short_blocks):
     directory, found = tmp_path / "checkpoints", []

@@ -23,6 +23,7 @@ from problems import (
     gamma_log_joint,
 )
 from scipy.stats import chisquare
+from tiers import standing_for
 
 import minisvi
 from minisvi import Model, real
@@ -52,6 +53,7 @@ def test_a_conjugate_gaussian_is_exact_in_its_first_stage():
     assert np.all(np.abs(plain / sd - 1) < 0.03)
 
 
+@pytest.mark.whole
 def test_the_gamma_example():
     model = minisvi.Model({"concentration": minisvi.positive()}, gamma_log_joint)
     fit = fitted(1, model, gamma_data())
@@ -112,7 +114,7 @@ IMPROPER = {
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("name", IMPROPER)
+@pytest.mark.parametrize("name", standing_for(IMPROPER, "one flat latent"))
 def test_an_improper_posterior_is_named_and_not_trusted(name):
     fit = fitted(5, minisvi.Model({"a": minisvi.real(2)}, IMPROPER[name]), seconds=1.0)
     assert fit.verdict.level == "not trusted"
@@ -352,10 +354,12 @@ def log_joint(theta, x, y):
     factor = jnp.linalg.cholesky(k + 1e-3 * jnp.eye(x.size))
     white = jax.scipy.linalg.solve_triangular(factor, theta["f"], lower=True)
     prior = jnp.sum(norm.logpdf(white)) - jnp.sum(jnp.log(jnp.diag(factor)))
-    scales = norm.logpdf(jnp.log(theta["amplitude"])) + norm.logpdf(jnp.log(theta["length"]), -1.0, 0.5)
-    return prior + scales + jnp.sum(norm.logpdf(y, theta["f"], 0.1))
+    amplitude = norm.logpdf(jnp.log(theta["amplitude"]))
+    length = norm.logpdf(jnp.log(theta["length"]), -1.0, 0.5)
+    return prior + amplitude + length + jnp.sum(norm.logpdf(y, theta["f"], 0.1))
 
-model = minisvi.Model({"amplitude": minisvi.positive(), "length": minisvi.positive(), "f": minisvi.real(9)}, log_joint)
+latents = {"amplitude": minisvi.positive(), "length": minisvi.positive(), "f": minisvi.real(9)}
+model = minisvi.Model(latents, log_joint)
 fit = minisvi.fit(jax.random.key(0), model, x, y, progress_bar=False)
 print(fit.verdict.level, len(fit.stages))
 """
@@ -438,7 +442,9 @@ def test_ranks_are_uniform_for_fit_and_not_for_a_spoiled_guide(name):
     assert chisquare(spoiled).pvalue < 1e-6
 
 
-@pytest.mark.parametrize(("max_dense", "shape"), [(1, (2,)), (2, (2, 2))])
+@pytest.mark.parametrize(
+    ("max_dense", "shape"), standing_for([(1, (2,)), (2, (2, 2))], (2, (2, 2)))
+)
 def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(
     max_dense, shape, key, monkeypatch
 ):

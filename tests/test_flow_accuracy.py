@@ -79,6 +79,7 @@ def test_spline_coupling_fits_two_modes(key):
     assert flow_gap + 2 * error < 0.02
 
 
+@pytest.mark.whole
 def test_a_mixture_of_gaussians_holds_two_modes(key):
     model = Model({"x": real(2)}, two_modes)
     guide = minisvi.mixture(full_rank(model.latents), 2)

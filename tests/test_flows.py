@@ -14,7 +14,9 @@ import pytest
 from conftest import RTOL
 from flax import nnx
 from jax.scipy.stats import norm
+from problems import adam
 from scipy.stats import norm as normal
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Model, bnn, full_rank, mean_field, mixture, real
@@ -55,7 +57,7 @@ def assert_close(got, expected, tolerance=50):
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", standing_for(FLOWS, "spline", "autoregressive"))
 def test_a_flow_starts_as_its_base(name, key):
     family = full_rank(LATENTS)
     guide, fitted = FLOWS[name](family), member(family, key)
@@ -84,7 +86,7 @@ def flow_of(name, size, key):
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("size", standing_for([2, 5], 5))
 def test_autoregressive_layers_are_triangular_in_their_order(size, key):
     guide, params, z = flow_of("autoregressive", size, key)
     orders = guide.distribution(params).orders
@@ -145,6 +147,7 @@ def nnx_network():
     return lambda key, num_inputs: bnn.pure(Nnx(num_inputs, nnx.Rngs(key)))[0], apply
 
 
+@pytest.mark.whole
 @pytest.mark.foreign
 @pytest.mark.parametrize("make", [linen_network, nnx_network])
 def test_a_flax_module_as_conditioner(make, key):
@@ -191,7 +194,7 @@ def fitted_gaussian():
     """The model, its full-rank fit, on which a flow starts, and that fit's gap."""
     model = banana()
     family = full_rank(model.latents)
-    svi = SVI(model, family, optax.adam(optax.cosine_decay_schedule(0.05, 3000)), ELBO(16, STL))
+    svi = SVI(model, family, adam(0.05, 3000), ELBO(16, STL))
     params = svi.run(jax.random.key(20), 3000, progress_bar=False).params
     return model, params, gap(model, family, params)
 

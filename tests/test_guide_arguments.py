@@ -6,11 +6,11 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 from families import FAMILIES, TREES
 from flax import nnx
 from jax.scipy.stats import norm
+from problems import adam
 
 import minisvi
 from minisvi import SVI, Model, amortised, bnn, conditional, full_rank, mean_field, product, real
@@ -103,9 +103,9 @@ def test_an_encoder_from_a_tree_is_that_from_a_function(key):
         log_prior=lambda theta: jnp.zeros(()),
         log_likelihood=lambda theta, x: norm.logpdf(theta["z"]) + norm.logpdf(x, theta["z"]),
     )
-    x, adam = jnp.array([1.0, -2.0]), optax.adam(0.1)
+    x = jnp.array([1.0, -2.0])
     results = [
-        SVI(model, guide, adam).run(key, 2, x, progress_bar=False)
+        SVI(model, guide, adam(0.1)).run(key, 2, x, progress_bar=False)
         for guide in (by_tree, by_function)
     ]
     assert jax.tree.all(jax.tree.map(jnp.array_equal, results[0].params, results[1].params))

@@ -11,7 +11,7 @@ import pytest
 from conftest import FLOAT
 from jax.scipy.stats import beta as beta_pdf
 from jax.scipy.stats import gamma as gamma_pdf
-from problems import conjugate_data, conjugate_model, conjugate_posterior
+from problems import adam, conjugate_data, conjugate_model, conjugate_posterior
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import minisvi
@@ -49,6 +49,7 @@ def test_given_start(make, key):
         assert jnp.allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("make", [mean_field, minisvi.full_rank])
 def test_recovers_a_gaussian_off_the_origin(make, key):
     x, model = conjugate_data(), conjugate_model()
@@ -69,6 +70,7 @@ def test_recovers_a_gaussian_off_the_origin(make, key):
     assert abs(jnp.mean(elbo) - log_evidence) < 1e-3
 
 
+@pytest.mark.whole
 @pytest.mark.foreign
 def test_full_rank_recovers_a_correlated_gaussian(key):
     loc = np.array([5.0, -3.0])
@@ -81,7 +83,7 @@ def test_full_rank_recovers_a_correlated_gaussian(key):
     svi = SVI(
         model,
         guide,
-        optax.adam(optax.cosine_decay_schedule(0.05, 6000)),
+        adam(0.05, 6000),
         ELBO(4, "sticking_the_landing"),
     )
     q = guide.distribution(svi.run(key, 6000, progress_bar=False).params)
@@ -102,7 +104,7 @@ def test_delta_finds_the_map_in_the_constrained_space(key):
     # Gamma(3, 2): the mode is 1.0 over theta; with the log-determinant it would be 1.5.
     model = Model({"a": positive()}, lambda theta: gamma_pdf.logpdf(theta["a"], 3.0, scale=0.5))
     guide = minisvi.delta(model.latents)
-    result = SVI(model, guide, optax.adam(0.05)).run(key, 1000, progress_bar=False)
+    result = SVI(model, guide, adam(0.05)).run(key, 1000, progress_bar=False)
     assert jnp.allclose(Posterior(model, guide, result.params).median(key)["a"], 1.0, atol=1e-4)
     assert jnp.allclose(result.elbo[-1], gamma_pdf.logpdf(1.0, 3.0, scale=0.5), atol=1e-5)
 
@@ -132,7 +134,7 @@ def test_delta_beside_a_distribution_learns_a_constant(key):
     svi = SVI(
         Model(latents, log_joint),
         guide,
-        optax.adam(optax.cosine_decay_schedule(0.05, 3000)),
+        adam(0.05, 3000),
         ELBO(10),
     )
     result = svi.run(key, 3000, x, progress_bar=False)
@@ -140,6 +142,7 @@ def test_delta_beside_a_distribution_learns_a_constant(key):
     assert jnp.allclose(result.params["w"]["loc"], 3 * 8 / 9, rtol=1e-2)
 
 
+@pytest.mark.whole
 @pytest.mark.foreign
 def test_gamma_and_beta_guides_recover_their_own_family(key):
     # Implicit reparameterisation: targets Gamma(3, 2) and Beta(2, 5), guides over theta of the same
@@ -163,7 +166,7 @@ def test_gamma_and_beta_guides_recover_their_own_family(key):
     svi = SVI(
         model,
         guide,
-        optax.adam(optax.cosine_decay_schedule(0.05, 3000)),
+        adam(0.05, 3000),
         ELBO(8, "sticking_the_landing"),
     )
     result = svi.run(key, 3000, progress_bar=False)
@@ -187,8 +190,6 @@ def test_plain_network_weights_by_delta(key):
 def test_no_latents(key):
     model = Model({}, lambda theta, x: jnp.sum(x))
     for make in (mean_field, minisvi.full_rank, minisvi.delta):
-        result = SVI(model, make({}), optax.adam(0.1)).run(
-            key, 3, jnp.arange(4.0), progress_bar=False
-        )
+        result = SVI(model, make({}), adam(0.1)).run(key, 3, jnp.arange(4.0), progress_bar=False)
         assert np.allclose(result.elbo, 6.0)
         assert Posterior(model, make({}), result.params).sample(key, 2) == {}

@@ -5,16 +5,17 @@ read is read.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas
 import pytest
+from problems import adam
+from tiers import standing_for
 
 import minisvi
 from minisvi import SVI, Draws, Model, Posterior, mean_field, real
 from minisvi.tools import inputs
 
 KEY = jax.random.key(0)
-ADAM = optax.adam(0.1)
+ADAM = adam(0.1)
 NAN, INF = float("nan"), float("inf")
 MODEL = Model({"a": real()}, lambda theta: -0.5 * theta["a"] ** 2)
 
@@ -132,7 +133,10 @@ REFUSED = {
     "terms by position": (
         lambda: Model({"a": real()}, len, len),
         TypeError,
-        r"got \['log_joint', 'log_prior'\]. Only `log_joint` goes by position: give `prior=..., log_likelihood=...` by",
+        (
+            r"got \['log_joint', 'log_prior'\]. Only `log_joint` goes by position: give "
+            r"`prior=..., log_likelihood=...` by"
+        ),
     ),
     "a learning rate for an optimiser": (
         lambda: SVI(MODEL, mean_field(MODEL.latents), 0.3),
@@ -152,7 +156,10 @@ REFUSED = {
     "a row less": (
         lambda: rows(lambda theta, x: x[1:] * theta["a"]).check(jnp.ones(300)),
         ValueError,
-        r"expected float\[300\]; got float\d\d\[299\]. Rows are the leading axis .*`log_joint`, or `per_row=False`",
+        (
+            r"expected float\[300\]; got float\d\d\[299\]. Rows are the leading axis "
+            r".*`log_joint`, or `per_row=False`"
+        ),
     ),
     "rows for a log joint": (
         lambda: Model({"a": real()}, lambda theta, x: x * theta["a"]).check(jnp.ones(3)),
@@ -339,7 +346,9 @@ def state():
     return SVI(OF_X, GUIDE, ADAM).init(KEY, X)
 
 
-@pytest.mark.parametrize("name", TAKES_DATA)
+@pytest.mark.parametrize(
+    "name", standing_for(TAKES_DATA, "check", "predictive", "run", "resume", "posterior")
+)
 def test_a_list_is_data_wherever_data_are_taken(name):
     call = TAKES_DATA[name]
     of_list, of_array = call([1.0, 2.0, 4.0]), call(X)

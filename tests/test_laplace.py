@@ -11,6 +11,7 @@ import pytest
 import scipy.optimize
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
+from tiers import standing_for
 
 import minisvi
 from minisvi import IndefiniteHessianError, Model, laplace, positive, real
@@ -80,7 +81,7 @@ def dense(params):
 # --- A Gaussian is recovered. ---
 
 
-@pytest.mark.parametrize("size", [1, 3, 30])
+@pytest.mark.parametrize("size", standing_for([1, 3, 30], 3))
 def test_exact_recovers_any_gaussian(size, key):
     loc, cov = gaussian(size)
     precision = np.linalg.inv(cov)
@@ -100,7 +101,7 @@ def test_exact_recovers_any_gaussian(size, key):
     )
 
 
-@pytest.mark.parametrize("size", [3, 30])
+@pytest.mark.parametrize("size", standing_for([3, 30], 30))
 def test_diagonal_has_the_conditional_variances(size, key):
     loc, cov = gaussian(size)
     precision = np.linalg.inv(cov)
@@ -288,7 +289,7 @@ def log_gamma(theta, shape, rate):
     return (shape - 1) * jnp.log(theta["a"]) - rate * theta["a"]
 
 
-@pytest.mark.parametrize("hessian", MODES)
+@pytest.mark.parametrize("hessian", standing_for(MODES, "low_rank"))
 def test_a_gamma_density_has_stirlings_evidence(hessian, key):
     # In u = log theta: shape u - rate e^u, whose mode is log(shape / rate), and curvature shape.
     found = laplace(key, Model({"a": positive()}, log_gamma), 7.0, 3.0, hessian=hessian, rank=1)
@@ -387,7 +388,7 @@ def log_logistic(theta, x, y):
     return jnp.sum(y * logits - jax.nn.softplus(logits))
 
 
-@pytest.mark.parametrize("hessian", ["exact", "low_rank"])
+@pytest.mark.parametrize("hessian", standing_for(["exact", "low_rank"], "exact"))
 def test_columns_that_depend_on_each_other_are_found_in_either_precision(hessian, key):
     rng = np.random.default_rng(7)
     x = rng.normal(size=(3000, 2)) @ np.array([[1.0, 2.0, -3.0], [0.5, 1.0, 1.0]])
@@ -448,6 +449,7 @@ def test_low_rank_starts_near_a_target_of_its_family(key):
     assert kl(minisvi.low_rank(latents, 4)) < 0.05 * kl(minisvi.mean_field(latents))
 
 
+@pytest.mark.whole
 @pytest.mark.foreign
 @pytest.mark.parametrize(
     "make", [minisvi.affine_coupling, minisvi.inverse_autoregressive, minisvi.spline_coupling]
@@ -550,7 +552,7 @@ def test_a_covariance_of_another_shape(make, shape, key):
         make(gaussian_model(3).latents).init(key, cov=jnp.ones(shape))
 
 
-@pytest.mark.parametrize("hessian", MODES)
+@pytest.mark.parametrize("hessian", standing_for(MODES, "diagonal"))
 def test_new_data_of_the_same_shape_compile_nothing(hessian, key):
     traces = []
 

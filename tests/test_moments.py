@@ -1,4 +1,6 @@
-"""Moments of weighted draws on the host: errors against `diagnostics`, tails against known shapes."""
+"""Moments of weighted draws on the host: errors against `diagnostics`, tails against known
+shapes.
+"""
 
 import jax.numpy as jnp
 import numpy as np

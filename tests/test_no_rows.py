@@ -6,16 +6,16 @@ import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.scipy.stats import norm
+from problems import adam
 from scipy.stats import norm as normal
 
 import minisvi
 from minisvi import ELBO, SVI, Minibatches, Model, Patience, Stream, mean_field, positive, real
 
 KEY = jax.random.key(0)
-ADAM = optax.adam(0.1)
+ADAM = adam(0.1)
 X = jnp.asarray(np.random.default_rng(5).normal(size=9).cumsum())
 LATENTS = {"phi": real(2), "sd": positive()}
 

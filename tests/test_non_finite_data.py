@@ -5,9 +5,9 @@ because of them.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.scipy.stats import norm
+from problems import adam
 
 import minisvi
 from minisvi import SVI, Minibatches, Model, NonFiniteError, mean_field, positive, real
@@ -17,7 +17,7 @@ X = jnp.linspace(-1.0, 1.0, 50)
 Y = np.linspace(0.0, 2.0, 50)
 Y[[17, 20, 33]] = np.nan, np.inf, np.nan
 PLACE = r"data `\[1\].y`: NaN at row 17 \(3 of 50 rows\)"
-ADAM = optax.adam(0.1)
+ADAM = adam(0.1)
 
 
 def joint(theta, x, other):

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.scipy.stats import norm
+from problems import adam
 from scipy.stats import multivariate_normal
 
 import minisvi
@@ -62,7 +62,7 @@ def test_the_exact_posterior_as_prior_gives_the_density_of_all_rows(key, rtol):
 
 def test_two_fits_in_a_row_are_the_fit_of_all_rows(key):
     """Each by sticking the landing, which ends without noise; the evidences multiply."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 2000))
+    optimizer = adam(0.1, 2000)
     model, log_evidence = MODEL, 0.0
     for day in days():
         svi = minisvi.SVI(model, GUIDE, optimizer, minisvi.ELBO(8, "sticking_the_landing"))

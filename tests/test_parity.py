@@ -18,6 +18,7 @@ from problems import (
     Normal,
     NumpyroGuide,
     SoftLaplace,
+    adam,
     gamma_data,
     gamma_model,
     moons,
@@ -33,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 import minisvi
 from minisvi import ELBO, SVI, Posterior
 
-pytestmark = pytest.mark.foreign
+pytestmark = [pytest.mark.foreign, pytest.mark.x64]
 
 
 def numpyro_gamma(z):
@@ -70,19 +71,19 @@ def gamma_deck(num_particles=10):
     guide = NumpyroGuide(
         {"concentration": {"loc": 0.5, "log_scale": jnp.log(0.1)}}, {"concentration": Normal}
     )
-    return SVI(gamma_model(), guide, optax.adam(0.005), ELBO(num_particles))
+    return SVI(gamma_model(), guide, adam(0.005), ELBO(num_particles))
 
 
 # name: (our engine, NumPyro's model, guide and engine, data)
 EXAMPLES = {
     "gamma": (
         gamma_deck(),
-        NumpyroSVI(numpyro_gamma, numpyro_gamma_guide, optax.adam(0.005), Trace_ELBO(10)),
+        NumpyroSVI(numpyro_gamma, numpyro_gamma_guide, adam(0.005), Trace_ELBO(10)),
         (gamma_data(),),
     ),
     "moons": (
         moons_deck(),
-        NumpyroSVI(numpyro_moons, numpyro_moons_guide, optax.adam(0.005), Trace_ELBO()),
+        NumpyroSVI(numpyro_moons, numpyro_moons_guide, adam(0.005), Trace_ELBO()),
         moons()[0],
     ),
 }
@@ -182,6 +183,7 @@ def test_gamma_trajectory_is_the_published_one():
     assert np.allclose(jnp.exp(params["log_scale"]), expected.params["scale"], rtol=1e-4)
 
 
+@pytest.mark.whole
 def test_moons_trajectory_equals_numpyros():
     (x, y), key, n = moons()[0], reference_keys()[9], 300
     theirs = NumpyroSVI(numpyro_moons, numpyro_moons_guide, moons_deck_optimizer(), Trace_ELBO())
@@ -192,6 +194,7 @@ def test_moons_trajectory_equals_numpyros():
     np.testing.assert_allclose(-result.elbo, expected, rtol=1e-4)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(
     jnp.result_type(float) == jnp.float64, reason="published in float32, whose draws are others"
 )
@@ -224,13 +227,14 @@ def test_moons_deck_ends_where_it_was_published():
 # --- Outcomes, where the draws differ. ---
 
 
+@pytest.mark.whole
 def test_moons_simple_recipe_is_within_the_reference_spread():
     # The reference's spread over ten seeds of AutoNormal, Adam 0.01, 10,000 steps, held to by the
     # best of four starts (two optima exist) and in the mean.
     train, _, (x_test, y_test) = moons()
     model = moons_model()
     guide = minisvi.mean_field(model.latents)
-    svi = SVI(model, guide, optax.adam(0.01))
+    svi = SVI(model, guide, adam(0.01))
     fits = [svi.run(jax.random.key(i), 10_000, *train, progress_bar=False) for i in range(4)]
     best = max(fits, key=lambda fit: fit.elbo[-500:].mean())
     p = Posterior(model, guide, best.params).predictive(
@@ -254,7 +258,7 @@ def test_moons_simple_recipe_over_many_starts():
     # 30 nats below.
     train, _, _ = moons()
     model = moons_model()
-    svi = SVI(model, minisvi.mean_field(model.latents), optax.adam(0.01))
+    svi = SVI(model, minisvi.mean_field(model.latents), adam(0.01))
 
     @jax.jit
     @jax.vmap
@@ -272,7 +276,7 @@ def test_gamma_posterior_with_a_decaying_schedule_is_exact():
     # Exact by quadrature: posterior sd 0.03932, log evidence -1590.66069.
     z, model = gamma_data(), gamma_model()
     guide = minisvi.mean_field(model.latents)
-    svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(0.05, 3000)), ELBO(10))
+    svi = SVI(model, guide, adam(0.05, 3000), ELBO(10))
     result = svi.run(reference_keys()[2], 3000, z, progress_bar=False)
     draws = Posterior(model, guide, result.params).sample(jax.random.key(0), 100_000)[
         "concentration"
@@ -285,6 +289,7 @@ def test_gamma_posterior_with_a_decaying_schedule_is_exact():
     assert abs(elbo.mean() + 1590.66069) < 5e-3
 
 
+@pytest.mark.whole
 def test_mean_field_fits_what_autonormal_fits(key):
     # A correlated Gaussian: both must reach the same factorised optimum, of sd 1 / sqrt(precision
     # diagonal).

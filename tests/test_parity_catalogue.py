@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import gamma, norm
@@ -26,8 +25,9 @@ from numpyro.infer import (
     autoguide,
     init_to_value,
 )
-from problems import Normal, NumpyroGuide, NumpyroKeys
+from problems import Normal, NumpyroGuide, NumpyroKeys, adam
 from tensorflow_probability.substrates.jax import distributions as tfd
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, ImportanceWeighted, Model, Renyi, laplace, positive, real
@@ -72,7 +72,7 @@ def numpyro_guide(make):
     """A guide of theirs that has seen its model, and starts at a = 1, w = 0."""
     start = init_to_value(values={"a": jnp.array(1.0), "w": jnp.zeros(3)})
     guide = make(numpyro_regression, init_loc_fn=start)
-    NumpyroSVI(numpyro_regression, guide, optax.adam(0.1), Trace_ELBO()).init(
+    NumpyroSVI(numpyro_regression, guide, adam(0.1), Trace_ELBO()).init(
         jax.random.key(0), *regression_data()
     )
     return guide
@@ -131,12 +131,13 @@ def test_log_q_and_entropy(name, key):
         assert np.allclose(log_q, theirs.log_prob(flat), rtol=10 * RTOL, atol=10 * RTOL)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fits_reach_the_same_elbo(name, key):
     # From the same start, and both scored with the same draws, so that only the fits' draws differ.
     guide, make, convert = FAMILIES[name]
     model, data, n = regression(), regression_data(), 1000
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
+    optimizer = adam(0.1, n)
     svi, theirs = SVI(model, guide, optimizer, ELBO(8)), numpyro_guide(make)
     their_svi = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO(8))
     start = guide.init(key, loc={"a": jnp.zeros(()), "w": jnp.zeros(3)})
@@ -157,9 +158,10 @@ def test_fits_reach_the_same_elbo(name, key):
     assert spread < 0.01
 
 
+@pytest.mark.whole
 def test_delta_is_autodelta(key):
     model, data, n = regression(), regression_data(), 1000
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
+    optimizer = adam(0.1, n)
     guide, theirs = minisvi.delta(model.latents), numpyro_guide(autoguide.AutoDelta)
     fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(
         key, n, *data, progress_bar=False
@@ -172,10 +174,11 @@ def test_delta_is_autodelta(key):
     assert np.allclose(result.elbo[-1], -fitted.losses[-1], rtol=10 * RTOL)
 
 
+@pytest.mark.whole
 def test_laplace_is_autolaplace(key):
     model, data, n = regression(), regression_data(), 1000
     theirs = numpyro_guide(autoguide.AutoLaplaceApproximation)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, n))
+    optimizer = adam(0.1, n)
     fitted = NumpyroSVI(numpyro_regression, theirs, optimizer, Trace_ELBO()).run(
         key, n, *data, progress_bar=False
     )
@@ -284,7 +287,7 @@ def our_elbo(key, *objectives):
     return jax.jit(lambda p: [elbo(p) for elbo in elbos])(hierarchy_params())
 
 
-@pytest.mark.parametrize("num_particles", [1, 4])
+@pytest.mark.parametrize("num_particles", standing_for([1, 4], 4))
 def test_closed_form_kl_is_tracemeanfield(num_particles, key):
     ours, sampled = our_elbo(key, ELBO(num_particles, "closed_form_kl"), ELBO(num_particles))
     close([ours], their_elbo(key, TraceMeanField_ELBO(num_particles)))
@@ -292,6 +295,7 @@ def test_closed_form_kl_is_tracemeanfield(num_particles, key):
     assert abs(ours[0] - sampled[0]) > 0.01
 
 
+@pytest.mark.whole
 def test_renyi_is_renyielbo(key):
     # Theirs keeps half of the key for subsampling.
     alphas = 0.0, 0.5, 2.0, -1.0
@@ -361,6 +365,7 @@ def switches():
     return Model({"w": real(), "z": minisvi.finite(2, (3,))}, log_joint)
 
 
+@pytest.mark.whole
 def test_score_function_is_tracegraph(key):
     x, y = regression_data()
     params = {

@@ -152,7 +152,10 @@ def test_other_priors_raise_no_alarm(name):
 
 
 def test_the_warning_names_the_latent_its_support_and_the_prior():
-    pattern = "`tau`: the prior Normal has the support of all real numbers, and the latent is positive: its density is"
+    pattern = (
+        "`tau`: the prior Normal has the support of all real numbers, "
+        "and the latent is positive: its density is"
+    )
     with pytest.warns(PriorSupportWarning, match=pattern):
         checked(*WIDE["numpyro normals on positive"])
 

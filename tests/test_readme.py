@@ -1,18 +1,15 @@
 """The code of the README and of the docs runs as printed, and prints what they say."""
 
-import contextlib
-import io
-import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from blocks import blocks_of, run
+from tiers import standing_for
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-# A block of Python, and the block of text that may follow it: what it prints.
-BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n?```text\n(.*?)```)?", flags=re.DOTALL)
 
 
 @pytest.mark.foreign
@@ -20,17 +17,13 @@ BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n?```text\n(.*?)```)?", flags=re.D
     jnp.finfo(jnp.result_type(float)).bits == 64,
     reason="printed in float32, whose draws are others",
 )
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", standing_for(PAGES, README), ids=lambda page: page.name)
 def test_code_blocks_run_and_print_what_is_shown(page):
     namespace = {"__name__": page.stem}
-    blocks = BLOCK.findall(page.read_text())
+    blocks = blocks_of(page)
     assert blocks
-    for code, expected in blocks:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, page.name, "exec"), namespace)
-        if expected:
-            assert printed.getvalue().rstrip() == expected.rstrip()
+    for code, printed in blocks:
+        run(code, printed, page.name, namespace)
 
 
 def test_the_two_commands_are_there():

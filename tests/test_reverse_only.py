@@ -60,7 +60,7 @@ def test_products_are_those_of_forward_mode():
     with pytest.raises(TypeError, match="forward-mode"):
         jax.hessian(steep)(x)
     value, grad, product = scaled_products(steep, x, unit)
-    exact = unit[:, None] * jax.hessian(plain)(x) * unit[None]
+    exact = unit[:, None] * jax.jit(jax.hessian(plain))(x) * unit[None]
     assert np.allclose(dense(product, x), exact, rtol=0, atol=10 * EPS**0.5)
     assert np.allclose(value, plain(x))
     assert np.allclose(grad, unit * jax.grad(plain)(x), rtol=1e-5, atol=1e-5)
@@ -82,6 +82,7 @@ def test_newton(solver):
     assert np.allclose((state.x - LOC) / SD, 0.0, atol=10 * EPS**0.5)
 
 
+@pytest.mark.whole
 def test_mean_field_response_and_laplace(key):
     found = deterministic(key, MODEL, num_restarts=1, restart_draws=16, num_draws=16)
     same = deterministic(

@@ -1,4 +1,6 @@
-"""Local latents: the N/B scale, a hierarchy with a known posterior, encoders, and what is refused."""
+"""Local latents: the N/B scale, a hierarchy with a known posterior, encoders, and what is
+refused.
+"""
 
 import itertools
 from functools import lru_cache, partial
@@ -11,6 +13,8 @@ import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
+from problems import adam
+from tiers import standing_for
 
 import minisvi
 from minisvi import (
@@ -41,7 +45,7 @@ NUM = 6
 X = 4.0 + 1.7 * np.random.default_rng(1).normal(size=NUM)
 LATENTS = {"g": real(), "z": local(real())}
 ON = {"g": real()}
-ADAM = optax.adam(optax.cosine_decay_schedule(0.05, 3000))
+ADAM = adam(0.05, 3000)
 
 
 class Normal:
@@ -139,8 +143,15 @@ def hierarchies():
     return {name: product({"g": mean_field(real()), "z": part}) for name, part in parts.items()}
 
 
-@pytest.mark.parametrize("draws", ["independent", "antithetic", "quasi"])
-@pytest.mark.parametrize("name", hierarchies())
+@pytest.mark.parametrize(
+    ("name", "draws"),
+    standing_for(
+        itertools.product(hierarchies(), ["independent", "antithetic", "quasi"]),
+        ("per_row", "independent"),
+        ("amortised", "antithetic"),
+        ("conditional amortised", "quasi"),
+    ),
+)
 def test_every_estimate_is_the_log_evidence_at_the_exact_posterior(name, draws, key):
     guide, objective = hierarchies()[name], ELBO(4, sampling=draws)
     elbo = lambda k: objective(k, HIERARCHY, guide, exact_params(name), *DATA)
@@ -153,7 +164,7 @@ def elbo_of_1000(key, guide, params):
     return ELBO(1000)(key, HIERARCHY, guide, params, *DATA)
 
 
-@pytest.mark.parametrize("name", ["per_row", "amortised"])
+@pytest.mark.parametrize("name", standing_for(["per_row", "amortised"], "per_row"))
 def test_a_fit_reaches_the_log_evidence(name, key):
     loc, sd, *_, log_evidence = exact()
     guide, objective = hierarchies()[name], ELBO(4, "sticking_the_landing")
@@ -164,6 +175,7 @@ def test_a_fit_reaches_the_log_evidence(name, key):
     assert np.exp(g["log_scale"][0]) == pytest.approx(sd, rel=0.01)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["per_row", "amortised"])
 def test_a_fit_by_minibatches_comes_near(name, key):
     loc, sd, *_, log_evidence = exact()
@@ -251,7 +263,9 @@ def terms(guide, params, u, data, weight=None):
     }
 
 
-@pytest.mark.parametrize("name", scaled_guides())
+@pytest.mark.parametrize(
+    "name", standing_for(scaled_guides(), "per_row", "amortised on g", "per_row conditional")
+)
 def test_the_mean_over_all_batches_is_the_full_batch(name, key):
     guide = scaled_guides()[name]
 
@@ -321,7 +335,7 @@ CHAIN = Model(
 )
 
 
-@pytest.mark.parametrize("name", ["per_row", "amortised"])
+@pytest.mark.parametrize("name", standing_for(["per_row", "amortised"], "amortised"))
 def test_local_latents_depend_on_others_of_the_same_row(name, key):
     # b | a, x is N(slope x + pull a, sd_z^2) as in the hierarchy; a | x is N((M/S^2 + x/(T^2 +
     # R^2)) v, v).
@@ -394,7 +408,7 @@ def autoencoder():
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("weight", [None, 2.5])
+@pytest.mark.parametrize("weight", standing_for([None, 2.5], 2.5))
 def test_closed_form_kl_through_rows(weight, key):
     model, guide, params, x = autoencoder()
     target = model.over(guide.constrained)
@@ -425,6 +439,7 @@ def test_closed_form_kl_through_rows(weight, key):
     assert jnp.std(sampled(keys[:3])) < 1e-6
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "batches"), [("per_row", Minibatches(2)), ("amortised", minisvi.FullBatch())]
 )
@@ -452,9 +467,10 @@ def test_minibatches_touch_the_parameters_of_their_rows_alone(key):
 
 def test_rows_come_up_equally_often():
     index = jnp.arange(NUM)
-    batches = jax.vmap(lambda step: Minibatches(4)(step, (index,))[0][0])(jnp.arange(3000))
+    rows = lambda batches: jax.jit(jax.vmap(lambda step: batches(step, (index,))[0][0]))
+    batches = rows(Minibatches(4))(jnp.arange(3000))
     np.testing.assert_array_equal(np.bincount(np.ravel(batches), minlength=NUM), batches.size / NUM)
-    other = jax.vmap(lambda step: Minibatches(4, seed=1)(step, (index,))[0][0])(jnp.arange(3000))
+    other = rows(Minibatches(4, seed=1))(jnp.arange(3000))
     assert np.mean(batches == other) == pytest.approx(1 / NUM, abs=0.02)
 
 
@@ -515,7 +531,10 @@ BAD = {
     "a flat guide over all latents": (
         lambda: mean_field(LATENTS).init(jax.random.key(0)),
         ValueError,
-        "latent `z` is local: expected a guide such as `per_row` or `amortised`, around one over a row",
+        (
+            "latent `z` is local: expected a guide such as `per_row` or `amortised`, around "
+            "one over a row"
+        ),
     ),
     "a mixture per row": (
         lambda: fit(per_row(mixture(mean_field(real()), 2), NUM, first)),
@@ -568,7 +587,10 @@ BAD = {
     "floats for an index": (
         lambda: fit(per_row(mean_field(real()), NUM, lambda index, x: x)),
         ValueError,
-        r"per_row: `index` must return each row's place in 0..5: expected int\[6\]; got float\d\d\[6\]",
+        (
+            r"per_row: `index` must return each row's place in 0..5: expected int\[6\]; got "
+            r"float\d\d\[6\]"
+        ),
     ),
     "a mask for an index": (
         lambda: fit(per_row(mean_field(real()), NUM, lambda index, x: x > 0)),
@@ -603,7 +625,10 @@ BAD = {
     "an encoder of another tree": (
         lambda: fit(encoding(lambda p: (p["loc"], p["log_scale"]))),
         ValueError,
-        r"amortised: `encode` gave: expected a tree with leaves \['loc', 'log_scale'\]; got tuple with leaves",
+        (
+            r"amortised: `encode` gave: expected a tree with leaves \['loc', 'log_scale'\]; "
+            r"got tuple with leaves"
+        ),
     ),
     "a conditional guide from an encoder": (
         lambda: amortised(conditional(mean_field(real()), ON), encoder(), encode),

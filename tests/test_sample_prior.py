@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from tensorflow_probability.substrates.jax import distributions as tfd
+from tiers import standing_for
 
 import minisvi
 from minisvi import Model, positive, real
@@ -43,7 +44,7 @@ PRIORS = {
 SCHOOLS = {"a": real(8), "mu": real(), "tau": positive()}
 
 
-@pytest.mark.parametrize("library", PRIORS)
+@pytest.mark.parametrize("library", standing_for(PRIORS, "numpyro"))
 def test_eight_schools_has_its_exact_moments(library, key):
     draws = factored(SCHOOLS, PRIORS[library]).sample_prior(key, NUM)
     assert {name: leaf.shape for name, leaf in draws.items()} == {

@@ -17,10 +17,13 @@ import one_process
 import pytest
 from conftest import RTOL
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiers import DEFAULT
 
 import minisvi
 
 HERE = Path(__file__).parent
+# Processes in which a warning is an error read no cache that others write.
+SHARED_CACHE = {"JAX_COMPILATION_CACHE_DIR"}
 X = np.asarray(one_process.conjugate_data(one_process.NUM_ROWS))
 
 
@@ -28,13 +31,22 @@ def environment(num_devices):
     flags = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
     )
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    inherited = {name: value for name, value in os.environ.items() if name not in SHARED_CACHE}
+    return inherited | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 # --- One process with eight devices. ---
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.x64
+@pytest.mark.parametrize(
+    "which",
+    [
+        DEFAULT,
+        pytest.param("whole and not slow", marks=pytest.mark.whole),
+        pytest.param("slow", marks=pytest.mark.slow),
+    ],
+)
 def test_on_eight_devices(which):
     command = [
         sys.executable,
@@ -156,6 +168,7 @@ def assert_the_fits_of_one_process(found):
             np.testing.assert_allclose(numbers[i], expected, rtol=RTOL, err_msg=name)
 
 
+@pytest.mark.whole
 def test_two_processes_with_half_of_the_rows_each_make_the_same_fit(tmp_path):
     assert_the_fits_of_one_process(fitted(tmp_path, "minibatches", 500))
 

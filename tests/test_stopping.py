@@ -1,4 +1,6 @@
-"""Averaging, stopping rules and restarts: what they return equals what numpy makes of the iterates."""
+"""Averaging, stopping rules and restarts: what they return equals what numpy makes of the
+iterates.
+"""
 
 import re
 from functools import partial
@@ -15,12 +17,14 @@ from problems import (
     NOISE_SD,
     PRIOR_LOC,
     PRIOR_SD,
+    adam,
     conjugate_data,
     conjugate_model,
     conjugate_posterior,
     moons,
     moons_deck,
 )
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, mean_field, real
@@ -31,7 +35,7 @@ from minisvi.running.device import BLOCK_CAPACITY
 X = conjugate_data()
 MODEL = conjugate_model()
 GUIDE = mean_field(MODEL.latents)
-ADAM = SVI(MODEL, GUIDE, optax.adam(0.05))
+ADAM = SVI(MODEL, GUIDE, adam(0.05))
 LOC, SD, LOG_EVIDENCE = conjugate_posterior(X)
 
 
@@ -78,7 +82,9 @@ def test_tail_is_the_mean_between_the_last_half_and_three_quarters():
         assert np.allclose(tail.mean()["a"], x[first:step].mean(), atol=10 * RTOL), step
 
 
-@pytest.mark.parametrize("num_steps", [1, 300, BLOCK_CAPACITY + 17])
+@pytest.mark.parametrize(
+    "num_steps", standing_for([1, 300, BLOCK_CAPACITY + 17], BLOCK_CAPACITY + 17)
+)
 def test_the_average_is_the_mean_of_the_iterates(num_steps, key):
     params = iterates(ADAM, key, num_steps, X)
     result = ADAM.run(key, num_steps, X, average=True, progress_bar=False)
@@ -120,7 +126,7 @@ def fails_above(limit, loc=2.0):
 
 def test_skipped_steps_do_not_spoil_the_average(key):
     model = fails_above(3.0)
-    svi = SVI(model, mean_field(model.latents), optax.adam(0.01))
+    svi = SVI(model, mean_field(model.latents), adam(0.01))
     start = {"loc": jnp.array([1.0]), "log_scale": jnp.array([0.0])}
     result = svi.run(key, 600, params=start, average=True, progress_bar=False)
     assert result.num_skipped > 5
@@ -171,7 +177,7 @@ def stops_at(steps, scores, rule):
     raise AssertionError("never")
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("average", standing_for([False, True], True))
 def test_patience_returns_the_best_scored_parameters(average, key):
     options = {
         "params": START,
@@ -234,7 +240,7 @@ def test_the_last_step_is_scored_and_scores_that_are_not_finite_choose_nothing(k
 
 
 def test_patience_with_minibatches(key):
-    svi = SVI(MODEL, GUIDE, optax.adam(0.05), batches=Minibatches(3))
+    svi = SVI(MODEL, GUIDE, adam(0.05), batches=Minibatches(3))
     rule = Patience("elbo", every=50, patience=200)
     result = svi.run(key, 4000, X, params=START, stop=rule, held_out=HELD_OUT, progress_bar=False)
     assert result.reason == "patience"
@@ -286,7 +292,7 @@ def test_convergence_halves_the_rate_and_ends_near_the_optimum(key):
 
 @pytest.mark.slow
 def test_at_a_rate_that_cannot_be_set_the_first_average_ends(key):
-    svi = SVI(MODEL, GUIDE, optax.adam(0.05), ELBO(2))
+    svi = SVI(MODEL, GUIDE, adam(0.05), ELBO(2))
     result = svi.run(
         key, 100_000, X, params=at_optimum(key), stop=Convergence(), progress_bar=False
     )
@@ -321,6 +327,7 @@ def test_a_schedule_cannot_be_halved(key):
     assert np.isnan(svi.run(key, 1, X, stop=Convergence(), progress_bar=False).checks.learning_rate)
 
 
+@pytest.mark.whole
 def test_convergence_does_not_fire_while_a_coordinate_drifts(key):
     # Nothing holds `b`, and q widens along it for ever, while `a` settles at once.
     model = Model({"a": real(), "b": real()}, lambda theta: norm.logpdf(theta["a"]))
@@ -395,6 +402,7 @@ def test_each_restart_stops_by_itself(svi, stop, held_out, key):
     np.testing.assert_array_equal(result.checks.step, best.checks.step)
 
 
+@pytest.mark.whole
 def test_the_best_of_16_starts_finds_the_better_mode(key):
     # Two modes, 95 % and 5 % of the mass, 8 nats of depth apart in nothing but weight: log 19.
     def log_joint(theta):
@@ -404,7 +412,7 @@ def test_the_best_of_16_starts_finds_the_better_mode(key):
         )
 
     model = Model({"a": real()}, log_joint)
-    svi = SVI(model, mean_field(model.latents), optax.adam(0.05))
+    svi = SVI(model, mean_field(model.latents), adam(0.05))
     result = svi.run(key, 1500, num_restarts=16, average=True, progress_bar=False)
     loc = np.asarray(result.restarts.params["loc"])[:, 0]
     assert 3 <= np.sum(loc > 5.5) <= 13
@@ -416,7 +424,7 @@ def test_the_best_of_16_starts_finds_the_better_mode(key):
 
 def test_a_start_that_fails_loses_and_does_not_end_the_others(key):
     model = fails_above(0.0, loc=-3.0)
-    svi = SVI(model, minisvi.delta(model.latents), optax.adam(0.05))
+    svi = SVI(model, minisvi.delta(model.latents), adam(0.05))
     result = svi.run(key, 300, num_restarts=6, progress_bar=False)
     failed = np.isnan(result.restarts.elbo)
     assert 0 < failed.sum() < 6
@@ -427,7 +435,7 @@ def test_a_start_that_fails_loses_and_does_not_end_the_others(key):
     assert not failed[result.restarts.best]
     assert len(result.elbo) == 300
     everywhere = fails_above(-100.0)
-    svi = SVI(everywhere, minisvi.delta(everywhere.latents), optax.adam(0.05))
+    svi = SVI(everywhere, minisvi.delta(everywhere.latents), adam(0.05))
     with pytest.raises(minisvi.NonFiniteError, match="10 steps in a row, from the start"):
         svi.run(key, 300, num_restarts=3, progress_bar=False)
     returned = svi.run(key, 300, num_restarts=3, progress_bar=False, on_failure="return")
@@ -444,9 +452,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", standing_for(OPTIONS, "patience"))
 def test_second_run_does_not_trace_again(name, key):
-    traces, optimizer = [], optax.adam(0.1)
+    traces, optimizer = [], adam(0.1)
 
     def rows(theta, x):
         traces.append(None)
@@ -469,6 +477,7 @@ def test_second_run_does_not_trace_again(name, key):
     assert not np.allclose(first.params["loc"], other.params["loc"])
 
 
+@pytest.mark.whole
 def test_ctrl_c_with_restarts_and_a_rule(key, press_ctrl_c):
     stop = Patience(patience=10**9, every=100)
     options = {"num_restarts": 2, "stop": stop, "held_out": HELD_OUT, "progress_bar": False}

@@ -1,4 +1,6 @@
-"""Streams: the same fit as of data in memory, bit for bit, and what becomes of a source that fails."""
+"""Streams: the same fit as of data in memory, bit for bit, and what becomes of a source that
+fails.
+"""
 
 import itertools
 import threading
@@ -8,12 +10,12 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
-from problems import NUM_ROWS, conjugate_data, conjugate_model
+from problems import NUM_ROWS, adam, conjugate_data, conjugate_model
 from test_checkpoint import same
+from tiers import standing_for
 
 from minisvi import ELBO, SVI, Minibatches, Model, Patience, Stream, StreamError, mean_field, real
 from minisvi.data import streams
@@ -22,7 +24,7 @@ from minisvi.running import progress
 
 MODEL, X = conjugate_model(), conjugate_data()
 HOST = np.asarray(X)
-ADAM, GUIDE = optax.adam(0.05), mean_field(MODEL.latents)
+ADAM, GUIDE = adam(0.05), mean_field(MODEL.latents)
 SVI_ALL = SVI(MODEL, GUIDE, ADAM, ELBO(2))
 KEY, STEPS = jax.random.key(20), 300
 
@@ -79,7 +81,10 @@ def test_restarts_see_the_same_stream():
     assert np.all(np.abs(streamed.restarts.elbo - expected.restarts.elbo) < spread)
 
 
-@pytest.mark.parametrize("limits", [{"_CHUNK_SECONDS": 0.0}, {"_CHUNK_BYTES": 1}])
+@pytest.mark.parametrize(
+    "limits",
+    standing_for([{"_CHUNK_SECONDS": 0.0}, {"_CHUNK_BYTES": 1}], {"_CHUNK_BYTES": 1}),
+)
 def test_how_the_stream_is_cut_into_blocks_does_not_matter(limits, batches, monkeypatch):
     whole = run(Stream(batches, NUM_ROWS), 80)
     for name, value in limits.items():
@@ -322,7 +327,9 @@ def test_a_skipped_step_rules_no_start_out(batches):
     assert np.all(np.isfinite(restarts.restarts.elbo))
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", standing_for(FAULTS, "raises", "another shape", "another tree", "NaN", "too many rows")
+)
 def test_a_source_that_fails_is_an_error_with_the_batch_and_the_fit_up_to_it(name, batches):
     make, message = FAULTS[name]
     stream = Stream(make(batches)(), NUM_ROWS, timeout=3 if name == "hangs" else 60)
@@ -419,6 +426,7 @@ def test_the_log_has_the_step_its_rate_the_elbo_and_the_time_left(batches, said,
     assert all("steps/s" in line and line.endswith("s left") for line in lines)
 
 
+@pytest.mark.whole
 def test_a_fit_that_was_over_logs_no_rate(batches, said, monkeypatch, tmp_path):
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
     first = run(Stream(batches, NUM_ROWS), **EARLY, checkpoint_dir=tmp_path)

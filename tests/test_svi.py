@@ -1,4 +1,6 @@
-"""The engine: one scan equals many blocks, nothing is traced twice, and any optax optimiser works."""
+"""The engine: one scan equals many blocks, nothing is traced twice, and any optax optimiser
+works.
+"""
 
 import dataclasses
 import os
@@ -15,7 +17,8 @@ import optax
 import pytest
 from conftest import FLOAT, RTOL
 from jax.scipy.stats import norm
-from problems import conjugate_data, conjugate_model, conjugate_posterior
+from problems import adam, conjugate_data, conjugate_model, conjugate_posterior
+from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Model, Posterior, mean_field, positive, real
@@ -25,7 +28,7 @@ from minisvi.tools.interrupts import deferred_interrupt
 
 def small_svi(optimizer=None, model=None, objective=ELBO(2)):
     model = conjugate_model() if model is None else model
-    return SVI(model, mean_field(model.latents), optimizer or optax.adam(0.05), objective)
+    return SVI(model, mean_field(model.latents), optimizer or adam(0.05), objective)
 
 
 def test_blocks_equal_one_scan_bit_for_bit(key):
@@ -68,7 +71,7 @@ def test_a_given_start_costs_no_start_of_the_guides_own(key):
         computed.append(not isinstance(key, jax.core.Tracer))
         return inner.init(key)
 
-    svi = SVI(conjugate_model(), minisvi.custom(init, inner.distribution), optax.adam(0.05))
+    svi = SVI(conjugate_model(), minisvi.custom(init, inner.distribution), adam(0.05))
     svi.init(key, conjugate_data(), params=inner.init(key))
     assert not any(computed)
     svi.init(key, conjugate_data())
@@ -90,7 +93,7 @@ def test_second_run_does_not_trace_again(key):
         traces.append(None)
         return norm.logpdf(theta["a"]) + jnp.sum(norm.logpdf(x, theta["a"]))
 
-    optimizer = optax.adam(0.1)
+    optimizer = adam(0.1)
 
     def fit(num_steps, x):
         # Model, guide, objective and engine are built anew each time: equal records share the
@@ -109,7 +112,8 @@ def test_second_run_does_not_trace_again(key):
     assert len(traces) > count
 
 
-@pytest.mark.parametrize("make", [lambda: optax.adam(0.1), optax.lbfgs], ids=["adam", "lbfgs"])
+@pytest.mark.x64
+@pytest.mark.parametrize("make", [lambda: adam(0.1), optax.lbfgs], ids=["adam", "lbfgs"])
 def test_a_users_loop_compiles_its_step_once(make, key):
     # L-BFGS starts from Python numbers, whose weak types would turn strong in the first step.
     model = Model({"a": real()}, lambda theta: norm.logpdf(theta["a"], 3.0))
@@ -174,7 +178,7 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", standing_for(TREES, "nested"))
 def test_any_tree_of_latents(name, key):
     # x ~ N(3 + sum of latents, 1) with N(0, 1) priors; also a zero-size latent, a scalar and one
     # row of data.
@@ -186,9 +190,7 @@ def test_any_tree_of_latents(name, key):
 
     model = Model(latents, log_joint)
     for guide in (mean_field(latents), minisvi.full_rank(latents), minisvi.delta(latents)):
-        result = SVI(model, guide, optax.adam(0.05)).run(
-            key, 400, jnp.array([4.0]), progress_bar=False
-        )
+        result = SVI(model, guide, adam(0.05)).run(key, 400, jnp.array([4.0]), progress_bar=False)
         draws = Posterior(model, guide, result.params).sample(key, 5)
         assert jax.tree.structure(draws) == jax.tree.structure(latents)
         for leaf, support in zip(jax.tree.leaves(draws), jax.tree.leaves(latents), strict=True):
@@ -199,13 +201,13 @@ def test_any_tree_of_latents(name, key):
         assert 0.5 < jnp.mean(total) < 4.0
 
 
-@pytest.mark.parametrize("num_rows", [0, 1])
+@pytest.mark.parametrize("num_rows", standing_for([0, 1], 0))
 def test_no_data_and_one_row(num_rows, key):
     # With no rows the posterior is the prior and the ELBO at the optimum is log 1 = 0.
     x = conjugate_data()[:num_rows]
     loc, sd, log_evidence = conjugate_posterior(x)
     svi = small_svi(
-        optax.adam(optax.cosine_decay_schedule(0.3, 3000)),
+        adam(0.3, 3000),
         objective=ELBO(4, "sticking_the_landing"),
     )
     start = svi.guide.init(key, loc={"w": jnp.asarray([3.0, -20.0, 0.5], FLOAT)})
@@ -214,11 +216,10 @@ def test_no_data_and_one_row(num_rows, key):
     assert np.allclose(result.elbo[-1], log_evidence, atol=1e-2)
 
 
+@pytest.mark.x64
 def test_float32_latents_under_float64(key):
     model = Model({"a": real((), jnp.float32)}, lambda theta: norm.logpdf(theta["a"], 3.0))
-    result = SVI(model, mean_field(model.latents), optax.adam(0.1)).run(
-        key, 500, progress_bar=False
-    )
+    result = SVI(model, mean_field(model.latents), adam(0.1)).run(key, 500, progress_bar=False)
     assert result.params["loc"].dtype == jnp.float32
     assert abs(result.params["loc"][0] - 3.0) < 0.3
 
@@ -242,7 +243,7 @@ UNIT_MEAN = 1 + (12.5 - 9.0) / (1 + 9.0)  # w_i = 1 + sum(x - 3) / (1 + 3 N), N 
 OPTIMIZERS = {
     "one-cycle": lambda: optax.adam(optax.linear_onecycle_schedule(1500, 0.05)),
     "plateau": lambda: optax.chain(
-        optax.adam(0.02),
+        adam(0.02),
         optax.contrib.reduce_on_plateau(factor=0.5, patience=5, accumulation_size=50),
     ),
     "schedule-free": lambda: optax.contrib.schedule_free_adamw(0.05, warmup_steps=50),
@@ -251,7 +252,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", standing_for(OPTIMIZERS, "schedule-free"))
 def test_optimisers(name, key):
     model = unit_model()
     guide = mean_field(model.latents)
@@ -281,13 +282,11 @@ def test_the_plateau_rule_sees_the_loss(key):
 
 def test_chosen_parts_stay_frozen(key):
     labels = {"loc": "fit", "log_scale": "frozen"}
-    optimizer = optax.multi_transform(
-        {"fit": optax.adam(0.1), "frozen": optax.set_to_zero()}, labels
-    )
+    optimizer = optax.multi_transform({"fit": adam(0.1), "frozen": optax.set_to_zero()}, labels)
     result = small_svi(optimizer).run(key, 200, conjugate_data(), progress_bar=False)
     assert np.array_equal(result.params["log_scale"], small_svi().guide.init(key)["log_scale"])
     masked = optax.masked(optax.set_to_zero(), {"loc": False, "log_scale": True})
-    both = small_svi(optax.chain(optax.adam(0.1), masked)).run(
+    both = small_svi(optax.chain(adam(0.1), masked)).run(
         key, 200, conjugate_data(), progress_bar=False
     )
     assert np.array_equal(both.params["log_scale"], result.params["log_scale"])
@@ -308,7 +307,7 @@ def fails_above(limit):
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_key(key):
     model = fails_above(-100.0)
-    svi = SVI(model, mean_field(model.latents), optax.adam(0.1))
+    svi = SVI(model, mean_field(model.latents), adam(0.1))
     before = svi.init(key)
     after, info = jax.jit(svi.update)(before)
     assert bool(info.skipped)
@@ -320,7 +319,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_key(key):
 
 def test_skipped_steps_are_counted_and_the_fit_goes_on(key):
     model = fails_above(3.0)  # about one draw in six of the optimum
-    svi = SVI(model, mean_field(model.latents), optax.adam(0.01))
+    svi = SVI(model, mean_field(model.latents), adam(0.01))
     result = svi.run(
         key,
         1000,
@@ -424,7 +423,7 @@ def test_runs_outside_the_main_thread(key):
 
 def test_early_stopping_in_a_loop_of_the_users_own(key):
     # The loop of the README: patience on a held-out ELBO.
-    svi, x = small_svi(optax.adam(0.1)), conjugate_data()
+    svi, x = small_svi(adam(0.1)), conjugate_data()
     update, evaluate = jax.jit(svi.update), jax.jit(svi.evaluate)
     state, best, waited = svi.init(key, x), -jnp.inf, 0
     for _ in range(2000):

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.scipy.stats import norm
+from problems import adam
 
 import minisvi
 
@@ -41,7 +42,7 @@ def prior(theta):
 LATENTS = {"m": minisvi.real(), "s": minisvi.positive()}
 MODEL = minisvi.Model(LATENTS, prior=prior, log_likelihood=rows)
 GUIDE = minisvi.mean_field(LATENTS)
-ADAM = optax.adam(0.05)
+ADAM = adam(0.05)
 
 
 def test_the_log_of_this_file_leaks_where_one_tracer_meets_two_traces():
@@ -83,6 +84,7 @@ def test_line_searches_and_minibatches(key):
         assert np.all(np.isfinite(svi.run(key, 20, Y, progress_bar=False).elbo))
 
 
+@pytest.mark.whole
 @pytest.mark.foreign
 def test_fit_laplace_and_what_follows(key):
     fit = minisvi.fit(key, MODEL, Y, progress_bar=False, num_draws=4000)
@@ -140,6 +142,7 @@ def test_guides_that_look_at_the_data(key, kind):
     minisvi.judge(key, model, guide, result.params, Y, num_draws=200)
 
 
+@pytest.mark.whole
 @pytest.mark.foreign
 def test_tfp_log_normal_as_a_likelihood(key):
     from tensorflow_probability.substrates.jax import distributions as tfd

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import FLOAT
 from jax.scipy.stats import norm
+from tiers import standing_for
 
 import minisvi
 from minisvi.auto import verdict
@@ -45,6 +46,7 @@ def judged(key, guide, params, model=GAUSSIAN, **options):
     return minisvi.judge(jax.random.key(key), model, guide, params, **options)
 
 
+@pytest.mark.x64
 def test_the_exact_posterior_is_good_and_every_figure_says_so():
     found = judged(0, *gaussian())
     v = found.verdict
@@ -341,7 +343,7 @@ def log_normal(scale):
     return minisvi.Model(latents, log_joint), guide, params
 
 
-@pytest.mark.parametrize("key", range(3))
+@pytest.mark.parametrize("key", standing_for(range(3), 0))
 def test_a_moment_that_rare_draws_decide_is_named_and_the_quantiles_hold(key):
     model, guide, params = log_normal(2.0)
     found = judged(key, guide, params, model, num_draws=4000)
@@ -387,7 +389,9 @@ def test_a_second_verdict_does_not_trace_again():
 
 @pytest.mark.foreign
 def test_a_guide_over_theta_misses_an_optimum_in_its_own_space():
-    """Log-normal modes at 1 and 1,000: what is compared at an optimum is two densities over theta."""
+    """Log-normal modes at 1 and 1,000: what is compared at an optimum is two densities over
+    theta.
+    """
     model = minisvi.Model(
         {"x": minisvi.positive()},
         lambda t: (

@@ -1,4 +1,6 @@
-"""The two log joints, shared by minisvi and the hand-written loop; and the network, shared by all."""
+"""The two log joints, shared by minisvi and the hand-written loop; and the network, shared by
+all.
+"""
 
 from functools import cache
 

@@ -16,7 +16,9 @@ from jax.scipy.special import erfinv
 
 
 def step_bytes(params: int) -> int:
-    """Of one read and one write of the parameters, Adam's two moments and the gradient, in float32."""
+    """Of one read and one write of the parameters, Adam's two moments and the gradient, in
+    float32.
+    """
     return 2 * 4 * 4 * params
 
 

@@ -22,7 +22,9 @@ class Target(NamedTuple):
 
 
 def conjugate(dim: int = 8, num_rows: int = 7) -> Target:
-    """w_i ~ N(m_i, s_i), x_ni ~ N(w_i, t_i), away from the origin and with scales over two decades."""
+    """w_i ~ N(m_i, s_i), x_ni ~ N(w_i, t_i), away from the origin and with scales over two
+    decades.
+    """
     rng = np.random.default_rng(3)
     prior_loc = 10.0 * rng.normal(size=dim)
     prior_sd, noise_sd = np.exp(rng.uniform(np.log(0.1), np.log(10.0), (2, dim)))

@@ -37,7 +37,9 @@ def fit(
 
 
 def steady(example: str, num_steps: int, data: tuple[Any, ...]) -> dict[str, Callable[[], Any]]:
-    """Compiled fits that return their losses: `svi.scan` under the user's own jit, and `svi.run`."""
+    """Compiled fits that return their losses: `svi.scan` under the user's own jit, and
+    `svi.run`.
+    """
     svi = engine(example)
     state = svi.init(key(), *data, params=STARTS[example])
     scan = jax.jit(lambda state, *data: svi.scan(state, num_steps, *data))

@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optax
 from jax import Array
 
 from minisvi.data.batches import FullBatch, Minibatches
@@ -19,6 +18,9 @@ from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
 from minisvi.tools.types import Params
+
+if TYPE_CHECKING:
+    import optax
 
 
 def stochastic(
@@ -73,7 +75,9 @@ def stochastic(
 @lru_cache
 def _optimizer(
     num_steps: tuple[int, ...], rates: tuple[float, ...]
-) -> optax.GradientTransformation:
+) -> "optax.GradientTransformation":
+    import optax
+
     # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
     schedules = [
         optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num)

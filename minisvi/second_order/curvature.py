@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from minisvi.model import trees
@@ -84,6 +83,8 @@ def climb(model: Model, start: Array, data: Data, max_steps: int) -> Array:
     """The point where L-BFGS from `start` ends: where a step promises less than rounding, or is not
     finite.
     """
+    import optax
+
     optimizer = optax.lbfgs()
     loss = partial(_loss, model, data)
 
