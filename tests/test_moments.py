@@ -117,3 +117,10 @@ def test_few_draws_have_no_tail_to_see():
 def test_no_tail_can_be_seen_where_the_largest_term_is_not_finite(largest):
     log_terms = np.append(np.linspace(0.0, 1.0, 999), largest)
     assert tail_shape(log_terms) == np.inf
+
+
+def test_a_spread_beyond_the_floats_leaves_no_moment():
+    draws = {"a": np.linspace(-1.0, 1.0, 1000) * 1e200}
+    even = np.full(1000, -np.log(1000))
+    for moment in moments(draws, np.zeros(1000), even):
+        assert moment.error == np.inf

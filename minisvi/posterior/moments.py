@@ -99,7 +99,9 @@ def _figures(x: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> _Figures:
     if not finite.all():
         x = np.where(finite, x, 0.0)
     z = x - weights @ x
-    sd = np.sqrt(weights @ z**2)
+    with np.errstate(over="ignore"):  # where the fit ran away
+        sd = np.sqrt(weights @ z**2)
+    finite &= np.isfinite(sd)
     z /= np.where(sd == 0, 1.0, sd)
     square = z**2
     mean_error = np.sqrt(weights**2 @ square)
@@ -113,7 +115,7 @@ def _figures(x: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> _Figures:
     khats = np.array([_khats(log_w, column, largest) for column, largest in zip(z.T, share)])
     mean_khat, sd_khat = khats.T
     figures = _Figures(mean_error, mean_khat, sd_error, sd_khat)
-    # An infinite draw leaves no moment.
+    # An infinite draw, or spread, leaves no moment.
     return _Figures(*[np.where(finite, figure, np.inf) for figure in figures])
 
 
