@@ -12,6 +12,7 @@ from minisvi.auto.judging import judge
 from minisvi.auto.verdict import Judged, Verdict
 from minisvi.data.batches import FullBatch, Minibatches
 from minisvi.data.streams import Stream, StreamError
+from minisvi.guides.base import Distribution, Guide
 from minisvi.guides.block import block
 from minisvi.guides.conditional import conditional
 from minisvi.guides.custom import custom
@@ -70,11 +71,13 @@ __all__ = [
     "Convergence",
     "Dependent",
     "Deterministic",
+    "Distribution",
     "Draws",
     "Fit",
     "FixedDraws",
     "ForwardKL",
     "FullBatch",
+    "Guide",
     "ImportanceWeighted",
     "IndefiniteHessianError",
     "Judged",
