@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 import minisvi
 from minisvi import ELBO, SVI, Posterior
 
-pytestmark = [pytest.mark.foreign, pytest.mark.x64]
+pytestmark = pytest.mark.foreign
 
 
 def numpyro_gamma(z):
@@ -92,6 +92,7 @@ EXAMPLES = {
 # --- Log densities at random points. ---
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_log_joint(name, key):
     svi, theirs, data = EXAMPLES[name]
@@ -110,6 +111,7 @@ def test_log_joint(name, key):
         assert np.allclose(ours, expected, rtol=RTOL)
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("make", ["mean_field", "full_rank"])
 def test_log_q(make, key):
     latents = {"a": minisvi.real(3), "b": minisvi.real()}
@@ -131,6 +133,7 @@ def test_log_q(make, key):
 # --- The ELBO and its gradient with the same draws. ---
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_elbo_and_gradient_with_the_same_draws(name, key):
     svi, theirs, data = EXAMPLES[name]
@@ -183,6 +186,7 @@ def test_gamma_trajectory_is_the_published_one():
     assert np.allclose(jnp.exp(params["log_scale"]), expected.params["scale"], rtol=1e-4)
 
 
+@pytest.mark.x64
 @pytest.mark.whole
 def test_moons_trajectory_equals_numpyros():
     (x, y), key, n = moons()[0], reference_keys()[9], 300
@@ -319,6 +323,7 @@ def test_mean_field_fits_what_autonormal_fits(key):
     assert np.allclose(params["loc"], loc, atol=0.02)
 
 
+@pytest.mark.x64
 def test_numpyros_softlaplace_is_the_examples(key):
     x = 3 * jax.random.normal(key, (7,))
     assert jnp.allclose(
