@@ -483,6 +483,14 @@ def test_a_saved_guide_loads_bit_for_bit(name, key, tmp_path):
         assert new.dtype == old.dtype
 
 
+def test_leaves_keep_their_places_whatever_the_order_of_their_names(tmp_path):
+    # In which "10" comes before "2".
+    params = [jnp.full(2, i, FLOAT) for i in range(11)]
+    guide = minisvi.custom(lambda key: params, lambda params, *_: params)
+    minisvi.save(tmp_path / "guide", params)
+    same(minisvi.load(tmp_path / "guide", guide), params)
+
+
 def test_a_tree_whose_leaves_share_a_name_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="names of their own"):
         minisvi.save(

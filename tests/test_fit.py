@@ -283,6 +283,17 @@ def test_two_interrupts_inside_one_another_are_one():
     assert not interrupted()
 
 
+def test_some_of_the_rows_stand_for_all_of_them(key):
+    data = {"x": jnp.arange(30.0)}, jnp.arange(30)
+    (rows, places), weight = cascade._some_rows(key, data, 12)
+    assert weight == 30 / 12
+    assert len(np.unique(places)) == 12
+    np.testing.assert_array_equal(rows["x"], places)
+    same, weight = cascade._some_rows(key, data, 30)
+    assert same is data
+    assert weight is None
+
+
 @pytest.mark.slow
 def test_minibatches_of_a_conjugate_posterior():
     key = jax.random.key(12)

@@ -28,6 +28,13 @@ def test_equal_arguments_give_equal_guides(make):
     assert one != make({"a": real(3), "b": positive()})
 
 
+def test_equal_fields_of_another_class_are_another_guide():
+    guide = minisvi.full_rank(LATENTS)
+    one, two = minisvi.mixture(guide, 1), minisvi.whitened(guide, diagonal=True)
+    assert [*vars(one).values()] == [*vars(two).values()]  # True is 1
+    assert one != two
+
+
 def test_mean_field_starts_as_numpyros_autonormal(key):
     params = mean_field({"a": real(5000)}).init(key)
     assert jnp.allclose(jnp.exp(params["log_scale"]), 0.1)

@@ -239,6 +239,18 @@ def test_the_last_step_is_scored_and_scores_that_are_not_finite_choose_nothing(k
     chex.assert_trees_all_equal(result.params, result.state.params)
 
 
+def test_patience_grows_with_the_steps_of_this_run_alone(key):
+    rule = Patience(patience=10, growth=0.5, num_draws=2)
+    state = ADAM.init(key, X)
+    at = lambda step: state._replace(step=jnp.asarray(step, jnp.int32))
+    memory = rule.init(ADAM, at(1000), (X,), HELD_OUT)
+    ended = []
+    for step in (1010, 1019, 1020):
+        _, memory = rule.check(ADAM, memory, at(step), state.params, (X,), HELD_OUT)
+        ended.append(bool(memory.ended))
+    assert ended == [False, False, True]
+
+
 def test_patience_with_minibatches(key):
     svi = SVI(MODEL, GUIDE, adam(0.05), batches=Minibatches(3))
     rule = Patience("elbo", every=50, patience=200)
@@ -288,6 +300,20 @@ def test_convergence_halves_the_rate_and_ends_near_the_optimum(key):
     assert seen.divergence[-1] < 0.01
     assert not np.any(seen.divergence[:-1] < 0.01)
     assert seen.mcse[-1] < 0.1 * 0.5 ** len(rounds)
+
+
+def test_what_spans_all_steps_at_a_rate_is_not_taken_for_stationary(key):
+    rule, state = Convergence(every=40, snapshots=40), ADAM.init(key, X)
+
+    @jax.jit
+    def forty_steps(memory):
+        memory = jax.lax.fori_loop(0, 40, lambda _, m: rule.observe(m, state), memory)
+        return rule.check(ADAM, memory, state, state.params, (X,), None)[1]
+
+    # Half of the snapshots span 40 steps, all that there are at first.
+    memory = forty_steps(rule.init(ADAM, state, (X,), None))
+    assert memory.rounds == 0
+    assert forty_steps(memory).rounds == 1
 
 
 @pytest.mark.slow

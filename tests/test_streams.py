@@ -19,7 +19,7 @@ from tiers import standing_for
 
 from minisvi import ELBO, SVI, Minibatches, Model, Patience, Stream, StreamError, mean_field, real
 from minisvi.data import streams
-from minisvi.data.packing import Form
+from minisvi.data.packing import Form, Packed
 from minisvi.running import progress
 
 MODEL, X = conjugate_model(), conjugate_data()
@@ -197,6 +197,16 @@ def test_rows_with_nan_are_skipped_counted_and_the_others_weigh_more(batches):
     assert np.all(np.isfinite(skipped.elbo))
     for a, b in zip(jax.tree.leaves(skipped.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1000 * RTOL)  # the rows are added in another order
+
+
+def test_a_row_with_a_nan_in_any_of_its_leaves_is_skipped():
+    x, y = HOST[:3].copy(), HOST[:3, 0].copy()
+    x[0, 1] = y[2] = np.nan
+    packed = Packed.empty(Form.of((x, y)), first=0, size=1)
+    assert packed.add((x, y), num_data=NUM_ROWS, skip_nan=True) == 2
+    *leaves, weights = (array[0] for array in packed.arrays)
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+    np.testing.assert_array_equal(weights, [0, NUM_ROWS, 0])
 
 
 EARLY = {

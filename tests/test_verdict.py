@@ -14,7 +14,9 @@ from tiers import standing_for
 
 import minisvi
 from minisvi.auto import verdict
-from minisvi.posterior.diagnostics import Optima
+from minisvi.auto.figures import measure
+from minisvi.auto.verdict import NUM_BATCHES
+from minisvi.posterior.diagnostics import Optima, psis
 from minisvi.posterior.moments import Moment
 
 LOC, SD = jnp.array([3.0, -1.0, 0.5]), jnp.array([0.1, 1.0, 20.0])
@@ -79,6 +81,20 @@ def test_a_spoiled_guide_is_good_only_where_its_weights_mend_it(name):
     mean, sd = found.draws.mean()["x"], found.draws.sd()["x"]
     worst = max(np.max(np.abs((mean - LOC) / SD)), np.max(np.abs(sd / SD - 1)))
     assert (worst < 0.06) == (level == "good")
+
+
+@pytest.mark.parametrize(("shape", "largest"), [(0.1, "a batch"), (2.0, "all draws")])
+def test_khat_is_the_largest_of_the_batches_and_of_all_draws(shape, largest):
+    # Quantiles of a Pareto distribution, one in four to each batch; the fewer they are, the more is
+    # k-hat pulled to a half.
+    p = (jnp.arange(400) + 0.5) / 400
+    batches = (-shape * jnp.log1p(-p)).reshape(-1, NUM_BATCHES).T
+    log_w = jnp.ravel(batches)
+    khat = jax.jit(lambda log_w: psis(log_w).khat)
+    of_batches, of_all = max(map(khat, batches)), khat(log_w)
+    assert (of_batches > of_all) == (largest == "a batch")
+    found = measure(GAUSSIAN, {"x": jnp.zeros((400, 3))}, log_w, jnp.zeros(400)).figures
+    np.testing.assert_allclose(found.khat, max(of_batches, of_all), rtol=1e-4)
 
 
 @pytest.mark.slow
