@@ -131,11 +131,6 @@ class NumpyroKeys(Joint):
             log_q += jnp.sum(log_prob)
         return jax.tree.unflatten(treedef, draws), log_q
 
-    def weighted(self, weight):
-        """No latent is local."""
-        del weight
-        return self
-
 
 class NumpyroGuide:
     """Normal or SoftLaplace for each leaf, `params` {leaf: {loc, log_scale}}, drawn in NumPyro's

@@ -155,7 +155,7 @@ class Joint(Distribution):
         def one(part: Any) -> Distribution:
             return adapted(part).weighted(weight)
 
-        return Joint(jax.tree.map(one, self.parts, is_leaf=is_distribution))
+        return replace(self, parts=jax.tree.map(one, self.parts, is_leaf=is_distribution))
 
     def parts_at(self, u: Draw) -> Any:
         draws = self._draws(u)
