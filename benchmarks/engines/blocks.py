@@ -148,8 +148,8 @@ def hierarchy_pieces(num: int, size: int, num_steps: int) -> dict[str, Callable[
     start = svi.init(jax.random.key(0), *data)
 
     def gradient(params: Any, key: Array, step: Array, data: Any) -> Any:
-        batch, scale = svi.batches(step, data)
-        loss = lambda p: -svi.objective(key, svi.model, svi.guide, p, *batch, scale=scale)
+        batch, weight = svi.batches(step, data)
+        loss = lambda p: -svi.objective(key, svi.model, svi.guide, p, *batch, weight=weight)
         return jax.grad(loss)(params)
 
     def descend(carry: Any, grad: Any) -> Any:
