@@ -27,8 +27,9 @@ def reparameterised(problem: Problem, u: Draw, log_q: Array) -> Array:
 
 def sticking_the_landing(problem: Problem, u: Draw, log_q: Array) -> Array:
     """log p(u) - log q(u), q being of the same phi with its gradient stopped."""
-    log_q = problem.stopped_q.log_prob(u)
-    return problem.log_p(u) - log_q
+    del log_q
+    stopped_log_q = problem.stopped_q.log_prob(u)
+    return problem.log_p(u) - stopped_log_q
 
 
 def closed_form_entropy(problem: Problem, u: Draw, log_q: Array) -> Array:

@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
 class Particles(NamedTuple):
     """What was computed at S draws of q: an array (S,), or a tree of them, and the log of the
-    draws' weights (S,), which sum to one. They are 1/K each, but for the strata of a mixture.
+    draws' weights (S,), which sum to one. Each weight is 1/K; of a mixture, pi_c / K.
     """
 
     values: Any

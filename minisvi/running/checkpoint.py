@@ -41,7 +41,7 @@ class Saved(NamedTuple):
 
 
 class NoCheckpoints:
-    """In the place of `Checkpoints` where none are wanted."""
+    """A stand-in for `Checkpoints` that saves nothing."""
 
     due = False
 
@@ -247,7 +247,7 @@ def _unflatten_seen(lane: Lane, leaves: list[np.ndarray]) -> Any:
 
 
 def _checksum(lane: Any, trace: dict[str, np.ndarray]) -> int:
-    """A number that is another one as soon as one bit of the lane or of the trace is another."""
+    """A checksum that changes if one bit of the lane or of the trace changes."""
     columns = [np.ascontiguousarray(trace[name]).tobytes() for name in sorted(trace)]
     return zlib.crc32(b"".join(columns)) ^ int(_lane_checksum(lane))
 

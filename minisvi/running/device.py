@@ -54,7 +54,7 @@ def start(program: Program, state: Any, data: Data, held_out: Any) -> Lane:
 
 @partial(jax.jit, static_argnames="plan")
 def params(plan: Plan, lane: Lane) -> Params:
-    """What each start comes to."""
+    """What each start returns: the rule's choice, the tail average, or the iterate."""
     return plan.over_lanes(plan.params)(lane)
 
 

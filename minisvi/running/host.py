@@ -36,7 +36,7 @@ _STOPS: tuple[Reason | None, ...] = (None, "exhausted", "budget", "interrupted",
 
 @dataclass(frozen=True)
 class Host:
-    """How a run is looked after, whatever it is of."""
+    """The options of the host: the bar, the budget of time, and where checkpoints go."""
 
     progress_bar: bool = True
     seconds: float = np.inf
