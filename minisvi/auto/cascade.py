@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from minisvi.auto.gaussians import Gaussian, Gaussians
 from minisvi.auto.stochastic import stochastic
 from minisvi.auto.verdict import HIGH_ESS, MAX_SPACING, Verdict
 from minisvi.guides.base import Guide
@@ -29,6 +30,7 @@ from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
 from minisvi.second_order.response import linear_response
 from minisvi.tools.interrupts import interrupted
+from minisvi.tools.keys import generator
 from minisvi.tools.types import Data, Draw, Latents, Params
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
@@ -73,8 +75,7 @@ def cascade(
     """The candidates, each of which the caller judges, and adds to the `verdicts`, before it asks
     for the next.
     """
-    rows_key, key, last_key = jax.random.split(key, 3)
-    det = _from_several_starts(key, rows_key, model, data, settings)
+    det = _from_several_starts(key, model, data, settings)
     gaussian = _gaussian(det)
     yield _first(det, gaussian)
     if _no_other_helps(verdicts[-1]):
@@ -88,7 +89,7 @@ def cascade(
             return
     if verdicts[-1].elbo < det.elbo:
         gaussian = _back_to_mean_field(gaussian, det)
-    yield from _last_stage(last_key, model, data, settings, verdicts, det, gaussian)
+    yield from _last_stage(key, model, data, settings, verdicts, det, gaussian)
 
 
 def _no_other_helps(verdict: Verdict) -> bool:
@@ -103,7 +104,7 @@ def _no_other_helps(verdict: Verdict) -> bool:
 
 
 def _from_several_starts(
-    key: Array, rows_key: Array, model: Model, data: Data, settings: Settings
+    key: Array, model: Model, data: Data, settings: Settings
 ) -> Deterministic:
     """The best of several starts. With a `batch_size` they descend on some of the rows, which cost
     less, and the best goes on with all of them: no posterior of some rows is near enough to that of
@@ -111,7 +112,7 @@ def _from_several_starts(
     """
     rows, weight = data, None
     if settings.batch_size is not None:
-        rows, weight = _some_rows(rows_key, data, _ROWS_PER_BATCH_ROW * settings.batch_size)
+        rows, weight = _some_rows(generator(key, 3), data, _ROWS_PER_BATCH_ROW * settings.batch_size)
     settings.display.begin("mean field from several starts")
     size = trees.spec(model.latents).shape[0]
     options = {
@@ -210,12 +211,14 @@ def _like_kept() -> _Kept:
     return _Kept(params=params, optima=optima, **others)
 
 
-def _some_rows(key: Array, data: Data, num_rows: int) -> tuple[Data, float | None]:
+def _some_rows(
+    rng: np.random.Generator, data: Data, num_rows: int
+) -> tuple[Data, float | None]:
     """So many rows of the data and their weight N/B; or all rows and None, if there are no more."""
     total = jax.tree.leaves(data)[0].shape[0]
     if num_rows >= total:
         return data, None
-    rows = jax.random.choice(key, total, (num_rows,), replace=False)
+    rows = rng.choice(total, num_rows, replace=False)
     return jax.tree.map(lambda leaf: leaf[rows], data), total / num_rows
 
 
@@ -240,12 +243,11 @@ def _gaussian(det: Deterministic) -> _Gaussian:
 
 
 def _first(det: Deterministic, gaussian: _Gaussian) -> Candidate:
-    loc, cov = gaussian
-    if cov.ndim == 1:
+    if gaussian.cov.ndim == 1:
         return Candidate("mean field", det.guide, det.params, det)
-    guide = full_rank(det.model.latents)
-    unused = jax.random.key(0)  # the start is given
-    params = _init(guide, unused, loc, cov)
+    loc = np.asarray(det.params["loc"])
+    only = Gaussians(np.zeros(1), (Gaussian.of(loc, gaussian.cov),))
+    guide, params = only.fitted(det.model.latents)
     return Candidate("linear response", guide, params, det)
 
 

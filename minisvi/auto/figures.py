@@ -1,22 +1,20 @@
-"""The compiled figures of a verdict: what the log weights say, and what mass q misses."""
+"""The figures of a verdict: what the log weights say, and what mass q misses."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import Array
+import numpy as np
 
-from minisvi.auto import defensive
+from minisvi.auto import defensive, drawing
+from minisvi.auto.centred import Centred
 from minisvi.auto.verdict import NUM_BATCHES
-from minisvi.guides.base import Guide
-from minisvi.guides.foreign import member
-from minisvi.model import trees
+from minisvi.model.at_rows import density_at_rows, ravel_rows, unravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
-from minisvi.posterior.diagnostics import PSIS, Optima
+from minisvi.posterior.diagnostics import Optima
 from minisvi.posterior.draws import Draws
-from minisvi.tools.types import Data, Draw, Params
+from minisvi.posterior.posterior import Posterior
+from minisvi.tools.types import Draw
 
 
 class Figures(NamedTuple):
@@ -37,111 +35,87 @@ class Measured(NamedTuple):
     """Weighted draws of theta, their log weights before they are smoothed (S,), and the figures."""
 
     draws: Draws
-    log_w: Array
+    log_w: np.ndarray
     figures: Figures
 
 
-@partial(jax.jit, static_argnames="target")
-def measure(target: Model, u: Draw, log_w: Array, log_ratio: Array) -> Measured:
-    """Draws u (S, ...) of q and of wider versions of it, with their log p/q and the log ratio of q
-    to what they are from, both (S,): see `defensive`. The ELBO is that of q's own draws.
+def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> Measured:
+    """The figures of draws u (S, ...) of q and of wider versions of it, and theta = T(u), with
+    their log p/q and the log ratio of q to what they are from, both (S,): see `defensive`. The ELBO
+    is that of q's own draws.
     """
-    is_plain = defensive.is_plain(log_w.size) | jnp.all(log_ratio == 0)
+    num = log_w.size
+    is_plain = defensive.is_plain(num) | np.all(log_ratio == 0)
     elbo, elbo_se = diagnostics.elbo(log_w, where=is_plain)
-    log_w = log_w + log_ratio
+    log_w = (log_w + log_ratio).astype(log_w.dtype)
     smoothed = diagnostics.psis(log_w)
-    weights = smoothed.log_weights
-    batches = _batches(log_w)
-    x = _columns(u, log_w)
-    error_of_means = diagnostics.weighted_mcse(x, weights)
-    error_of_sds = diagnostics.weighted_sd_mcse(x, weights)
-    error = jnp.maximum(error_of_means, error_of_sds)
+    weights = np.asarray(smoothed.log_weights)
+    batches = np.split(log_w[: num // NUM_BATCHES * NUM_BATCHES], NUM_BATCHES)
+    khats = [diagnostics.psis(batch).khat for batch in batches]
+    rows = ravel_rows(u, num)
+    error_of_means = diagnostics.weighted_mcse(rows, weights)
+    error_of_sds = diagnostics.weighted_sd_mcse(rows, weights)
     log_evidence, log_evidence_se = diagnostics.log_evidence(log_w)
-    theta = jax.vmap(target.constrain, axis_size=log_w.size)(u)
-    khat = _largest_khat(batches, smoothed)
-    ess = diagnostics.importance_ess(weights) / log_w.size
-    error_u = jnp.max(error, initial=0.0)
-    shift = jnp.max(diagnostics.mean_shift(x, weights), initial=0.0)
     figures = Figures(
-        broken=jnp.sum(jnp.isnan(log_w) | (log_w == jnp.inf)),
-        elbo=elbo,
-        elbo_se=elbo_se,
-        error_u=error_u,
-        ess=ess,
-        khat=khat,
-        log_evidence=log_evidence,
-        log_evidence_se=log_evidence_se,
-        shift=shift,
+        broken=int(np.sum(np.isnan(log_w) | (log_w == np.inf))),
+        elbo=float(elbo),
+        elbo_se=float(elbo_se),
+        error_u=_largest(np.maximum(error_of_means, error_of_sds)),
+        ess=float(diagnostics.importance_ess(weights)) / num,
+        khat=float(max(*khats, smoothed.khat)),
+        log_evidence=float(log_evidence),
+        log_evidence_se=float(log_evidence_se),
+        shift=_largest(diagnostics.mean_shift(rows, weights)),
     )
     return Measured(Draws(theta, weights), log_w, figures)
 
 
-def _batches(log_w: Array) -> Array:
-    num = log_w.size // NUM_BATCHES * NUM_BATCHES
-    return log_w[:num].reshape(NUM_BATCHES, -1)
+def _largest(values: Any) -> float:
+    return float(np.max(values, initial=0.0))
 
 
-def _columns(u: Draw, like: Array) -> Array:
-    """All entries of the draws, (S, D), in the dtype of `like` (S,)."""
-    num = like.size
-    columns = [leaf.reshape(num, -1).astype(like.dtype) for leaf in jax.tree.leaves(u)]
-    none = jnp.zeros((num, 0), like.dtype)
-    return jnp.concatenate([none, *columns], axis=1)
-
-
-def _largest_khat(batches: Array, smoothed: PSIS) -> Array:
-    of_batches = jax.vmap(lambda log_w: diagnostics.psis(log_w).khat)(batches)
-    return jnp.maximum(jnp.max(of_batches), smoothed.khat)
-
-
-@partial(jax.jit, static_argnames=("model", "density", "guide"))
 def missed_mass(
-    model: Model,
-    density: Model,
-    guide: Guide,
-    params: Params,
-    data: Data,
-    reference: tuple[Array, ...],
-    optima: Optima,
-    log_w: Array,
-) -> Array:
+    posterior: Posterior, density: Centred, optima: Optima, log_w: np.ndarray
+) -> float:
     """The largest mass of an optimum that q misses, relative to the best optimum's, by their ELBOs.
 
     It is missed where p/q is above all that q drew, and above what p/q is at the optimum of the
     highest q: there q is, though of many latents no draw may reach the mode itself. `log_w` is of
-    `density`, which wants the `reference` behind the data.
+    `density`.
     """
-    q = member(guide, params, *data)
-
-    def at(loc: Array) -> tuple[Array, Array, Array]:
-        u = trees.unravel(model.latents, loc)
-        theta = model.constrain(u)
-        # A guide over theta has a density over theta, and so has its target.
-        point = jax.tree.map(_where_constrained, guide.constrained, theta, u)
-        log_q = q.log_prob(point)
-        log_p = density.over(guide.constrained).log_density(point, *data, *reference)
-        return log_p - log_q, log_q, model.log_density(u, *data)
-
-    log_p_over_q, log_q, peak = jax.lax.map(at, optima.loc)
-    own = log_p_over_q[jnp.nanargmax(log_q)]
-    covered = jnp.fmax(jnp.nanmax(log_w), own)
-    is_missed = log_p_over_q > covered
-    mass = _relative_mass(optima, peak)
-    return jnp.max(jnp.where(is_missed, mass, 0.0))
+    model, guide, data = posterior.model, posterior.guide, posterior.data
+    loc = np.asarray(optima.loc, float)
+    num = len(loc)
+    u = unravel_rows(model.latents, loc)
+    theta, peak = density_at_rows(model, u, num, data)
+    # A guide over theta has a density over theta, and so has its target.
+    point = jax.tree.map(_where_constrained, guide.constrained, theta, u)
+    log_q = drawing.log_prob(guide, posterior.params, data, point, loc)
+    log_p = peak
+    if density.reference or any(jax.tree.leaves(guide.constrained)):
+        target = density.model.over(guide.constrained)
+        _, log_p = density_at_rows(target, point, num, data, reference=density.reference)
+    log_p_over_q = log_p - log_q
+    own = log_p_over_q[np.nanargmax(log_q)]
+    is_missed = log_p_over_q > np.fmax(np.nanmax(log_w), own)
+    mass = relative_mass(optima, peak.astype(float))
+    return _largest(np.where(is_missed, mass, 0.0))
 
 
 def _where_constrained(flag: bool, theta: Draw, u: Draw) -> Draw:
     return theta if flag else u
 
 
-def _relative_mass(optima: Optima, peak: Array) -> Array:
+def relative_mass(optima: Optima, peak: np.ndarray) -> np.ndarray:
     """The mass of each optimum (R,), relative to the best one's, by their ELBOs.
 
     One draw can spoil an ELBO. Then the mass is taken to be that of a Gaussian with this log
     density at its `peak` and the optimum's sds.
     """
-    log_volume = jnp.sum(optima.log_scale + 0.5 * jnp.log(2 * jnp.pi), axis=1)
-    is_known = jnp.isfinite(optima.elbo)
-    log_mass = jnp.where(is_known, optima.elbo, peak + log_volume)
-    best = jnp.max(jnp.where(is_known, optima.elbo, -jnp.inf))
-    return jnp.exp(log_mass - best)
+    elbo = np.asarray(optima.elbo)
+    log_volume = np.sum(optima.log_scale + 0.5 * np.log(2 * np.pi), axis=1)
+    is_known = np.isfinite(elbo)
+    log_mass = np.where(is_known, elbo, peak + log_volume)
+    best = np.max(np.where(is_known, elbo, -np.inf))
+    with np.errstate(over="ignore"):
+        return np.exp(log_mass - best)

@@ -160,7 +160,7 @@ def fit(
     them.
     """
     data = _checked(model, data, batch_size, num_draws, seconds)
-    judge_key, key = jax.random.split(checks.prng_key(key))
+    key = checks.prng_key(key)
     begin = time.monotonic()
     deadline = begin + seconds
     directory = _claimed(checkpoint_dir, key, model, data, batch_size, start)
@@ -172,7 +172,7 @@ def fit(
             if ctrl_c.is_set():
                 break
             display.begin(f"judging {candidate.name}")
-            judged = _judged(judge_key, model, data, candidate, num_draws)
+            judged = _judged(key, model, data, candidate, num_draws)
             verdicts.append(judged.verdict)
             stages.append(_stage(candidate, judged, begin))
             display.end(f"{candidate.name}: {judged.verdict.level}, {judged.verdict.reason}")
@@ -183,7 +183,7 @@ def fit(
             stages = [_interrupted(stage) for stage in stages]
         if not stages:
             posterior = Posterior(model, candidate.guide, candidate.params, data)
-            judged = unjudged(judge_key, posterior, "interrupted before anything was judged")
+            judged = unjudged(key, posterior, "interrupted before anything was judged")
             stages.append(_stage(candidate, judged, begin))
     return Fit(model, data, tuple(stages), candidate.deterministic)
 

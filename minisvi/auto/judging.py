@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jax import Array
 
-from minisvi.auto import defensive
+from minisvi.auto import drawing
 from minisvi.auto.centred import Centred, centred
 from minisvi.auto.figures import Figures, Measured, measure, missed_mass
+from minisvi.auto.gaussians import Drawn
 from minisvi.auto.verdict import (
     GOOD_ERROR,
     MAX_SPACING,
@@ -22,14 +23,14 @@ from minisvi.auto.verdict import (
     rule_on_weights,
 )
 from minisvi.guides.base import Guide
+from minisvi.model.at_rows import density_at_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
 from minisvi.posterior.moments import Moment, moments
-from minisvi.posterior.posterior import Posterior, weigh
+from minisvi.posterior.posterior import Posterior
 from minisvi.tools import checks
 from minisvi.tools.interrupts import interrupted
-from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Draw, Params
 
 
@@ -71,10 +72,10 @@ def judge(
     check_num_draws(num_draws)
     posterior = Posterior(model, guide, params, data)
     data = posterior.data
-    noise, log_ratio = defensive.noise(checks.prng_key(key), guide, params, data, num_draws)
-    weighed = _weighed(posterior, noise)
-    target = model.over(guide.constrained)
-    measured = measure(target, weighed.u, weighed.log_w, log_ratio)
+    key = checks.prng_key(key)
+    drawn = drawing.draw(key, model, guide, params, data, num_draws)
+    weighed = _weighed(posterior, drawn)
+    measured = measure(drawn.u, weighed.theta, weighed.log_w, drawn.log_ratio)
     evidence = _evidence(posterior, weighed, measured, optima)
     if 4 * num_draws <= max_draws and _only_draws_are_missing(evidence) and not interrupted():
         return judge(
@@ -93,35 +94,39 @@ def judge(
 
 
 class _Weighed(NamedTuple):
-    """Draws u, their log weights (S,), and the `density` that these are of."""
+    """theta at the draws, their log weights (S,), and the `density` that these are of."""
 
-    u: Draw
-    log_w: Array
+    theta: Draw
+    log_w: np.ndarray
     density: Centred
 
 
-def _weighed(posterior: Posterior, noise: Array) -> _Weighed:
-    """Draws and log weights of the model's density; or, where rounding would decide about these, of
-    the differences from the rows' terms at the draw of the largest weight.
+def _weighed(posterior: Posterior, drawn: Drawn) -> _Weighed:
+    """Log weights of the model's density; or, where rounding would decide about these, of the
+    differences from the rows' terms at the draw of the largest weight.
     """
-    model, guide, params, data = _parts(posterior)
-    u, log_w = weigh(model, guide, params, data, noise)
-    weighed = _Weighed(u, log_w, Centred(model))
-    known = to_host(log_w)
-    best = int(np.argmax(np.where(np.isfinite(known), known, -np.inf)))
-    if not _spacing(known.dtype, known[best]) > MAX_SPACING:
+    model, guide, data = posterior.model, posterior.guide, posterior.data
+    num = len(drawn.log_q)
+    target = model.over(guide.constrained)
+    theta, log_p = density_at_rows(target, drawn.u, num, data)
+    log_w = _difference(log_p, drawn.log_q)
+    weighed = _Weighed(theta, log_w, Centred(model))
+    best = int(np.argmax(np.where(np.isfinite(log_w), log_w, -np.inf)))
+    if not _spacing(log_w.dtype, log_w[best]) > MAX_SPACING:
         return weighed
-    reference_point = jax.tree.map(lambda leaf: leaf[best], u)
-    density = centred(model.over(guide.constrained), reference_point, data)
+    reference_point = jax.tree.map(lambda leaf: leaf[best], drawn.u)
+    density = centred(target, reference_point, data)
     if not density.reference:
         return weighed
+    _, log_p = density_at_rows(density.model, drawn.u, num, data, reference=density.reference)
     density = density._replace(model=replace(density.model, latents=model.latents))
-    u, log_w = weigh(density.model, guide, params, data, noise, reference=density.reference)
-    return _Weighed(u, log_w, density)
+    return _Weighed(theta, _difference(log_p, drawn.log_q), density)
 
 
-def _parts(posterior: Posterior) -> tuple[Model, Guide, Params, Data]:
-    return posterior.model, posterior.guide, posterior.params, posterior.data
+def _difference(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """log p - log q, in the dtype of log p: it is no more precise than that."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return (log_p - log_q).astype(log_p.dtype)
 
 
 def _spacing(dtype: Any, log_p: float) -> float:
@@ -146,7 +151,7 @@ class _Evidence(NamedTuple):
 def _evidence(
     posterior: Posterior, weighed: _Weighed, measured: Measured, optima: Optima | None
 ) -> _Evidence:
-    figures = jax.tree.map(lambda value: value.item(), measured.figures)
+    figures = measured.figures
     num_draws = weighed.log_w.size
     draws = measured.draws
     num_optima, missed = None, None
@@ -177,10 +182,7 @@ def _missed(posterior: Posterior, weighed: _Weighed, optima: Optima) -> float:
     """
     if len(np.unique(np.asarray(optima.optimum))) <= 1:
         return 0.0
-    model, guide, params, data = _parts(posterior)
-    density, reference, _ = weighed.density
-    mass = missed_mass(model, density, guide, params, data, reference, optima, weighed.log_w)
-    return float(mass)
+    return missed_mass(posterior, weighed.density, optima, weighed.log_w)
 
 
 def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:

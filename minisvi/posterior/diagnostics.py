@@ -1,16 +1,17 @@
-"""Is it true? Figures of a fit: of its importance weights, its restarts and its iterates.
+"""Is it true? Figures of a fit: of its importance weights, and of its restarts.
 
-All functions take arrays and return arrays. They are pure, and may be jitted and vmapped. `log_w`
-(S,) are log p - log q at S independent draws of any q, in nats; `log_weights` (S,) are normalised
-ones, such as `psis(log_w).log_weights`.
+They are computed on the host, in double precision. `log_w` (S,) are log p - log q at S independent
+draws of any q, in nats; `log_weights` (S,) are normalised ones, such as `psis(log_w).log_weights`.
+What counts as equal numbers depends on the dtype in which they come.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax.typing import ArrayLike
+
+from minisvi.tools.sharding import to_host
 
 _LEAST_TAIL = 5  # weights; a shape cannot be fitted to fewer
 
@@ -22,12 +23,12 @@ class PSIS(NamedTuple):
     `log_evidence` is the log mean of the smoothed weights, in nats.
     """
 
-    log_weights: Array
-    khat: Array
-    log_evidence: Array
+    log_weights: np.ndarray
+    khat: float
+    log_evidence: float
 
 
-def psis(log_w: Array) -> PSIS:
+def psis(log_w: ArrayLike) -> PSIS:
     """Pareto-smoothed importance sampling (Vehtari, Simpson, Gelman, Yao & Gabry 2024, algorithm
     1).
 
@@ -43,59 +44,52 @@ def psis(log_w: Array) -> PSIS:
     An expectation E[f] has weights of its own: psis(log_w + log f), where f = p(y_new | theta),
     say. The log evidence of these less that of log_w is log E[f].
     """
-    size = log_w.shape[-1]
-    broken = jnp.isnan(log_w) | (log_w == jnp.inf)
-    usable = jnp.where(broken, -jnp.inf, log_w)
-    largest = jnp.max(usable)
-    all_zero = ~jnp.isfinite(largest)
-    # Weights that are all zero are taken as equal ones.
-    origin = jnp.where(all_zero, 0.0, largest)
-    relative = jnp.where(all_zero, 0.0, usable - origin)
+    given = to_host(log_w)
+    size = given.shape[-1]
+    broken = np.isnan(given) | (given == np.inf)
+    usable = np.where(broken, -np.inf, given.astype(float))
+    largest = np.max(usable)
+    if not np.isfinite(largest):  # weights that are all zero are taken as equal ones
+        return PSIS(np.full(size, -math.log(size)), np.inf, -np.inf)
+    smoothed, khat = usable - largest, np.inf
     if tail_size(size) >= _LEAST_TAIL:
-        smoothed, khat = _smooth_tail(relative)
-    else:
-        smoothed = relative
-        khat = jnp.array(jnp.inf, relative.dtype)
-    total = jax.nn.logsumexp(smoothed)
-    unknown = jnp.any(broken) | all_zero | jnp.isnan(khat)
-    khat = jnp.where(unknown, jnp.inf, khat)
-    log_mean = total + largest - math.log(size)
-    log_evidence = jnp.where(all_zero, -jnp.inf, log_mean)
-    return PSIS(smoothed - total, khat, log_evidence)
+        smoothed, khat = _smooth_tail(smoothed, float(np.finfo(given.dtype).eps))
+    total = _logsumexp(smoothed)
+    unknown = np.any(broken) or np.isnan(khat)
+    log_evidence = float(total + largest - math.log(size))
+    return PSIS(smoothed - total, np.inf if unknown else float(khat), log_evidence)
 
 
-def _smooth_tail(log_w: Array) -> tuple[Array, Array]:
+def _smooth_tail(log_w: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
     """The log weights (S,), the largest of which is zero, with their tail replaced; and k-hat."""
     num = tail_size(log_w.size)
-    order = jnp.argsort(log_w)
+    order = np.argsort(log_w, kind="stable")
     first = log_w.size - num
     rows = order[first:]
-    cutoff = jnp.exp(log_w[order[first - 1]])
+    cutoff = np.exp(log_w[order[first - 1]])
     raw = log_w[rows]
-    tail = jnp.exp(raw)
-    constant = tail[-1] - tail[0] <= 4 * jnp.finfo(log_w.dtype).eps
-    # The fit needs some spread; what it says of a tail that has none is not used.
-    stand_in = jnp.linspace(0.5, 1.0, num, dtype=log_w.dtype)
-    exceedances = jnp.where(constant, stand_in, _positive_exceedances(tail, cutoff))
-    khat, sigma = pareto_fit(exceedances)
-    p = (jnp.arange(num) + 0.5) / num
-    expected = cutoff + pareto_quantile(p, khat, sigma)
-    smoothed = jnp.minimum(jnp.log(expected), 0.0)
-    keep = constant | ~jnp.isfinite(smoothed) | (raw == -jnp.inf)
-    khat = jnp.where(cutoff == 0, jnp.inf, khat)
-    khat = jnp.where(constant, -jnp.inf, khat)
-    return log_w.at[rows].set(jnp.where(keep, raw, smoothed)), khat
+    tail = np.exp(raw)
+    if tail[-1] - tail[0] <= 4 * eps:
+        return log_w, np.inf if cutoff == 0 and tail[0] == 0 else -np.inf
+    khat, sigma = pareto_fit(_positive_exceedances(tail, cutoff))
+    p = (np.arange(num) + 0.5) / num
+    with np.errstate(all="ignore"):  # what is not finite is not used
+        smoothed = np.minimum(np.log(cutoff + pareto_quantile(p, khat, sigma)), 0.0)
+    keep = ~np.isfinite(smoothed) | (raw == -np.inf)
+    log_w = log_w.copy()
+    log_w[rows] = np.where(keep, raw, smoothed)
+    return log_w, np.inf if cutoff == 0 else khat
 
 
-def _positive_exceedances(tail: Array, cutoff: Array) -> Array:
+def _positive_exceedances(tail: np.ndarray, cutoff: float) -> np.ndarray:
     """By how much the weights of the tail exceed the cutoff; half of the least where they do not.
 
     Rounded weights tie with the cutoff, in float32 at the exact posterior most of them do. The log
     of an exceedance of zero would look like that of a heavy tail.
     """
     above = tail - cutoff
-    least = jnp.min(jnp.where(above > 0, above, jnp.inf))
-    return jnp.maximum(above, 0.5 * least)
+    least = np.min(above, where=above > 0, initial=np.inf)
+    return np.maximum(above, 0.5 * least)
 
 
 def khat_threshold(num_samples: int) -> float:
@@ -105,43 +99,42 @@ def khat_threshold(num_samples: int) -> float:
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
-def pareto_fit(exceedances: Array) -> tuple[Array, Array]:
+def pareto_fit(exceedances: np.ndarray) -> tuple[float, float]:
     """Shape k and scale sigma of the generalised Pareto distribution, fitted to exceedances (T,) in
     ascending order.
 
     This is the empirical Bayes estimate of Zhang & Stephens (2009), with k shrunk to 1/2 by a prior
-    that counts as ten draws. NumPy arrays are computed with on the host.
+    that counts as ten draws.
     """
-    xp = exceedances.__array_namespace__()
     size = exceedances.size
-    eps = xp.finfo(exceedances.dtype).eps
+    eps = np.finfo(float).eps
     # A tie with the cutoff, or a zero weight in the tail, leaves a zero here; the grid divides by
     # it.
-    x = xp.maximum(exceedances, exceedances[-1] * eps)
+    x = np.maximum(exceedances, exceedances[-1] * eps)
     num = 30 + math.isqrt(size)
-    grid = 1 - xp.sqrt(num / (xp.arange(1, num + 1) - 0.5))
+    grid = 1 - np.sqrt(num / (np.arange(1, num + 1) - 0.5))
     quartile = x[int(size / 4 + 0.5) - 1]
     b = grid / (3 * quartile) + 1 / x[-1]
     # A point of the grid may be zero, which is the exponential distribution: k is zero too and
     # -b / k is 1 / mean. A small b has that ratio.
-    b = xp.where(b == 0, eps / x[-1], b)
+    b = np.where(b == 0, eps / x[-1], b)
     # At a given b the likeliest k is this mean, and the likeliest scale is -k / b.
-    logs = xp.log1p(-b[:, None] * x[None, :])
-    k = xp.mean(logs, axis=1)
-    log_posterior = size * (xp.log(-b / k) - k - 1)
-    posterior = xp.exp(log_posterior - xp.max(log_posterior))
-    mean_b = xp.sum(b * posterior) / xp.sum(posterior)
-    k = xp.mean(xp.log1p(-mean_b * x))
+    logs = np.log1p(-b[:, None] * x[None, :])
+    k = np.mean(logs, axis=1)
+    log_posterior = size * (np.log(-b / k) - k - 1)
+    posterior = np.exp(log_posterior - np.max(log_posterior))
+    mean_b = np.sum(b * posterior) / np.sum(posterior)
+    k = np.mean(np.log1p(-mean_b * x))
     shrunk = (size * k + 5) / (size + 10)
-    return shrunk, -k / mean_b
+    return float(shrunk), float(-k / mean_b)
 
 
-def pareto_quantile(p: Array, k: Array, sigma: Array) -> Array:
+def pareto_quantile(p: np.ndarray, k: float, sigma: float) -> np.ndarray:
     """The generalised Pareto quantile sigma ((1 - p)^-k - 1) / k, and its limit at k = 0."""
-    exponential = -jnp.log1p(-p)
-    safe = jnp.where(k == 0, 1.0, k)
-    general = jnp.expm1(safe * exponential) / safe
-    return sigma * jnp.where(k == 0, exponential, general)
+    exponential = -np.log1p(-p)
+    if k == 0:
+        return sigma * exponential
+    return sigma * np.expm1(k * exponential) / k
 
 
 def tail_size(size: int) -> int:
@@ -149,98 +142,132 @@ def tail_size(size: int) -> int:
     return math.floor(3 * math.sqrt(size)) if size > 225 else size // 5
 
 
-def importance_ess(log_weights: Array) -> Array:
+def _logsumexp(terms: np.ndarray) -> float:
+    """log sum exp, where -inf counts as nothing."""
+    largest = np.max(terms)
+    if not np.isfinite(largest):
+        return float(largest)
+    return float(largest + np.log(np.sum(np.exp(terms - largest))))
+
+
+def importance_ess(log_weights: ArrayLike) -> float:
     """The effective sample size 1 / sum_i w_i^2, in 1..S: the number of independent draws of p that
     the weighted ones are worth (Kong 1992).
     """
-    return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
+    return math.exp(-_logsumexp(2 * _doubles(log_weights)))
 
 
-def elbo(log_w: Array, where: Array | None = None) -> tuple[Array, Array]:
+def elbo(log_w: ArrayLike, where: ArrayLike | None = None) -> tuple[float, float]:
     """The ELBO, which is the mean of log w, and its standard error, in nats.
 
     With `where` (S,) only the draws count for which it is true.
     """
-    num = log_w.size if where is None else jnp.sum(where)
-    sd = jnp.std(log_w, ddof=1, where=where)
-    return jnp.mean(log_w, where=where), sd / num**0.5
+    used = _doubles(log_w)
+    if where is not None:
+        used = used[np.asarray(where)]
+    with np.errstate(invalid="ignore", over="ignore"):  # of densities that are not finite
+        return float(np.mean(used)), float(np.std(used, ddof=1)) / math.sqrt(used.size)
 
 
-def log_evidence(log_w: Array) -> tuple[Array, Array]:
+def log_evidence(log_w: ArrayLike) -> tuple[float, float]:
     """The log of the mean of w, which is log p(D) if log p is normalised, and its standard error by
     the delta method, in nats.
 
     The estimate is too low on average. Its standard error may be trusted only where k-hat is below
     1/2.
     """
-    size = log_w.size
-    total = jax.nn.logsumexp(log_w)
-    relative = jnp.exp(log_w - total + math.log(size))
-    error = jnp.std(relative, ddof=1) / size**0.5
-    return total - math.log(size), error
+    log_w = _doubles(log_w)
+    total = _logsumexp(log_w)
+    with np.errstate(invalid="ignore"):
+        relative = np.exp(log_w - total + math.log(log_w.size))
+        error = float(np.std(relative, ddof=1)) / math.sqrt(log_w.size)
+    return total - math.log(log_w.size), error
 
 
-def per_draw(values: Array, x: Array) -> Array:
+def _doubles(values: Any) -> np.ndarray:
+    return np.asarray(to_host(values), float)
+
+
+def per_draw(values: np.ndarray, x: np.ndarray) -> np.ndarray:
     """`values` (S,) with as many axes as the draws x (S, ...), so that they broadcast."""
     ones = (1,) * (x.ndim - 1)
     return values.reshape(-1, *ones)
 
 
-def weighted_moments(x: Array, log_weights: Array) -> tuple[Array, Array]:
+def normalised(log_weights: ArrayLike) -> np.ndarray:
+    """The weights, (S,), whose sum is one."""
+    log_weights = _doubles(log_weights)
+    weights = np.exp(log_weights - np.max(log_weights))
+    return weights / np.sum(weights)
+
+
+def weighted_moments(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of draws x (S, ...) under weights (S,). A draw of weight zero
     never counts.
     """
-    # The sums are not matrix products, whose inputs accelerators round to fewer digits. They are
-    # taken from one of the draws, so that a constant coordinate has no spread; and the weights by a
-    # softmax, which is exact for equal ones.
-    weights = per_draw(jax.nn.softmax(log_weights), x)
-    origin = x[jnp.argmax(log_weights)]
-    x = jnp.where(weights == 0, 0.0, x - origin[None])
-    mean = jnp.sum(weights * x, axis=0)
-    variance = jnp.sum(weights * (x - mean[None]) ** 2, axis=0)
-    return origin + mean, jnp.sqrt(variance)
+    z, mean, weights = _centred(x, log_weights)
+    return mean, np.sqrt(_weighted_sum(weights, z**2))
 
 
-def mean_shift(x: Array, log_weights: Array) -> Array:
+def _centred(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws less their weighted mean; that mean; and the weights. Only draws with a weight are in
+    it.
+    """
+    weights = normalised(log_weights)
+    counts = weights > 0
+    weights = weights[counts]
+    # From one of the draws, so that a constant coordinate has no spread.
+    x = _doubles(x)[counts]
+    origin = x[np.argmax(weights)]
+    with np.errstate(all="ignore"):  # of draws that are not finite
+        z = x - origin
+        shift = _weighted_sum(weights, z)
+        return z - shift, origin + shift, weights
+
+
+def _weighted_sum(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.tensordot(weights, x, axes=1)
+
+
+def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """|weighted mean - plain mean| in weighted sds, of draws x (S, ...): how far q's means are from
     the truth.
     """
     mean, sd = weighted_moments(x, log_weights)
-    plain, _ = weighted_moments(x, jnp.zeros_like(log_weights))
-    return _in_sds(jnp.abs(mean - plain), sd)
+    plain = np.mean(_doubles(x), axis=0)
+    return _in_sds(np.abs(mean - plain), sd)
 
 
-def weighted_mcse(x: Array, log_weights: Array) -> Array:
+def weighted_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Standard error of the weighted mean in weighted sds: sqrt(sum_i w_i^2 (x_i - mean)^2) / sd
     (Owen 2013, 9.9).
     """
-    mean, sd = weighted_moments(x, log_weights)
-    weights = per_draw(jax.nn.softmax(log_weights), x)
-    terms = jnp.where(weights == 0, 0.0, weights * (x - mean[None]))
-    error = jnp.sqrt(jnp.sum(terms**2, axis=0))
-    return _in_sds(error, sd)
+    z, _, weights = _centred(x, log_weights)
+    square = z**2
+    error = np.sqrt(_weighted_sum(weights**2, square))
+    return _in_sds(error, np.sqrt(_weighted_sum(weights, square)))
 
 
-def weighted_sd_mcse(x: Array, log_weights: Array) -> Array:
+def weighted_sd_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Relative standard error of the weighted sd: sqrt(sum_i w_i^2 (z_i^2 - 1)^2) / 2, where
     z = (x - mean) / sd.
     """
-    mean, sd = weighted_moments(x, log_weights)
-    z = (x - mean[None]) / _or_one(sd)[None]
+    z, _, weights = _centred(x, log_weights)
     square = z**2
-    # The error of the mean of z^2, which is one; it comes in sds of z^2.
-    error = weighted_mcse(square, log_weights)
-    _, sd_of_square = weighted_moments(square, log_weights)
-    return 0.5 * error * sd_of_square
+    variance = _weighted_sum(weights, square)
+    relative = square / _or_one(variance) - 1
+    error = 0.5 * np.sqrt(_weighted_sum(weights**2, relative**2))
+    return np.where(variance == 0, 0.0, error)
 
 
-def _in_sds(error: Array, sd: Array) -> Array:
-    return jnp.where(error == 0, 0.0, error / _or_one(sd))
+def _in_sds(error: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.where(error == 0, 0.0, error / _or_one(sd))
 
 
-def _or_one(sd: Array) -> Array:
+def _or_one(sd: np.ndarray) -> np.ndarray:
     """The sds, with one in place of those that are zero, by which nothing can be divided."""
-    return jnp.where(sd == 0, 1.0, sd)
+    return np.where(sd == 0, 1.0, sd)
 
 
 class Optima(NamedTuple):
@@ -251,97 +278,30 @@ class Optima(NamedTuple):
     `optimum` is the best start that ended at the same optimum (see `distinct_optima`).
     """
 
-    elbo: Array
-    elbo_se: Array
-    loc: Array
-    log_scale: Array
-    converged: Array
-    optimum: Array
+    elbo: np.ndarray
+    elbo_se: np.ndarray
+    loc: np.ndarray
+    log_scale: np.ndarray
+    converged: np.ndarray
+    optimum: np.ndarray
 
 
-def distinct_optima(elbo: Array, loc: Array, sd: Array, tolerance: float = 0.5) -> Array:
+def distinct_optima(
+    elbo: ArrayLike, loc: ArrayLike, sd: ArrayLike, tolerance: float = 0.5
+) -> np.ndarray:
     """For each of R restarts the best one that ended at the same optimum, (R,). There are as many
     optima as distinct entries.
 
     Two are at the same optimum if their locations (R, D) are, in every coordinate, within
     `tolerance` times the larger one of their two `sd` (R, D).
     """
-    known = jnp.where(jnp.isnan(elbo), -jnp.inf, elbo)
-    best_first = jnp.argsort(-known)
-    largest_sd = jnp.maximum(sd[:, None], sd[None])
-    distance = jnp.abs(loc[:, None] - loc[None]) / largest_sd
-    near = jnp.max(distance, axis=2, initial=0.0) <= tolerance
+    elbo, loc, sd = _doubles(elbo), _doubles(loc), _doubles(sd)
+    best_first = np.argsort(-np.where(np.isnan(elbo), -np.inf, elbo), kind="stable")
+    largest_sd = np.maximum(sd[:, None], sd[None])
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(loc[:, None] - loc[None]) / largest_sd
+        near = np.max(distance, axis=2, initial=0.0) <= tolerance
     # Each is at its own optimum, even one whose location is NaN, which is near nothing.
-    same = near | jnp.eye(elbo.size, dtype=bool)
-    rank_of_best = jnp.argmax(same[:, best_first], axis=1)
+    same = near | np.eye(len(elbo), dtype=bool)
+    rank_of_best = np.argmax(same[:, best_first], axis=1)
     return best_first[rank_of_best]
-
-
-def split_rhat(chains: Array) -> Array:
-    """Split R-hat of chains (C, N, ...): each chain is cut in two, and the halves are compared
-    (Gelman et al. 2013, eq. 11.4).
-
-    It is near 1 where the halves agree. Of one chain it tells whether the iterates have stopped
-    moving.
-    """
-    half = chains.shape[1] // 2
-    first = chains[:, :half]
-    last = chains[:, -half:]
-    halves = jnp.concatenate([first, last])
-    variances = jnp.var(halves, axis=1, ddof=1)
-    within = jnp.mean(variances, axis=0)
-    means = jnp.mean(halves, axis=1)
-    between = jnp.var(means, axis=0, ddof=1)
-    return jnp.sqrt((half - 1) / half + between / within)
-
-
-def chain_ess(chains: Array) -> Array:
-    """Effective sample size of chains (C, N, ...) by Geyer's initial monotone sequence (Vehtari et
-    al. 2021, eqs. 10-13).
-    """
-    num, length = chains.shape[:2]
-    autocovariance = _autocovariance(chains)
-    variance = autocovariance[:1]
-    within = variance * length / (length - 1)
-    between: Array | float = 0.0
-    if num > 1:
-        means = jnp.mean(chains, axis=1)
-        between = jnp.var(means, axis=0, ddof=1)[None]
-    total = variance + between
-    rho = 1 - (within - autocovariance) / total
-    rho = rho.at[0].set(1.0)
-    tau = _integrated_time(rho)
-    least_tau = 1 / math.log10(num * length)
-    return num * length / jnp.maximum(tau, least_tau)
-
-
-def _autocovariance(chains: Array) -> Array:
-    """The mean autocovariance of the chains at each lag, (N, ...), by a Fourier transform."""
-    length = chains.shape[1]
-    centred = chains - jnp.mean(chains, axis=1, keepdims=True)
-    # Padded with zeros, for the transform takes a chain as periodic.
-    transform = jnp.fft.rfft(centred, n=2 * length, axis=1)
-    spectrum = jnp.abs(transform) ** 2
-    sums = jnp.fft.irfft(spectrum, axis=1)[:, :length]
-    return jnp.mean(sums, axis=0) / length
-
-
-def _integrated_time(rho: Array) -> Array:
-    """The integrated autocorrelation time, in steps, of autocorrelations rho (N, ...).
-
-    Sums of two neighbours are positive and decrease with the lag. Those after the first that is not
-    positive are left out, and one that exceeds an earlier one is cut down to it.
-    """
-    num_pairs = len(rho) // 2
-    in_pairs = rho[: 2 * num_pairs]
-    pairs = in_pairs.reshape(num_pairs, 2, *rho.shape[1:])
-    sums = pairs.sum(axis=1)
-    positive = jnp.cumprod(sums > 0, axis=0)
-    decreasing = jax.lax.cummin(sums, axis=0)
-    return 2 * jnp.sum(positive * decreasing, axis=0) - 1
-
-
-def mcse(chains: Array) -> Array:
-    """Standard error of the mean of chains (C, N, ...): sd / sqrt(ESS)."""
-    sd = jnp.std(chains, axis=(0, 1), ddof=1)
-    return sd / jnp.sqrt(chain_ess(chains))

@@ -4,13 +4,17 @@ The draws eps_k = (e, -e) are made once, so that minus the ELBO is a smooth func
 log_scale):
 
     f(x) = -(1/M) sum_k log p(loc + exp(log_scale) eps_k) - sum_i log_scale_i - D/2 (1 + log 2 pi)
+
+Of the log density's gradient and Hessian at the points loc + exp(log_scale) eps_k, which are
+compiled, the host makes those of f.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,23 +22,23 @@ from jax import Array
 from minisvi.guides.gaussian import MeanField, mean_field
 from minisvi.guides.location_scale import Normal
 from minisvi.model import trees
+from minisvi.model.at_rows import density_at_rows, never, ravel_rows, unravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
 from minisvi.second_order import newton
-from minisvi.second_order.newton import NewtonState, Solver
+from minisvi.second_order.derivatives import hessians, products
+from minisvi.second_order.newton import Expansion, NewtonState
 from minisvi.tools import checks, finite_data, inputs, noise
-from minisvi.tools.batching import batched
 from minisvi.tools.interrupts import interrupted
+from minisvi.tools.keys import generator
 from minisvi.tools.types import Data, Draw, Params
 
-# Latents. With more of them conjugate gradients took less time on each of the models that were
-# tried.
-MAX_DENSE = 16
-_NUM_FRESH, _CHUNK = 1024, 64
+# Latents. With more of them conjugate gradients take less time than whole Hessians.
+MAX_DENSE = 64
+_NUM_FRESH = 1024
 _START_SCALE = 0.1
 _NUM_TRIES = 32
-_BLOCK = 5  # Newton steps between two looks at the clock
 
 
 class Fixed(NamedTuple):
@@ -42,7 +46,7 @@ class Fixed(NamedTuple):
     their likelihood.
     """
 
-    eps: Array
+    eps: np.ndarray
     data: Data
     weight: Any
 
@@ -59,8 +63,8 @@ class Deterministic(NamedTuple):
     guide: MeanField
     params: Params
     fixed: Fixed
-    elbo: Any
-    elbo_se: Any
+    elbo: float
+    elbo_se: float
     optimism: float
     converged: bool
     optima: Optima
@@ -83,17 +87,18 @@ def deterministic(
     """The mean field that maximises the ELBO on fixed antithetic draws (Giordano, Ingram &
     Broderick 2024, eq. 5).
 
-    All starts descend at once, in one compiled program, on `restart_draws`; the best at fresh draws
-    goes on with `num_draws`. While these promise more than `max_optimism` nats beyond fresh ones,
-    they are made four times as many, up to `max_draws`.
+    All starts descend on `restart_draws`; the best at fresh draws goes on with `num_draws`. While
+    these promise more than `max_optimism` nats beyond fresh ones, they are made four times as many,
+    up to `max_draws`.
 
     **Arguments**
 
     - `weight`: N/B, where the data are B of N rows.
     - `start`: a tree u, such as `model.unconstrain(theta)`, for the first start; by default zero.
-      The others are uniform(-2, 2). Each is drawn again, up to 32 times, where the density is not
-      finite.
-    - `num_draws`, `restart_draws`: M, powers of two.
+      The others are uniform(-r, r), where of eight one has r = 32, two have 8, and the rest 2, so
+      that modes far from the origin are found. Each is drawn again, up to 32 times and at last
+      nearer, where the density is not finite.
+    - `num_draws`, `restart_draws`: M, even.
     - `max_steps`: of Newton, for each number of draws. `deadline`: of `time.monotonic()`, at which
       it stops.
 
@@ -103,31 +108,26 @@ def deterministic(
     _check(model, num_restarts, max_steps, num_draws, restart_draws)
     data = inputs.arrays(data)
     model.check(*data)
-    start_key, draw_key, fresh_key = jax.random.split(checks.prng_key(key), 3)
-    first = None if start is None else trees.start(model.latents, start_key, start)
-    guide = mean_field(model.latents)
-    spec = trees.spec(model.latents)
-    fixed = Fixed(_fixed_draws(draw_key, restart_draws, spec), data, weight)
-    x = _finite_starts(model, num_restarts, start_key, first, fixed)
-    run = partial(_run, model, guide, fresh_key, max_steps, deadline)
-    found = run(fixed, x)
+    key = checks.prng_key(key)
+    size = trees.spec(model.latents).shape[0]
+    first = np.zeros(size) if start is None else _given(model, start)
+    search = _Search(key, model, data, weight, max_steps, deadline)
+    fixed = search.fixed(restart_draws)
+    x = _finite_starts(model, num_restarts, generator(key, 0), first, fixed)
+    found = search.run(fixed, x)
     optima = _optima(found)
 
     def go_on(num: int) -> tuple[Fixed, _Found]:
-        more = fixed._replace(eps=_fixed_draws(draw_key, num, spec))
-        best = found.state.x[found.best]
-        return more, run(more, best[None])
+        more = search.fixed(num)
+        return more, search.run(more, found.x[found.best][None])
 
-    def time_is_up() -> bool:
-        return time.monotonic() >= deadline or interrupted()
-
-    if num_draws > restart_draws and not time_is_up():
+    if num_draws > restart_draws and not search.over():
         fixed, found = go_on(num_draws)
     more = 4 * max(num_draws, restart_draws)
-    while found.optimism > max_optimism and more <= max_draws and not time_is_up():
+    while found.optimism > max_optimism and more <= max_draws and not search.over():
         fixed, found = go_on(more)
         more *= 4
-    return _result(model, guide, fixed, found, optima)
+    return _result(model, fixed, found, optima)
 
 
 def _check(
@@ -136,19 +136,31 @@ def _check(
     checks.positive_integer("num_restarts", num_restarts)
     checks.positive_integer("max_steps", max_steps)
     for num in (num_draws, restart_draws):
-        noise.check("antithetic", num)
-        noise.check("quasi", num)
+        noise.check("antithetic", checks.positive_integer("num_draws", num))
     checks.at_least_single(model.latents)
 
 
+def _given(model: Model, start: Draw) -> np.ndarray:
+    checks.same_tree("loc", trees.unconstrained_like(model.latents), start)
+    return _row(start)
+
+
+def _row(u: Draw) -> np.ndarray:
+    """A tree u as a vector (D,)."""
+    return ravel_rows(u, 1)[0]
+
+
 class _Found(NamedTuple):
-    """Where Newton ended from each start, with the ELBO at fresh draws. It is on the host, where
-    small operations need no compilation.
+    """Where Newton ended from each start: x (R, 2 D), f there and whether it converged; the best of
+    the starts that ended at the same optimum; and the ELBO there at fresh draws.
     """
 
-    state: NewtonState
-    elbo: Any
-    elbo_se: Any
+    x: np.ndarray
+    value: np.ndarray
+    converged: np.ndarray
+    optimum: np.ndarray
+    elbo: np.ndarray
+    elbo_se: np.ndarray
 
     @property
     def best(self) -> int:
@@ -157,191 +169,212 @@ class _Found(NamedTuple):
         return int(np.argmax(known))
 
     @property
-    def converged(self) -> Any:
-        """Whether Newton has converged, from each start, to a point that has an ELBO. A location
-        that has run off to infinity moves no more, and Newton's test alone takes that for
-        convergence.
-        """
-        return self.state.converged & jnp.isfinite(self.elbo)
-
-    @property
     def optimism(self) -> float:
         """By how many nats the ELBO at the fixed draws is above that at fresh ones."""
-        promised = -self.state.value[self.best]
+        promised = -self.value[self.best]
         with np.errstate(invalid="ignore"):  # inf - inf, of a fit that runs away
             return float(promised - self.elbo[self.best])
 
 
-def _result(
-    model: Model, guide: MeanField, fixed: Fixed, found: _Found, optima: Optima
-) -> Deterministic:
+def _result(model: Model, fixed: Fixed, found: _Found, optima: Optima) -> Deterministic:
     best = found.best
-    loc, log_scale = np.split(found.state.x[best], 2)
+    loc, log_scale = np.split(found.x[best].astype(trees.spec(model.latents).dtype), 2)
     return Deterministic(
         model=model,
-        guide=guide,
+        guide=mean_field(model.latents),
         params={"loc": jnp.asarray(loc), "log_scale": jnp.asarray(log_scale)},
         fixed=fixed,
-        elbo=found.elbo[best],
-        elbo_se=found.elbo_se[best],
+        elbo=float(found.elbo[best]),
+        elbo_se=float(found.elbo_se[best]),
         optimism=found.optimism,
         converged=bool(found.converged[best]),
         optima=optima,
     )
 
 
-@jax.jit
 def _optima(found: _Found) -> Optima:
-    loc, log_scale = jnp.split(found.state.x, 2, axis=1)
-    optimum = diagnostics.distinct_optima(found.elbo, loc, jnp.exp(log_scale))
-    return Optima(found.elbo, found.elbo_se, loc, log_scale, found.converged, optimum)
+    loc, log_scale = np.split(found.x, 2, axis=1)
+    return Optima(found.elbo, found.elbo_se, loc, log_scale, found.converged, found.optimum)
 
 
-@partial(jax.jit, static_argnames=("num_draws", "spec"))
-def _fixed_draws(key: Array, num_draws: int, spec: jax.ShapeDtypeStruct) -> Array:
-    """M normals (M, D): a Sobol' net and its reflection, scaled so that each coordinate's mean
-    square is one. The error of that square would otherwise be the largest in the mean field's
-    variances.
+def fixed_draws(rng: np.random.Generator, num_draws: int, size: int) -> np.ndarray:
+    """M normals (M, D): half of them, and their reflection.
+
+    In each coordinate one comes from every interval of equal probability (McKay, Beckman & Conover
+    1979), and all are scaled so that each coordinate's mean square is one. Where there are enough
+    of them for it, their mean products are zero, too. These errors would otherwise be the largest
+    in the mean field's variances.
     """
-    size = spec.shape[0]
-    sampling: noise.Sampling = "quasi" if size <= noise.MAX_QUASI else "independent"
-    eps = noise.over_particles(lambda eps: eps, key, num_draws // 2, sampling, size)
-    eps = eps.astype(spec.dtype)
-    eps = eps / jnp.sqrt(jnp.mean(eps**2, axis=0))[None]
-    return jnp.concatenate([eps, -eps])
+    from scipy.special import ndtri  # type: ignore[import-untyped]
+
+    num = num_draws // 2
+    intervals = np.argsort(rng.random((num, size)), axis=0)
+    eps = ndtri((intervals + rng.random((num, size))) / num)
+    if 2 * size <= num:
+        second_moments = eps.T @ eps / num
+        eps = np.linalg.solve(np.linalg.cholesky(second_moments), eps.T).T
+    eps = eps / np.sqrt(np.mean(eps**2, axis=0, keepdims=True))
+    return np.concatenate([eps, -eps])
 
 
-def _run(
-    model: Model,
-    guide: MeanField,
-    fresh_key: Array,
-    max_steps: int,
-    deadline: float,
-    fixed: Fixed,
-    x: Any,
-) -> _Found:
-    """Newton from the rows of x to its end, and the ELBO at fresh draws there."""
-    state = jax.device_get(_newton(model, max_steps, deadline, fixed, x))
-    if interrupted():
-        unknown = np.full(len(state.x), np.nan, state.x.dtype)
-        return _Found(state, unknown, unknown)
-    # One row after the other, so that it is compiled for one row and never again.
-    fresh = [jax.device_get(_fresh(model, guide, fresh_key, row, fixed)) for row in state.x]
-    elbos, errors = zip(*fresh)
-    return _Found(state, np.stack(elbos), np.stack(errors))
+@dataclass(frozen=True)
+class _Search:
+    """What all descents of a fit share."""
+
+    key: Array
+    model: Model
+    data: Data
+    weight: Any
+    max_steps: int
+    deadline: float
+
+    def over(self) -> bool:
+        return time.monotonic() >= self.deadline or interrupted()
+
+    def fixed(self, num_draws: int) -> Fixed:
+        size = trees.spec(self.model.latents).shape[0]
+        return Fixed(fixed_draws(generator(self.key, 1), num_draws, size), self.data, self.weight)
+
+    def run(self, fixed: Fixed, x: np.ndarray) -> _Found:
+        """Newton from the rows of x to its end, and the ELBO at fresh draws there."""
+        states = [self._descend(fixed, row) for row in x]
+        ends = np.stack([state.x for state in states])
+        value = np.array([state.value for state in states])
+        loc, log_scale = np.split(ends, 2, axis=1)
+        with np.errstate(over="ignore"):  # of a fit that runs away
+            scale = np.exp(log_scale)
+        optimum = np.asarray(diagnostics.distinct_optima(-value, loc, scale))
+        elbo = np.full(len(x), np.nan)
+        elbo_se = np.full(len(x), np.nan)
+        for leader in np.unique(optimum):
+            fresh = (np.nan, np.nan) if interrupted() else self._fresh(ends[leader])
+            elbo[optimum == leader], elbo_se[optimum == leader] = fresh
+        # A location that has run off to infinity moves no more, and Newton's test alone takes that
+        # for convergence.
+        converged = np.array([state.converged for state in states]) & np.isfinite(elbo)
+        return _Found(ends, value, converged, optimum, elbo, elbo_se)
+
+    def _descend(self, fixed: Fixed, x: np.ndarray) -> NewtonState:
+        expand = partial(expansion, self.model, fixed)
+        eps = float(jnp.finfo(trees.spec(self.model.latents).dtype).eps)
+        return newton.descend(expand, newton.start(x), eps, self.max_steps, self.over)
+
+    def _fresh(self, x: np.ndarray) -> tuple[float, float]:
+        """The ELBO at fresh draws and its standard error, in nats."""
+        loc, log_scale = np.split(x, 2)
+        eps = generator(self.key, 2).standard_normal((_NUM_FRESH, loc.size))
+        log_q = _log_normal(eps) - np.sum(log_scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # of a fit that runs away
+            rows = loc + np.exp(log_scale) * eps
+            log_w = _log_p(self.model, rows, Fixed(eps, self.data, self.weight)) - log_q
+            elbo, elbo_se = diagnostics.elbo(log_w)
+        return float(elbo), float(elbo_se)
 
 
-def _newton(model: Model, max_steps: int, deadline: float, fixed: Fixed, x: Any) -> NewtonState:
-    """Newton's method, until all rows of x are at an end or the caller's time is up."""
-    state = _begin(x)
-    taken = 0
-    while taken < max_steps and not np.all(state.converged | state.stuck) and not interrupted():
-        taken = min(taken + _BLOCK, max_steps)
-        state = jax.device_get(_descend(model, fixed, state, taken))
-        if time.monotonic() > deadline:
-            break
-    return state
+def _log_normal(eps: np.ndarray) -> np.ndarray:
+    """log N(eps; 0, I) of each row, in nats."""
+    return -0.5 * np.sum(eps**2 + np.log(2 * np.pi), axis=1)
 
 
-_begin = jax.jit(jax.vmap(newton.start))
+def _log_p(
+    model: Model, rows: np.ndarray, fixed: Fixed, over: Callable[[], bool] = never
+) -> np.ndarray:
+    u = unravel_rows(model.latents, rows)
+    _, log_p = density_at_rows(model, u, len(rows), fixed.data, fixed.weight, over=over)
+    return log_p
 
 
-def loss(x: Array, fixed: Fixed, *, model: Model) -> Array:
-    """f(x), which is minus the ELBO on the fixed draws, in nats."""
-    loc, log_scale = jnp.split(x, 2)
+def expansion(model: Model, fixed: Fixed, x: np.ndarray, dense: bool | None = None) -> Expansion:
+    """f near x, in the units (exp(log_scale), 1).
 
-    def log_p(eps: Array) -> Array:
-        u = trees.unravel(model.latents, loc + jnp.exp(log_scale) * eps)
-        return model.log_density(u, *fixed.data, weight=fixed.weight)
+    With w = exp(log_scale) eps, g and H the gradient and the Hessian of log p, and means over the
+    draws, f has the gradient (-mean(g), -mean(w g) - 1) and the Hessian
 
-    energy = -jnp.mean(batched(log_p)(fixed.eps))
-    return energy - jnp.sum(log_scale) - loc.size * Normal().entropy()
+        [ -mean(H)    -mean(H w^T)                      ]
+        [  its T      -mean(w H w^T) - diag(mean(w g))  ]
+    """
+    loc, log_scale = np.split(x, 2)
+    size = loc.size
+    with np.errstate(all="ignore"):  # of a trial too far away
+        scale = np.exp(log_scale)
+        rows = loc + scale * fixed.eps
+        is_dense = size <= MAX_DENSE if dense is None else dense
+        if is_dense:
+            at = hessians(model, rows, fixed.data, fixed.weight)
+        else:
+            at = products(model, rows, rows, fixed.data, fixed.weight)
+        grad = scale * at.grad
+        mean_grad = np.mean(grad, axis=0)
+        mean_slope = np.mean(fixed.eps * grad, axis=0)
+        value = -np.mean(at.log_p) - np.sum(log_scale) - size * Normal().entropy()
+        hessian = _mean_hessian(scale, fixed.eps, at.hessian, mean_slope) if is_dense else None
+
+    def product(v: np.ndarray) -> np.ndarray:
+        """S H S v."""
+        along_loc, along_log_scale = np.split(v, 2)
+        directions = scale * (along_loc + fixed.eps * along_log_scale)
+        images = scale * products(model, rows, directions, fixed.data, fixed.weight).hessian
+        of_loc = -np.mean(images, axis=0)
+        of_log_scale = -np.mean(fixed.eps * images, axis=0) - mean_slope * along_log_scale
+        return np.concatenate([of_loc, of_log_scale])
+
+    return Expansion(
+        value=float(value),
+        grad=-np.concatenate([mean_grad, mean_slope + 1]),
+        unit=np.concatenate([scale, np.ones(size)]),
+        product=product,
+        hessian=hessian,
+    )
 
 
-def units(x: Array) -> Array:
-    """What one unit of each coordinate is: a location's is its own sd."""
-    _, log_scale = jnp.split(x, 2)
-    return jnp.concatenate([jnp.exp(log_scale), jnp.ones_like(log_scale)])
+def _mean_hessian(
+    scale: np.ndarray, eps: np.ndarray, hessian: np.ndarray, mean_slope: np.ndarray
+) -> np.ndarray:
+    """S H S of f, (2 D, 2 D), from the Hessians (M, D, D) of log p."""
+    of_draws = scale[:, None] * hessian * scale
+    of_loc = -np.mean(of_draws, axis=0)
+    mixed = -np.mean(eps[:, :, None] * of_draws, axis=0)
+    of_log_scale = -np.mean(eps[:, :, None] * of_draws * eps[:, None], axis=0)
+    return np.block([[of_loc, mixed.T], [mixed, of_log_scale - np.diag(mean_slope)]])
 
 
 def _finite_starts(
-    model: Model, num_restarts: int, key: Array, first: Array | None, fixed: Fixed
-) -> Array:
+    model: Model, num_restarts: int, rng: np.random.Generator, first: np.ndarray, fixed: Fixed
+) -> np.ndarray:
     """Points x (R, 2 D) to start from; ValueError unless f is finite at one of them."""
-    x, finite = _starts(model, num_restarts, key, first, fixed)
-    if not np.any(finite):
+    loc = np.zeros((num_restarts, first.size))
+    missing = np.ones(num_restarts, bool)
+    for attempt in range(_NUM_TRIES):
+        radius = np.maximum(_radii(num_restarts) * 0.5 ** (attempt // 4), 2.0)
+        drawn = radius[:, None] * rng.uniform(-1, 1, loc.shape)
+        if attempt == 0:
+            drawn[0] = first
+        loc[missing] = drawn[missing]
+        missing[missing] = ~_is_finite(model, loc[missing], fixed)
+        if not missing.any():
+            break
+    if missing.all():
         raise ValueError(
             f"expected a finite log density at one of {num_restarts * _NUM_TRIES} starts, "
-            "uniform(-2, 2) in unconstrained space: give a `start` where it is finite"
+            "uniform(-2, 2) and wider in unconstrained space: give a `start` where it is finite"
             f"{finite_data.or_the_data(fixed.data)}"
         )
-    return x
+    loc = loc[~missing]
+    return np.concatenate([loc, np.full_like(loc, np.log(_START_SCALE))], axis=1)
 
 
-class _Try(NamedTuple):
-    """A point x (2 D) drawn as a start, after `num` tries, and whether f is finite there."""
-
-    num: Any
-    x: Array
-    is_finite: Array
-
-
-@partial(jax.jit, static_argnames=("model", "num_restarts"))
-def _starts(
-    model: Model, num_restarts: int, key: Array, first: Array | None, fixed: Fixed
-) -> tuple[Array, Array]:
-    """Points x (R, 2 D) to start from, and whether f is finite there."""
-    spec = trees.spec(model.latents)
-    log_scale = jnp.full(spec.shape, np.log(_START_SCALE), spec.dtype)
-    if first is None:
-        first = jnp.zeros(spec.shape, spec.dtype)
-
-    def search(index: Array, key: Array) -> tuple[Array, Array]:
-        def attempt(last: _Try) -> _Try:
-            try_key = jax.random.fold_in(key, last.num)
-            loc = jax.random.uniform(try_key, spec.shape, spec.dtype, -2.0, 2.0)
-            is_given = (index == 0) & (last.num == 0)
-            x = jnp.concatenate([jnp.where(is_given, first, loc), log_scale])
-            return _Try(last.num + 1, x, jnp.isfinite(loss(x, fixed, model=model)))
-
-        def unfinished(last: _Try) -> Array:
-            return ~last.is_finite & (last.num < _NUM_TRIES)
-
-        none = _Try(0, jnp.zeros(2 * spec.shape[0], spec.dtype), jnp.array(False))
-        last = jax.lax.while_loop(unfinished, attempt, none)
-        return last.x, last.is_finite
-
-    starts = jnp.arange(num_restarts), jax.random.split(key, num_restarts)
-    return jax.lax.map(lambda start: search(*start), starts)
+def _radii(num_restarts: int) -> np.ndarray:
+    """How far from the origin each start may be, (R,)."""
+    radii = np.full(num_restarts, 2.0)
+    num_far = num_restarts // 4
+    num_farthest = num_restarts // 8
+    radii[num_restarts - num_farthest - num_far :] = 8.0
+    radii[num_restarts - num_farthest :] = 32.0
+    return radii
 
 
-@partial(jax.jit, static_argnames="model")
-def _descend(model: Model, fixed: Fixed, state: NewtonState, max_steps: Any) -> NewtonState:
-    size = state.x.shape[1] // 2
-    solver: Solver = "eigh" if size <= MAX_DENSE else "cg"
-    fun = partial(loss, model=model)
-
-    def advance(state: NewtonState) -> NewtonState:
-        return newton.descend(fun, state, fixed, scale=units, solver=solver, max_steps=max_steps)
-
-    return batched(advance)(state)
-
-
-@partial(jax.jit, static_argnames=("model", "guide"))
-def _fresh(
-    model: Model, guide: MeanField, key: Array, x: Array, fixed: Fixed
-) -> tuple[Array, Array]:
-    """The ELBO at fresh draws and its standard error, in nats."""
-    loc, log_scale = jnp.split(x, 2)
-    q = guide.distribution({"loc": loc, "log_scale": log_scale})
-
-    def log_w(eps: Array) -> Array:
-        u, log_q = q.from_noise(eps)
-        return model.log_density(u, *fixed.data, weight=fixed.weight) - log_q
-
-    def chunk(key: Array) -> Array:
-        eps = noise.normals(key, (_CHUNK, loc.size), loc.dtype)
-        return jax.vmap(log_w)(eps)
-
-    chunks = jax.lax.map(chunk, jax.random.split(key, _NUM_FRESH // _CHUNK))
-    return diagnostics.elbo(jnp.ravel(chunks))
+def _is_finite(model: Model, loc: np.ndarray, fixed: Fixed) -> np.ndarray:
+    """Whether f is finite at each location (R, D)."""
+    rows = loc[:, None] + _START_SCALE * fixed.eps
+    log_p = _log_p(model, rows.reshape(-1, loc.shape[1]), fixed)
+    return np.all(np.isfinite(log_p.reshape(len(loc), -1)), axis=1)

@@ -1,18 +1,39 @@
 """Damped Newton: the minimum of a deterministic function, without a learning rate and with a true
 test of convergence.
+
+The steps are taken on the host. What is compiled is the function's own derivatives.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from minisvi.second_order.hessian_products import Product, dense, scaled_products
+from minisvi.model.at_rows import never
+from minisvi.second_order.hessian_products import dense, scaled_products
+from minisvi.tools.sharding import to_host
 
 Function = Callable[..., Array]
 Solver = Literal["eigh", "cg"]
+
+
+class Expansion(NamedTuple):
+    """f near a point x: its value, and its derivatives in units S = diag(`unit`) in which the
+    coordinates are alike.
+
+    `grad` is S g (n,); `product(v)` is S H S v; `hessian` is S H S (n, n), or None where there are
+    products alone.
+    """
+
+    value: float
+    grad: np.ndarray
+    unit: np.ndarray
+    product: Callable[[np.ndarray], np.ndarray]
+    hessian: np.ndarray | None
 
 
 class NewtonState(NamedTuple):
@@ -25,26 +46,25 @@ class NewtonState(NamedTuple):
     any coordinate, in units of `scale`. `stuck`: the damping is so strong that no step is left.
     """
 
-    x: Array
-    value: Array
-    damping: Array
-    decrement: Array
-    num_steps: Array
-    num_idle: Array
-    converged: Array
-    stuck: Array
+    x: np.ndarray
+    value: float
+    damping: float
+    decrement: float
+    num_steps: int
+    num_idle: int
+    converged: bool
+    stuck: bool
 
 
 def newton(
     fun: Function,
     x: Array,
     *args: Any,
-    scale: Callable[[Array], Array] = jnp.ones_like,
+    scale: Callable[[np.ndarray], np.ndarray] = np.ones_like,
     solver: Solver = "eigh",
     max_steps: int = 100,
 ) -> NewtonState:
-    """A minimum of fun(x, *args), a smooth scalar function of x (n,), found from x. It is pure:
-    jit and vmap it.
+    """A minimum of fun(x, *args), a smooth scalar function of x (n,), found from x.
 
     A step is p = -S (|S H S| + damping)^-1 S g, where H is the Hessian and S = diag(scale(x)) holds
     the units in which the coordinates are alike. It is taken if f falls; the damping follows from
@@ -58,56 +78,84 @@ def newton(
       `"cg"` solves by conjugate gradients on products with H, cut short at negative curvature
       (Nocedal & Wright 2006, algorithm 7.2).
     """
-    return descend(fun, start(x), *args, scale=scale, solver=solver, max_steps=max_steps)
+    if solver not in ("eigh", "cg"):
+        raise ValueError(f"`solver` must be one of ['eigh', 'cg']; got {solver!r}")
+    dtype = jnp.result_type(x)
+    expand = partial(_expand, fun, args, scale, solver, dtype)
+    return descend(expand, start(np.asarray(x)), float(jnp.finfo(dtype).eps), max_steps)
 
 
-def start(x: Array) -> NewtonState:
+def _expand(
+    fun: Function,
+    args: tuple[Any, ...],
+    scale: Callable[[np.ndarray], np.ndarray],
+    solver: Solver,
+    dtype: Any,
+    x: np.ndarray,
+) -> Expansion:
+    unit = np.asarray(scale(x), float)
+    point, units = x.astype(dtype), unit.astype(dtype)
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return to_host(_product(fun, point, units, v.astype(dtype), args)).astype(float)
+
+    value, grad, hessian = to_host(_derivatives(fun, point, units, args, solver == "eigh"))
+    if hessian is not None:
+        hessian = hessian.astype(float)
+    return Expansion(float(value), grad.astype(float), unit, product, hessian)
+
+
+@partial(jax.jit, static_argnames=("fun", "is_dense"))
+def _derivatives(fun: Function, x: Array, unit: Array, args: Any, is_dense: bool) -> Any:
+    value, grad, product = scaled_products(lambda x: fun(x, *args), x, unit)
+    return value, grad, dense(product, x) if is_dense else None
+
+
+@partial(jax.jit, static_argnames="fun")
+def _product(fun: Function, x: Array, unit: Array, v: Array, args: Any) -> Array:
+    _, _, product = scaled_products(lambda x: fun(x, *args), x, unit)
+    return product(v)
+
+
+def start(x: np.ndarray) -> NewtonState:
     """The state before the first step."""
-    one = jnp.ones((), x.dtype)
-    zero = jnp.zeros((), jnp.int32)
-    nothing_to_do = x.size == 0
     return NewtonState(
-        x=x,
-        value=jnp.inf * one,
-        damping=one,
-        decrement=jnp.inf * one,
-        num_steps=zero,
-        num_idle=zero,
-        converged=jnp.array(nothing_to_do),
-        stuck=jnp.array(False),
+        x=x.astype(float),
+        value=np.inf,
+        damping=1.0,
+        decrement=np.inf,
+        num_steps=0,
+        num_idle=0,
+        converged=x.size == 0,
+        stuck=False,
     )
 
 
 def descend(
-    fun: Function,
+    expand: Callable[[np.ndarray], Expansion],
     state: NewtonState,
-    *args: Any,
-    scale: Callable[[Array], Array] = jnp.ones_like,
-    solver: Solver = "eigh",
-    max_steps: Any = 100,
+    eps: float,
+    max_steps: int = 100,
+    over: Callable[[], bool] = never,
 ) -> NewtonState:
-    """Steps from `state` until it has converged, is stuck, or has taken `max_steps` since the
-    start.
+    """Steps from `state` until it has converged, is stuck, or has taken `max_steps`.
+
+    `expand(x)` is f near x, and `eps` the precision of the dtype in which it is computed. Before
+    each step `over()` is asked whether to stop.
     """
-    solvers = {"eigh": _by_eigenvalues, "cg": _by_conjugate_gradients}
-    if solver not in solvers:
-        raise ValueError(f"`solver` must be one of {list(solvers)}; got {solver!r}")
-    propose = solvers[solver]
-
-    def unfinished(state: NewtonState) -> Array:
-        return ~state.converged & ~state.stuck & (state.num_steps < max_steps)
-
-    def step(state: NewtonState) -> NewtonState:
-        unit = scale(state.x)
-        value, grad, product = scaled_products(lambda x: fun(x, *args), state.x, unit)
-        proposal = propose(product, grad, state.damping)
-        trial = state.x + unit * proposal.p
-        trial_value = fun(trial, *args)
-        return _judged(state._replace(value=value), trial, trial_value, proposal)
-
-    if state.x.size == 0:
+    if state.converged or state.stuck or state.num_steps >= max_steps:
         return state
-    return jax.lax.while_loop(unfinished, step, state)
+    here = expand(state.x)
+    state = state._replace(value=here.value)
+    with np.errstate(all="ignore"):  # what is not finite is not taken
+        while not (state.converged or state.stuck) and state.num_steps < max_steps and not over():
+            step = _proposal(here, state.damping)
+            there = expand(state.x + here.unit * step.p)
+            before = state
+            state = _judged(state, state.x + here.unit * step.p, there.value, step, eps)
+            if state.x is not before.x:
+                here = there
+    return state
 
 
 class _Step(NamedTuple):
@@ -117,118 +165,103 @@ class _Step(NamedTuple):
     fall that the quadratic promises of it.
     """
 
-    p: Array
-    promise: Array
-    largest: Array
-    decrement: Array
+    p: np.ndarray
+    promise: float
+    largest: float
+    decrement: float
 
 
-def _judged(state: NewtonState, trial: Array, value: Array, step: _Step) -> NewtonState:
+def _judged(
+    state: NewtonState, trial: np.ndarray, value: float, step: _Step, eps: float
+) -> NewtonState:
     """The state after a proposal, taken or not; `value` is f at `trial`, where it leads."""
-    eps = jnp.finfo(value.dtype).eps
-    rounding = 8 * eps * (1 + jnp.abs(state.value))
+    rounding = 8 * eps * (1 + abs(state.value))
     fall = state.value - value
     # Near the end the values of f cannot tell better from worse. The gradient, from which the
     # promise comes, can: the promise is believed, unless it is small only for the damping.
-    believed = (step.promise < rounding) & (state.damping <= 1)
-    ratio = jnp.where(believed, 1.0, fall / step.promise)
-    is_lower = fall > 0
-    is_level = (step.promise < rounding) & (fall > -rounding)
-    taken = is_lower | is_level
-    damping = jnp.maximum(state.damping * _damping_factor(ratio, taken), eps)
-    is_idle = step.decrement <= rounding
-    num_idle = jnp.where(is_idle, state.num_idle + 1, 0)
+    is_small = step.promise < rounding
+    believed = is_small and state.damping <= 1
+    ratio = 1.0 if believed else fall / np.float64(step.promise)
+    taken = fall > 0 or (is_small and fall > -rounding)
+    num_idle = state.num_idle + 1 if step.decrement <= rounding else 0
+    damping = max(state.damping * _damping_factor(ratio, taken), eps)
+    has_arrived = taken and step.largest <= eps**0.5
     return NewtonState(
-        x=jnp.where(taken, trial, state.x),
-        value=jnp.where(taken, value, state.value),
+        x=trial if taken else state.x,
+        value=value if taken else state.value,
         damping=damping,
         decrement=step.decrement,
         num_steps=state.num_steps + 1,
         num_idle=num_idle,
-        converged=(taken & (step.largest <= eps**0.5)) | (num_idle >= 3),
+        converged=bool(has_arrived or num_idle >= 3),
         stuck=damping > 1 / eps,
     )
 
 
-def _damping_factor(ratio: Array, taken: Array) -> Array:
+def _damping_factor(ratio: float, taken: bool) -> float:
     """What the damping is multiplied by, where f fell by `ratio` times as much as was promised."""
-    foretold_well = ratio > 0.75
-    foretold_badly = ratio < 0.25
-    of_others = jnp.where(foretold_badly, 2.0, 1.0)
-    of_taken = jnp.where(foretold_well, 0.2, of_others)
-    return jnp.where(taken, of_taken, 4.0)
+    if not taken:
+        return 4.0
+    if ratio > 0.75:
+        return 0.2
+    return 2.0 if ratio < 0.25 else 1.0
 
 
-def _by_eigenvalues(product: Product, grad: Array, damping: Array) -> _Step:
-    values, vectors = jnp.linalg.eigh(dense(product, grad))
+def _proposal(here: Expansion, damping: float) -> _Step:
+    if here.hessian is None:
+        return _by_conjugate_gradients(here.product, here.grad, damping)
+    if not (np.all(np.isfinite(here.hessian)) and np.all(np.isfinite(here.grad))):
+        unknown = np.full_like(here.grad, np.nan)
+        return _Step(unknown, np.nan, np.nan, np.nan)
+    return _by_eigenvalues(here.hessian, here.grad, damping)
+
+
+def _by_eigenvalues(hessian: np.ndarray, grad: np.ndarray, damping: float) -> _Step:
+    values, vectors = np.linalg.eigh(hessian)
     # In the coordinates of the eigenvectors:
     along = grad @ vectors
-    p = -along / (jnp.abs(values) + damping)
+    p = -along / (np.abs(values) + damping)
     # f may not depend on some coordinate: then both the slope and the curvature are zero there.
-    whole = jnp.where(along == 0, 0.0, along / jnp.abs(values))
-    largest = jnp.max(jnp.abs(vectors @ whole))
+    whole = np.where(along == 0, 0.0, along / np.abs(values))
     return _Step(
         p=vectors @ p,
-        promise=-jnp.sum(along * p + 0.5 * values * p**2),
-        largest=largest,
-        decrement=0.5 * jnp.sum(along * whole),
+        promise=float(-np.sum(along * p + 0.5 * values * p**2)),
+        largest=float(np.max(np.abs(vectors @ whole))),
+        decrement=float(0.5 * np.sum(along * whole)),
     )
 
 
-class _Solution(NamedTuple):
-    """Conjugate gradients on their way: p, H p, the residual of (H + damping) p = -g, the next
-    direction, whether they stop for the curvature, and how many steps they have `taken`.
+def _by_conjugate_gradients(
+    product: Callable[[np.ndarray], np.ndarray], grad: np.ndarray, damping: float
+) -> _Step:
+    """p, by steps along directions that are conjugate in (H + damping). Where the curvature along
+    one is bad they end: with a step down the gradient if it is the first, else with none.
     """
-
-    p: Array
-    hp: Array
-    residual: Array
-    direction: Array
-    stop: Array
-    taken: Any
-
-
-def _by_conjugate_gradients(product: Product, grad: Array, damping: Array) -> _Step:
-    norm = jnp.linalg.norm(grad)
-    goal = jnp.minimum(0.1, jnp.sqrt(norm)) * norm
-    max_taken = 2 * grad.size + 10
-
-    def unfinished(now: _Solution) -> Array:
-        go_on = ~now.stop
-        is_far = jnp.linalg.norm(now.residual) > goal
-        return go_on & is_far & (now.taken < max_taken)
-
-    zero = jnp.zeros_like(grad)
-    first = _Solution(zero, zero, -grad, -grad, jnp.array(False), 0)
-    found = jax.lax.while_loop(unfinished, lambda now: _next(now, product, damping), first)
-    p = found.p
-    promise = -(grad @ p + 0.5 * p @ found.hp)
+    norm = np.linalg.norm(grad)
+    goal = min(0.1, np.sqrt(norm)) * norm
+    p = np.zeros_like(grad)
+    image_of_p = np.zeros_like(grad)
+    residual = -grad
+    direction = residual
+    for taken in range(2 * grad.size + 10):
+        square = residual @ residual
+        if not np.sqrt(square) > goal:
+            break
+        image = product(direction)
+        length_squared = direction @ direction
+        curvature = direction @ image + damping * length_squared
+        is_bad = not curvature > 1e-6 * length_squared  # negative, flat or not a number
+        if is_bad and taken > 0:
+            break
+        length = 1 / damping if is_bad else square / curvature
+        p = p + length * direction
+        image_of_p = image_of_p + length * image
+        if is_bad:
+            break
+        residual = residual - length * (image + damping * direction)
+        direction = residual + (residual @ residual) / square * direction
+    promise = float(-(grad @ p + 0.5 * p @ image_of_p))
     # With more damping p is not the Newton step, of which nothing is known then.
-    little_damped = damping <= 1e-2
-    largest = jnp.max(jnp.abs(p))
-    return _Step(
-        p=p,
-        promise=promise,
-        largest=jnp.where(little_damped, largest, jnp.inf),
-        decrement=jnp.where(little_damped, promise, jnp.inf),
-    )
-
-
-def _next(now: _Solution, product: Product, damping: Array) -> _Solution:
-    """One step of conjugate gradients. Where the curvature along the direction is bad, it is the
-    last: a step down the gradient if it is also the first one, else none.
-    """
-    direction = now.direction
-    image = product(direction)
-    curvature = direction @ image + damping * direction @ direction
-    square = now.residual @ now.residual
-    is_bad = ~(curvature > 1e-6 * (direction @ direction))  # negative, flat or not a number
-    is_first = now.taken == 0
-    length_if_bad = jnp.where(is_first, 1 / damping, 0.0)
-    length_if_good = square / jnp.where(is_bad, 1.0, curvature)
-    length = jnp.where(is_bad, length_if_bad, length_if_good)
-    p = now.p + length * direction
-    hp = now.hp + length * image
-    residual = now.residual - length * (image + damping * direction)
-    next_direction = residual + (residual @ residual) / square * direction
-    return _Solution(p, hp, residual, next_direction, is_bad, now.taken + 1)
+    if damping > 1e-2:
+        return _Step(p, promise, np.inf, np.inf)
+    return _Step(p, promise, float(np.max(np.abs(p))), promise)

@@ -1,19 +1,13 @@
 """The linear response of the deterministic fit: the covariance that a mean field lacks."""
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax.typing import ArrayLike
 
-from minisvi.model.model import Model
-from minisvi.second_order.deterministic import Deterministic, Fixed, loss, units
-from minisvi.second_order.hessian_products import Product, dense, scaled_products
-from minisvi.tools.batching import one_by_one
+from minisvi.second_order.deterministic import Deterministic, expansion
+from minisvi.second_order.newton import Expansion
 
 
-def linear_response(fit: Deterministic, vectors: Array | None = None) -> Array:
+def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.ndarray:
     """The linear-response covariance of u (Giordano, Ingram & Broderick 2024, eq. 9): C =
     [H^-1]_(loc, loc).
 
@@ -22,39 +16,38 @@ def linear_response(fit: Deterministic, vectors: Array | None = None) -> Array:
     D) the result is their products with C, (n, D), by conjugate gradients, which form no matrix. It
     is NaN where H is not positive definite: there is no maximum there.
     """
-    x = np.concatenate([fit.params["loc"], fit.params["log_scale"]])
-    return _response(fit.model, x, fit.fixed, vectors)
-
-
-@partial(jax.jit, static_argnames="model")
-def _response(model: Model, x: Array, fixed: Fixed, vectors: Array | None) -> Array:
-    unit = units(x)
-    _, _, product = scaled_products(partial(loss, fixed=fixed, model=model), x, unit)
+    params = [np.asarray(fit.params[name], float) for name in ("loc", "log_scale")]
+    x = np.concatenate(params)
     if vectors is None:
-        return _covariance(product, x, unit)
-    return _products(product, x, unit, vectors)
+        return _covariance(expansion(fit.model, fit.fixed, x, dense=True))
+    return _products(expansion(fit.model, fit.fixed, x, dense=False), np.asarray(vectors, float))
 
 
-def _covariance(product: Product, x: Array, unit: Array) -> Array:
-    """C, by a Cholesky factor of S H S, of which `product` is the product."""
-    size = x.size // 2
-    factor = jax.scipy.linalg.cho_factor(dense(product, x))
-    identity = jnp.eye(2 * size, size, dtype=x.dtype)
-    columns = jax.scipy.linalg.cho_solve(factor, identity)
-    inverse = columns[:size]
-    return unit[:size, None] * inverse * unit[None, :size]
+def _covariance(at: Expansion) -> np.ndarray:
+    """C, by a Cholesky factor of S H S."""
+    from scipy import linalg  # type: ignore[import-untyped]
+
+    size = at.grad.size // 2
+    unknown = np.full((size, size), np.nan)
+    if not np.all(np.isfinite(at.hessian)):
+        return unknown
+    try:
+        factor = linalg.cho_factor(at.hessian)
+    except linalg.LinAlgError:
+        return unknown
+    identity = np.eye(2 * size, size)
+    inverse = linalg.cho_solve(factor, identity)[:size]
+    unit = at.unit[:size]
+    return unit[:, None] * inverse * unit
 
 
-def _products(product: Product, x: Array, unit: Array, vectors: Array) -> Array:
+def _products(at: Expansion, vectors: np.ndarray) -> np.ndarray:
     """C v for each row v of `vectors`, by conjugate gradients."""
-    size = x.size // 2
-    tolerance = jnp.finfo(x.dtype).eps ** 0.75
+    from scipy.sparse.linalg import LinearOperator, cg  # type: ignore[import-untyped]
 
-    def solve(row: Array) -> Array:
-        solution, _ = jax.scipy.sparse.linalg.cg(product, row, tol=tolerance, maxiter=4 * size)
-        return solution[:size] * unit[:size]
-
+    size = at.grad.size // 2
+    operator = LinearOperator((2 * size, 2 * size), at.product, dtype=float)
     # With zeros for log_scale.
-    padded = jnp.pad(vectors, ((0, 0), (0, size)))
-    rows = padded * unit[None]
-    return one_by_one(solve, rows)
+    padded = np.pad(vectors, ((0, 0), (0, size))) * at.unit
+    solutions = [cg(operator, row, rtol=1e-6, maxiter=4 * size)[0] for row in padded]
+    return np.stack(solutions)[:, :size] * at.unit[:size]

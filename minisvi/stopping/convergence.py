@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from minisvi.guides.base import Distribution
 from minisvi.guides.foreign import member
-from minisvi.posterior.diagnostics import chain_ess, mcse, split_rhat
+from minisvi.stopping.chains import chain_ess, mcse, split_rhat
 from minisvi.stopping.rules import Rule, choose, rule_key
 from minisvi.tools import checks
 from minisvi.tools.types import Data, Params

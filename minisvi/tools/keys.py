@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_key(leaf: Any) -> bool:
@@ -23,3 +24,14 @@ def from_integers(integers: Any, like: Any) -> Any:
     if not is_key(like):
         return integers
     return jax.random.wrap_key_data(integers, impl=jax.random.key_impl(like))
+
+
+def generator(key: Any, *path: int) -> np.random.Generator:
+    """A NumPy generator seeded by the bits of a PRNG key, typed or legacy.
+
+    Integers of the `path` tell streams apart that are independent of one another. Nothing is
+    compiled.
+    """
+    words = np.asarray(to_integers(key)).astype(np.uint32).ravel()
+    seeds = np.random.SeedSequence(words.tolist(), spawn_key=path)
+    return np.random.default_rng(seeds)
