@@ -103,16 +103,15 @@ def _no_other_helps(verdict: Verdict) -> bool:
 # --- The deterministic mean field. ---
 
 
-def _from_several_starts(
-    key: Array, model: Model, data: Data, settings: Settings
-) -> Deterministic:
+def _from_several_starts(key: Array, model: Model, data: Data, settings: Settings) -> Deterministic:
     """The best of several starts. With a `batch_size` they descend on some of the rows, which cost
     less, and the best goes on with all of them: no posterior of some rows is near enough to that of
     all for its weights to be good.
     """
     rows, weight = data, None
     if settings.batch_size is not None:
-        rows, weight = _some_rows(generator(key, 3), data, _ROWS_PER_BATCH_ROW * settings.batch_size)
+        num_rows = _ROWS_PER_BATCH_ROW * settings.batch_size
+        rows, weight = _some_rows(generator(key, 3), data, num_rows)
     settings.display.begin("mean field from several starts")
     size = trees.spec(model.latents).shape[0]
     options = {
@@ -211,9 +210,7 @@ def _like_kept() -> _Kept:
     return _Kept(params=params, optima=optima, **others)
 
 
-def _some_rows(
-    rng: np.random.Generator, data: Data, num_rows: int
-) -> tuple[Data, float | None]:
+def _some_rows(rng: np.random.Generator, data: Data, num_rows: int) -> tuple[Data, float | None]:
     """So many rows of the data and their weight N/B; or all rows and None, if there are no more."""
     total = jax.tree.leaves(data)[0].shape[0]
     if num_rows >= total:

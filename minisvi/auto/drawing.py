@@ -1,4 +1,4 @@
-"""Draws of any guide for its verdict: on the host where it is Gaussian, compiled where it is not."""
+"""Draws of any guide for its verdict: on the host where it is Gaussian, else compiled."""
 
 from functools import partial
 from typing import Any

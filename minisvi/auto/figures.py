@@ -9,7 +9,6 @@ from minisvi.auto import defensive, drawing
 from minisvi.auto.centred import Centred
 from minisvi.auto.verdict import NUM_BATCHES
 from minisvi.model.at_rows import density_at_rows, ravel_rows, unravel_rows
-from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
 from minisvi.posterior.draws import Draws
@@ -74,9 +73,7 @@ def _largest(values: Any) -> float:
     return float(np.max(values, initial=0.0))
 
 
-def missed_mass(
-    posterior: Posterior, density: Centred, optima: Optima, log_w: np.ndarray
-) -> float:
+def missed_mass(posterior: Posterior, density: Centred, optima: Optima, log_w: np.ndarray) -> float:
     """The largest mass of an optimum that q misses, relative to the best optimum's, by their ELBOs.
 
     It is missed where p/q is above all that q drew, and above what p/q is at the optimum of the

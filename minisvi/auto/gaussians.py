@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from minisvi.auto import defensive
@@ -109,8 +108,8 @@ class Gaussians(NamedTuple):
         if len(self.components) == 1:
             return full_rank(latents), _params(self.components[0], dtype)
         params = [_params(component, dtype) for component in self.components]
-        stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *params)
-        logits = jnp.asarray(self.log_weights.astype(dtype))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *params)
+        logits = self.log_weights.astype(dtype)
         guide = mixture(full_rank(latents), len(self.components))
         return guide, {"logits": logits, "components": stacked}
 
@@ -122,7 +121,7 @@ def of_guide(guide: Any, params: Params) -> Gaussians | None:
     if isinstance(guide, Mixture) and _is_gaussian(guide.guide):
         logits = np.asarray(params["logits"], float)
         components = [
-            _of_params(guide.guide, jax.tree.map(lambda leaf: np.asarray(leaf)[k], params["components"]))
+            _of_params(guide.guide, {name: leaf[k] for name, leaf in params["components"].items()})
             for k in range(guide.num_components)
         ]
         return Gaussians(logits - np.logaddexp.reduce(logits), tuple(components))
@@ -148,4 +147,4 @@ def _params(gaussian: Gaussian, dtype: Any) -> dict[str, Any]:
     below = np.tril(gaussian.factor, -1)
     log_diagonal = np.log(np.diagonal(gaussian.factor))
     scale_tril = below + np.diag(log_diagonal)
-    return {"loc": jnp.asarray(gaussian.loc.astype(dtype)), "scale_tril": jnp.asarray(scale_tril.astype(dtype))}
+    return {"loc": gaussian.loc.astype(dtype), "scale_tril": scale_tril.astype(dtype)}

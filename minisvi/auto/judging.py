@@ -31,7 +31,7 @@ from minisvi.posterior.moments import Moment, moments
 from minisvi.posterior.posterior import Posterior
 from minisvi.tools import checks
 from minisvi.tools.interrupts import interrupted
-from minisvi.tools.types import Data, Draw, Params
+from minisvi.tools.types import Draw, Params
 
 
 def judge(

@@ -93,12 +93,15 @@ def in_blocks(
     for begin in range(0, num, per_block):
         count = min(per_block, num - begin)
         rows = np.minimum(np.arange(begin, begin + per_block), num - 1)
-        block = jax.tree.map(lambda leaf: leaf[rows], points)
-        result = to_host(compute(block, -(-count // chunk)))
-        found.append(jax.tree.map(lambda leaf: leaf[:count], result))
+        result = to_host(compute(_take(points, rows), -(-count // chunk)))
+        found.append(_take(result, slice(count)))
         if over():
             break
     return found[0] if len(found) == 1 else jax.tree.map(_joined, *found)
+
+
+def _take(tree: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
 def _joined(*parts: np.ndarray) -> np.ndarray:

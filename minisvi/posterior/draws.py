@@ -4,6 +4,7 @@ The draws are plain ones, whose weights are equal, or draws that are reweighted 
 posterior.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,11 @@ from jax import Array
 
 from minisvi.posterior import diagnostics
 from minisvi.posterior.spilling import batchwise
-from minisvi.posterior.summary import Summary, summarise
+from minisvi.posterior.summary import Summary, summarise, weighted_quantiles
 from minisvi.tools import checks
 from minisvi.tools.inputs import arrays
+from minisvi.tools.keys import generator
+from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Draw
 
 
@@ -26,28 +29,29 @@ class Draws(NamedTuple):
     """S draws of theta, and the logarithms of their normalised weights, (S,); these are -log S each
     for plain draws.
 
-    `theta` is a tree in the shape of the latents, each leaf with a leading axis S. All methods are
-    pure. A draw counts as its weight says: one of weight zero does not count, whatever its value.
+    `theta` is a tree in the shape of the latents, each leaf with a leading axis S. A draw counts as
+    its weight says: one of weight zero does not count, whatever its value. Statistics are computed
+    on the host, in double precision, and come as NumPy arrays of theta's own.
     """
 
     theta: Draw
-    log_weights: Array
+    log_weights: Array | np.ndarray
 
     def mean(self) -> Draw:
         """E[theta] = sum_s w_s theta_s, leaf by leaf."""
 
-        def leaf_mean(x: Array) -> Array:
-            mean, _ = _moments(x, self.log_weights)
-            return mean
+        def leaf_mean(x: Array) -> np.ndarray:
+            mean, _ = diagnostics.weighted_moments(x, self.log_weights)
+            return mean.astype(_float_of(x))
 
         return jax.tree.map(leaf_mean, self.theta)
 
     def sd(self) -> Draw:
         """Standard deviation of theta, sqrt(sum_s w_s (theta_s - mean)^2), leaf by leaf."""
 
-        def leaf_sd(x: Array) -> Array:
-            _, sd = _moments(x, self.log_weights)
-            return sd
+        def leaf_sd(x: Array) -> np.ndarray:
+            _, sd = diagnostics.weighted_moments(x, self.log_weights)
+            return sd.astype(_float_of(x))
 
         return jax.tree.map(leaf_sd, self.theta)
 
@@ -99,10 +103,11 @@ class Draws(NamedTuple):
                 f"`num_samples` must be in 1..{most}, the draws that have a weight; "
                 f"got {num_samples}"
             )
-        key = checks.prng_key(key)
-        noise = jax.random.gumbel(key, self.log_weights.shape, self.log_weights.dtype)
-        _, rows = jax.lax.top_k(self.log_weights + noise, num_samples)
-        return plain(_take(self.theta, rows), num_samples)
+        log_weights = to_host(self.log_weights)
+        rng = generator(checks.prng_key(key))
+        perturbed = log_weights + rng.gumbel(size=len(log_weights))
+        rows = np.argsort(-perturbed)[:num_samples]
+        return plain(_take(to_host(self.theta), rows), num_samples)
 
     def predictive(
         self,
@@ -132,7 +137,7 @@ class Draws(NamedTuple):
 def plain(theta: Draw, num_samples: int) -> Draws:
     """`num_samples` draws that all count alike."""
     dtype = jnp.result_type(float, *jax.tree.leaves(theta))
-    log_weights = jnp.full(num_samples, -np.log(num_samples), dtype)
+    log_weights = np.full(num_samples, -np.log(num_samples), dtype)
     return Draws(theta, log_weights)
 
 
@@ -140,18 +145,14 @@ def _take(theta: Draw, rows: Any) -> Draw:
     return jax.tree.map(lambda leaf: leaf[rows], theta)
 
 
-def _num_weighted(log_weights: Array) -> int:
-    """The number of draws that have a weight, or of all where the weights are traced."""
-    if isinstance(log_weights, jax.core.Tracer):
-        return log_weights.size
-    return int(np.sum(np.asarray(log_weights) > -np.inf))
+def _num_weighted(log_weights: Array | np.ndarray) -> int:
+    """The number of draws that have a weight."""
+    return int(np.sum(to_host(log_weights) > -np.inf))
 
 
-@jax.jit
-def _moments(x: Array, log_weights: Array) -> tuple[Array, Array]:
-    # Bools have no differences, and those of integers may wrap around.
-    floats = x.astype(jnp.result_type(float, x))
-    return diagnostics.weighted_moments(floats, log_weights)
+def _float_of(x: Array) -> Any:
+    """The dtype of x, or a float in place of an integer or a bool."""
+    return jnp.result_type(float, x)
 
 
 @partial(jax.jit, static_argnames=("f", "num_draws"))
@@ -164,46 +165,22 @@ def _map_theta(fn: Callable[..., Any], keys: Array, theta: Draw, inputs: Data) -
     return jax.vmap(lambda key, theta: fn(key, theta, *inputs))(keys, theta)
 
 
-@jax.jit
-def quantiles(x: Array, log_weights: Array, probabilities: Any) -> Array:
+def quantiles(x: Any, log_weights: Any, probabilities: Any) -> np.ndarray:
     """Weighted quantiles of x (S, ...), one for each of `probabilities`, whose shape comes in front
     of x's own.
 
     A quantile is the mean of the weighted quantile function over a window [a, a + 1/n], where
     a = p (1 - 1/n) and n = 1 / sum_s w_s^2. For equal weights this is the linear interpolation
-    between order statistics of `jnp.quantile` (Akinshin 2023, type 7). A draw of weight zero
+    between order statistics of `numpy.quantile` (Akinshin 2023, type 7). A draw of weight zero
     changes nothing, and n is 1 where one draw has all the weight.
     """
-    p = jnp.asarray(probabilities)
-    weights = jax.nn.softmax(log_weights)
-    width = jnp.sum(weights**2)
-    weights = diagnostics.per_draw(weights, x)
-    x = jnp.where(weights == 0, 0.0, x)
-    weights = jnp.broadcast_to(weights, x.shape).astype(x.dtype)
-    x, weights = jax.lax.sort((x, weights), dimension=0, num_keys=1)
-    # Along the quantile function, draw i reaches from lower[i] to upper[i].
-    upper = jnp.cumsum(weights, axis=0)
-    upper = upper / upper[-1:]
-    lower = jnp.concatenate([jnp.zeros_like(upper[:1]), upper[:-1]])
-
-    def quantile(p: Array) -> Array:
-        start = p * (1 - width)
-        end = start + width
-        share = jnp.clip(upper, start, end) - jnp.clip(lower, start, end)
-        return _mean_in_window(x, share)
-
-    flat = jax.lax.map(quantile, p.ravel())
-    return flat.reshape(*p.shape, *x.shape[1:])
-
-
-def _mean_in_window(x: Array, share: Array) -> Array:
-    """The mean of ascending draws x (S, ...), each counted by its share (S, ...) of the window."""
-    inside = share > 0
-    # Infinite draws outside the window do not count. NaN, which is sorted to the end, always does.
-    terms = jnp.where(inside | jnp.isnan(x), share * x, 0.0)
-    mean = jnp.sum(terms, axis=0) / jnp.sum(share, axis=0)
-    # Rounding does not take the mean out of the range of the draws, so that the quantiles of a
-    # constant are that constant.
-    least = jnp.min(jnp.where(inside, x, jnp.inf), axis=0)
-    largest = jnp.max(jnp.where(inside, x, -jnp.inf), axis=0)
-    return jnp.clip(mean, least, largest)
+    dtype = _float_of(x)
+    p = np.asarray(probabilities, float)
+    weights = diagnostics.normalised(log_weights)
+    counts = weights > 0
+    weights = weights[counts]
+    x = np.asarray(to_host(x), float)[counts]
+    columns = x.reshape(len(x), math.prod(x.shape[1:])).T
+    found = [weighted_quantiles(column, weights, p.ravel()) for column in columns]
+    by_probability = np.reshape(found, (len(columns), p.size)).T
+    return by_probability.reshape(p.shape + x.shape[1:]).astype(dtype)

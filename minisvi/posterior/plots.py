@@ -9,8 +9,6 @@ import math
 from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from minisvi.posterior import diagnostics
@@ -171,7 +169,7 @@ def weights(log_w: Any, ax: Any = None) -> Any:
     Both axes are logarithmic. A straight line is a power law, and the steeper it is the better.
     k-hat is in the title.
     """
-    fit = jax.device_get(jax.jit(diagnostics.psis)(jnp.asarray(log_w)))
+    fit = diagnostics.psis(log_w)
     ax = _axes(ax)
     log_w = np.asarray(log_w)
     broken = np.isnan(log_w) | (log_w == np.inf)

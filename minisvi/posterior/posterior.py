@@ -249,8 +249,11 @@ def weigh(
     return in_batches(one, noise, batch_size)
 
 
-@partial(jax.jit, static_argnames="target")
 def _reweigh(target: Model, u: Draw, log_w: Array) -> tuple[Draws, PSIS]:
-    theta = jax.vmap(target.constrain, axis_size=log_w.size)(u)
     smoothed = psis(log_w)
-    return Draws(theta, smoothed.log_weights), smoothed
+    return Draws(_constrained(target, u, log_w), smoothed.log_weights), smoothed
+
+
+@partial(jax.jit, static_argnames="target")
+def _constrained(target: Model, u: Draw, log_w: Array) -> Draw:
+    return jax.vmap(target.constrain, axis_size=log_w.size)(u)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from minisvi.posterior import diagnostics
 from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Draw
@@ -78,8 +78,8 @@ def summarise(theta: Draw, log_weights: Any) -> Summary:
     """
     # A draw may be infinite or NaN, and then so are the statistics in which it counts.
     with np.errstate(invalid="ignore", over="ignore"):
-        weights = _normalised(to_host(log_weights))
-        counts = weights != 0
+        weights = diagnostics.normalised(log_weights)
+        counts = weights > 0
         rows = {name: _row(x[counts], weights[counts]) for name, x in _entries(theta)}
     return Summary(rows)
 
@@ -99,16 +99,6 @@ def entry_name(name: str, index: tuple[int, ...]) -> str:
         return name
     places = ", ".join(map(str, index))
     return f"{name}[{places}]"
-
-
-def _normalised(log_weights: np.ndarray) -> np.ndarray:
-    """Weights (S,) that sum to one, and that are zero where they would be in JAX's precision."""
-    log_weights = np.asarray(log_weights, float)
-    weights = np.exp(log_weights - np.max(log_weights))
-    weights /= np.sum(weights)
-    # A draw that has no weight in `Draws.mean` has none here, for it may be NaN.
-    smallest = jnp.finfo(jnp.result_type(float)).tiny
-    return np.where(weights < smallest, 0.0, weights)
 
 
 def _row(x: np.ndarray, weights: np.ndarray) -> dict[str, float]:
@@ -148,7 +138,7 @@ def _sd_error(z: np.ndarray, weights: np.ndarray) -> np.floating:
 
 def weighted_quantiles(x: np.ndarray, weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Quantiles of draws (S,) under positive weights (S,) that sum to one, at `probabilities` (P,);
-    they equal those of `draws.quantiles`.
+    see `draws.quantiles`.
 
     A quantile is the mean of the weighted quantile function over a window [a, a + 1/n], where
     a = p (1 - 1/n) and n = 1 / sum_s w_s^2.

@@ -15,7 +15,9 @@ from jax import Array
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.second_order import newton
+from minisvi.second_order.derivatives import products
 from minisvi.second_order.hessian_products import scaled_products
+from minisvi.second_order.newton import Expansion
 from minisvi.tools import checks, finite_data
 from minisvi.tools.batching import one_by_one
 from minisvi.tools.types import Data
@@ -106,15 +108,32 @@ def climb(model: Model, start: Array, data: Data, max_steps: int) -> Array:
     return jax.lax.while_loop(unfinished, step, first).x
 
 
-@partial(jax.jit, static_argnames="model")
 def polish(
     model: Model, x: Array, scale: Array, data: Data, max_steps: int
 ) -> tuple[Array, Array, Array]:
     """Newton's method from x: the mode, and the log density and its gradient there."""
-    loss = partial(_loss, model, data)
-    x = newton.newton(loss, x, scale=lambda _: scale, solver="cg", max_steps=max_steps).x
-    value, grad = jax.value_and_grad(loss)(x)
-    return x, -value, -grad
+    unit = np.asarray(scale, float)
+
+    def expand(rows: np.ndarray) -> list[Expansion]:
+        return [_expansion(model, row, unit, data) for row in rows]
+
+    eps = float(jnp.finfo(x.dtype).eps)
+    (end,) = newton.descend(expand, [newton.start(np.asarray(x))], eps, max_steps)
+    row = end.x[None]
+    at = products(model, row, row, data)
+    found = end.x, at.log_p[0], at.grad[0]
+    return tuple(jnp.asarray(part, x.dtype) for part in found)
+
+
+def _expansion(model: Model, x: np.ndarray, unit: np.ndarray, data: Data) -> Expansion:
+    """-log p near x, in those units."""
+    row = x[None]
+    at = products(model, row, row, data)
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return -unit * products(model, row, (unit * v)[None], data).hessian[0]
+
+    return Expansion(-float(at.log_p[0]), -unit * at.grad[0], unit, product, None)
 
 
 def _loss(model: Model, data: Data, x: Array) -> Array:

@@ -21,8 +21,8 @@ from minisvi.tools.batching import batched
 from minisvi.tools.types import Data, Weight
 
 _CHUNK = 8  # points at a time
-_MOST_POINTS = 32  # of a block
-_MOST_NUMBERS = 2**22  # of a block's Hessians
+_MOST_POINTS = 256  # of a block
+_MOST_NUMBERS = 2**20  # of a block's Hessians
 
 
 class Derivatives(NamedTuple):

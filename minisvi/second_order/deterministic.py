@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -182,7 +183,7 @@ def _result(model: Model, fixed: Fixed, found: _Found, optima: Optima) -> Determ
     return Deterministic(
         model=model,
         guide=mean_field(model.latents),
-        params={"loc": jnp.asarray(loc), "log_scale": jnp.asarray(log_scale)},
+        params={"loc": loc, "log_scale": log_scale},
         fixed=fixed,
         elbo=float(found.elbo[best]),
         elbo_se=float(found.elbo_se[best]),
@@ -205,11 +206,12 @@ def fixed_draws(rng: np.random.Generator, num_draws: int, size: int) -> np.ndarr
     of them for it, their mean products are zero, too. These errors would otherwise be the largest
     in the mean field's variances.
     """
-    from scipy.special import ndtri  # type: ignore[import-untyped]
-
     num = num_draws // 2
     intervals = np.argsort(rng.random((num, size)), axis=0)
-    eps = ndtri((intervals + rng.random((num, size))) / num)
+    uniform = (intervals + rng.random((num, size))) / num
+    # SciPy's quantile function takes longer to import than these take to compute.
+    quantiles = [NormalDist().inv_cdf(p) for p in uniform.ravel()]
+    eps = np.reshape(quantiles, uniform.shape)
     if 2 * size <= num:
         second_moments = eps.T @ eps / num
         eps = np.linalg.solve(np.linalg.cholesky(second_moments), eps.T).T
@@ -237,7 +239,7 @@ class _Search:
 
     def run(self, fixed: Fixed, x: np.ndarray) -> _Found:
         """Newton from the rows of x to its end, and the ELBO at fresh draws there."""
-        states = [self._descend(fixed, row) for row in x]
+        states = self._descend(fixed, x)
         ends = np.stack([state.x for state in states])
         value = np.array([state.value for state in states])
         loc, log_scale = np.split(ends, 2, axis=1)
@@ -254,10 +256,11 @@ class _Search:
         converged = np.array([state.converged for state in states]) & np.isfinite(elbo)
         return _Found(ends, value, converged, optimum, elbo, elbo_se)
 
-    def _descend(self, fixed: Fixed, x: np.ndarray) -> NewtonState:
-        expand = partial(expansion, self.model, fixed)
+    def _descend(self, fixed: Fixed, x: np.ndarray) -> list[NewtonState]:
+        expand = partial(expansions, self.model, fixed)
         eps = float(jnp.finfo(trees.spec(self.model.latents).dtype).eps)
-        return newton.descend(expand, newton.start(x), eps, self.max_steps, self.over)
+        states = [newton.start(row) for row in x]
+        return newton.descend(expand, states, eps, self.max_steps, self.over)
 
     def _fresh(self, x: np.ndarray) -> tuple[float, float]:
         """The ELBO at fresh draws and its standard error, in nats."""
@@ -284,8 +287,11 @@ def _log_p(
     return log_p
 
 
-def expansion(model: Model, fixed: Fixed, x: np.ndarray, dense: bool | None = None) -> Expansion:
-    """f near x, in the units (exp(log_scale), 1).
+def expansions(
+    model: Model, fixed: Fixed, x: np.ndarray, dense: bool | None = None
+) -> list[Expansion]:
+    """f near each row of x (R, 2 D), in the units (exp(log_scale), 1); with whole Hessians if they
+    are `dense`, by default of few latents.
 
     With w = exp(log_scale) eps, g and H the gradient and the Hessian of log p, and means over the
     draws, f has the gradient (-mean(g), -mean(w g) - 1) and the Hessian
@@ -293,49 +299,60 @@ def expansion(model: Model, fixed: Fixed, x: np.ndarray, dense: bool | None = No
         [ -mean(H)    -mean(H w^T)                      ]
         [  its T      -mean(w H w^T) - diag(mean(w g))  ]
     """
-    loc, log_scale = np.split(x, 2)
-    size = loc.size
+    num, size = len(x), x.shape[1] // 2
+    is_dense = size <= MAX_DENSE if dense is None else dense
+    loc, log_scale = np.split(x, 2, axis=1)
     with np.errstate(all="ignore"):  # of a trial too far away
         scale = np.exp(log_scale)
-        rows = loc + scale * fixed.eps
-        is_dense = size <= MAX_DENSE if dense is None else dense
+        u = loc[:, None] + scale[:, None] * fixed.eps
+        rows = u.reshape(-1, size)
         if is_dense:
             at = hessians(model, rows, fixed.data, fixed.weight)
         else:
             at = products(model, rows, rows, fixed.data, fixed.weight)
-        grad = scale * at.grad
-        mean_grad = np.mean(grad, axis=0)
-        mean_slope = np.mean(fixed.eps * grad, axis=0)
-        value = -np.mean(at.log_p) - np.sum(log_scale) - size * Normal().entropy()
-        hessian = _mean_hessian(scale, fixed.eps, at.hessian, mean_slope) if is_dense else None
+        log_p = at.log_p.reshape(num, -1)
+        grads = scale[:, None] * at.grad.reshape(u.shape)
+        slopes = np.mean(fixed.eps * grads, axis=1)
+        values = -np.mean(log_p, axis=1) - np.sum(log_scale, axis=1) - size * Normal().entropy()
+        whole = -np.concatenate([np.mean(grads, axis=1), slopes + 1], axis=1)
+    units = np.concatenate([scale, np.ones_like(scale)], axis=1)
+    found = []
+    for r in range(num):
+        product = partial(_product, model, fixed, u[r], scale[r], slopes[r])
+        hessian = None
+        if is_dense:
+            of_draws = at.hessian.reshape(num, -1, size, size)[r]
+            hessian = _mean_hessian(scale[r], fixed.eps, of_draws, slopes[r])
+        found.append(Expansion(float(values[r]), whole[r], units[r], product, hessian))
+    return found
 
-    def product(v: np.ndarray) -> np.ndarray:
-        """S H S v."""
-        along_loc, along_log_scale = np.split(v, 2)
-        directions = scale * (along_loc + fixed.eps * along_log_scale)
-        images = scale * products(model, rows, directions, fixed.data, fixed.weight).hessian
-        of_loc = -np.mean(images, axis=0)
-        of_log_scale = -np.mean(fixed.eps * images, axis=0) - mean_slope * along_log_scale
-        return np.concatenate([of_loc, of_log_scale])
 
-    return Expansion(
-        value=float(value),
-        grad=-np.concatenate([mean_grad, mean_slope + 1]),
-        unit=np.concatenate([scale, np.ones(size)]),
-        product=product,
-        hessian=hessian,
-    )
+def _product(
+    model: Model, fixed: Fixed, u: np.ndarray, scale: np.ndarray, slope: np.ndarray, v: np.ndarray
+) -> np.ndarray:
+    """S H S v, of f at one point; u (M, D) are its draws, and `slope` is mean(w g)."""
+    along_loc, along_log_scale = np.split(v, 2)
+    directions = scale * (along_loc + fixed.eps * along_log_scale)
+    images = scale * products(model, u, directions, fixed.data, fixed.weight).hessian
+    of_loc = -np.mean(images, axis=0)
+    of_log_scale = -np.mean(fixed.eps * images, axis=0) - slope * along_log_scale
+    return np.concatenate([of_loc, of_log_scale])
 
 
 def _mean_hessian(
-    scale: np.ndarray, eps: np.ndarray, hessian: np.ndarray, mean_slope: np.ndarray
+    scale: np.ndarray, eps: np.ndarray, hessian: np.ndarray, slope: np.ndarray
 ) -> np.ndarray:
     """S H S of f, (2 D, 2 D), from the Hessians (M, D, D) of log p."""
-    of_draws = scale[:, None] * hessian * scale
-    of_loc = -np.mean(of_draws, axis=0)
-    mixed = -np.mean(eps[:, :, None] * of_draws, axis=0)
-    of_log_scale = -np.mean(eps[:, :, None] * of_draws * eps[:, None], axis=0)
-    return np.block([[of_loc, mixed.T], [mixed, of_log_scale - np.diag(mean_slope)]])
+    size = scale.size
+    with np.errstate(all="ignore"):
+        of_draws = scale[:, None] * hessian * scale
+        times_eps = eps[:, :, None] * of_draws
+        whole = np.empty((2 * size, 2 * size))
+        whole[:size, :size] = -np.mean(of_draws, axis=0)
+        whole[size:, :size] = -np.mean(times_eps, axis=0)
+        whole[:size, size:] = whole[size:, :size].T
+        whole[size:, size:] = -np.mean(times_eps * eps[:, None], axis=0) - np.diag(slope)
+    return whole
 
 
 def _finite_starts(

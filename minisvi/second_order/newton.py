@@ -82,7 +82,8 @@ def newton(
         raise ValueError(f"`solver` must be one of ['eigh', 'cg']; got {solver!r}")
     dtype = jnp.result_type(x)
     expand = partial(_expand, fun, args, scale, solver, dtype)
-    return descend(expand, start(np.asarray(x)), float(jnp.finfo(dtype).eps), max_steps)
+    (state,) = descend(expand, [start(np.asarray(x))], float(jnp.finfo(dtype).eps), max_steps)
+    return state
 
 
 def _expand(
@@ -91,8 +92,9 @@ def _expand(
     scale: Callable[[np.ndarray], np.ndarray],
     solver: Solver,
     dtype: Any,
-    x: np.ndarray,
-) -> Expansion:
+    rows: np.ndarray,
+) -> list[Expansion]:
+    (x,) = rows
     unit = np.asarray(scale(x), float)
     point, units = x.astype(dtype), unit.astype(dtype)
 
@@ -102,7 +104,7 @@ def _expand(
     value, grad, hessian = to_host(_derivatives(fun, point, units, args, solver == "eigh"))
     if hessian is not None:
         hessian = hessian.astype(float)
-    return Expansion(float(value), grad.astype(float), unit, product, hessian)
+    return [Expansion(float(value), grad.astype(float), unit, product, hessian)]
 
 
 @partial(jax.jit, static_argnames=("fun", "is_dense"))
@@ -132,30 +134,37 @@ def start(x: np.ndarray) -> NewtonState:
 
 
 def descend(
-    expand: Callable[[np.ndarray], Expansion],
-    state: NewtonState,
+    expand: Callable[[np.ndarray], list[Expansion]],
+    states: list[NewtonState],
     eps: float,
     max_steps: int = 100,
     over: Callable[[], bool] = never,
-) -> NewtonState:
-    """Steps from `state` until it has converged, is stuck, or has taken `max_steps`.
+) -> list[NewtonState]:
+    """Steps from each of several states until it has converged, is stuck, or has taken `max_steps`.
 
-    `expand(x)` is f near x, and `eps` the precision of the dtype in which it is computed. Before
-    each step `over()` is asked whether to stop.
+    `expand(x)` is f near each row of x (R, n), and `eps` the precision of the dtype in which it is
+    computed. Before each step `over()` is asked whether to stop.
     """
-    if state.converged or state.stuck or state.num_steps >= max_steps:
-        return state
-    here = expand(state.x)
-    state = state._replace(value=here.value)
-    with np.errstate(all="ignore"):  # what is not finite is not taken
-        while not (state.converged or state.stuck) and state.num_steps < max_steps and not over():
-            step = _proposal(here, state.damping)
-            there = expand(state.x + here.unit * step.p)
-            before = state
-            state = _judged(state, state.x + here.unit * step.p, there.value, step, eps)
-            if state.x is not before.x:
-                here = there
-    return state
+
+    def unfinished(state: NewtonState) -> bool:
+        return not (state.converged or state.stuck) and state.num_steps < max_steps
+
+    moving = [i for i, state in enumerate(states) if unfinished(state)]
+    if not moving:
+        return states
+    near = dict(zip(moving, expand(np.stack([states[i].x for i in moving]))))
+    states = list(states)
+    for i in moving:
+        states[i] = states[i]._replace(value=near[i].value)
+    while moving and not over():
+        steps = [_proposal(near[i], states[i].damping) for i in moving]
+        trials = [states[i].x + near[i].unit * step.p for i, step in zip(moving, steps)]
+        for i, step, trial, there in zip(moving, steps, trials, expand(np.stack(trials))):
+            states[i] = _judged(states[i], trial, there.value, step, eps)
+            if states[i].x is trial:
+                near[i] = there
+        moving = [i for i in moving if unfinished(states[i])]
+    return states
 
 
 class _Step(NamedTuple):
@@ -181,7 +190,7 @@ def _judged(
     # promise comes, can: the promise is believed, unless it is small only for the damping.
     is_small = step.promise < rounding
     believed = is_small and state.damping <= 1
-    ratio = 1.0 if believed else fall / np.float64(step.promise)
+    ratio = 1.0 if believed else fall / step.promise
     taken = fall > 0 or (is_small and fall > -rounding)
     num_idle = state.num_idle + 1 if step.decrement <= rounding else 0
     damping = max(state.damping * _damping_factor(ratio, taken), eps)
@@ -222,7 +231,8 @@ def _by_eigenvalues(hessian: np.ndarray, grad: np.ndarray, damping: float) -> _S
     along = grad @ vectors
     p = -along / (np.abs(values) + damping)
     # f may not depend on some coordinate: then both the slope and the curvature are zero there.
-    whole = np.where(along == 0, 0.0, along / np.abs(values))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = np.where(along == 0, 0.0, along / np.abs(values))
     return _Step(
         p=vectors @ p,
         promise=float(-np.sum(along * p + 0.5 * values * p**2)),

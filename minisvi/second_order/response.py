@@ -3,7 +3,7 @@
 import numpy as np
 from jax.typing import ArrayLike
 
-from minisvi.second_order.deterministic import Deterministic, expansion
+from minisvi.second_order.deterministic import Deterministic, expansions
 from minisvi.second_order.newton import Expansion
 
 
@@ -18,27 +18,30 @@ def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.
     """
     params = [np.asarray(fit.params[name], float) for name in ("loc", "log_scale")]
     x = np.concatenate(params)
-    if vectors is None:
-        return _covariance(expansion(fit.model, fit.fixed, x, dense=True))
-    return _products(expansion(fit.model, fit.fixed, x, dense=False), np.asarray(vectors, float))
+    (at,) = expansions(fit.model, fit.fixed, x[None], dense=vectors is None)
+    return _covariance(at) if vectors is None else _products(at, np.asarray(vectors, float))
 
 
 def _covariance(at: Expansion) -> np.ndarray:
-    """C, by a Cholesky factor of S H S."""
-    from scipy import linalg  # type: ignore[import-untyped]
-
+    """C, in which the loc's block of H^-1 is the inverse of a Schur complement in H."""
     size = at.grad.size // 2
-    unknown = np.full((size, size), np.nan)
-    if not np.all(np.isfinite(at.hessian)):
-        return unknown
-    try:
-        factor = linalg.cho_factor(at.hessian)
-    except linalg.LinAlgError:
-        return unknown
-    identity = np.eye(2 * size, size)
-    inverse = linalg.cho_solve(factor, identity)[:size]
     unit = at.unit[:size]
+    if not _is_positive_definite(at.hessian):
+        return np.full((size, size), np.nan)
+    of_loc, mixed = at.hessian[:size, :size], at.hessian[size:, :size]
+    complement = of_loc - mixed.T @ np.linalg.solve(at.hessian[size:, size:], mixed)
+    inverse = np.linalg.inv((complement + complement.T) / 2)
     return unit[:, None] * inverse * unit
+
+
+def _is_positive_definite(matrix: np.ndarray) -> bool:
+    if not np.all(np.isfinite(matrix)):
+        return False
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _products(at: Expansion, vectors: np.ndarray) -> np.ndarray:
