@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -21,8 +22,9 @@ from minisvi.guides.flow import affine_coupling
 from minisvi.guides.flow_layers import mlp
 from minisvi.guides.gaussian import full_rank, mean_field
 from minisvi.guides.low_rank import low_rank
-from minisvi.guides.whitened import whitened
+from minisvi.guides.whitened import Whitened, whitened
 from minisvi.model import trees
+from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import Optima
 from minisvi.running import checkpoint
@@ -30,7 +32,7 @@ from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
 from minisvi.second_order.response import linear_response
 from minisvi.tools.interrupts import interrupted
-from minisvi.tools.keys import generator
+from minisvi.tools.keys import generator, rbg_key
 from minisvi.tools.types import Data, Draw, Latents, Params
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
@@ -257,9 +259,23 @@ def _back_to_mean_field(gaussian: _Gaussian, det: Deterministic) -> _Gaussian:
     return gaussian._replace(cov=np.diag(variances) if is_dense else variances)
 
 
+def _around(guide: Whitened, key: Array, gaussian: _Gaussian) -> Params:
+    """The parameters of the guide's start, in the coordinates of that Gaussian."""
+    spec = trees.spec(guide.latents)
+    only = Gaussian.of(ravel_rows(gaussian.loc, 1)[0], gaussian.cov)
+    factor = np.log(only.sds()) if guide.diagonal else only.log_factor()
+    return {
+        "loc": only.loc.astype(spec.dtype),
+        "factor": factor.astype(spec.dtype),
+        "x": _init(guide.guide, rbg_key(key, 6)),
+    }
+
+
 @partial(jax.jit, static_argnames="guide")
-def _init(guide: Any, key: Array, loc: Draw, cov: np.ndarray) -> Params:
-    return guide.init(key, loc=loc, cov=cov)
+def _init(guide: Any, key: Array) -> Params:
+    spec = trees.spec(guide.latents)
+    origin = trees.unravel(guide.latents, jnp.zeros(spec.shape, spec.dtype))
+    return guide.init(key, loc=origin)
 
 
 # --- The stochastic fit. ---
@@ -278,7 +294,7 @@ def _last_stage(
     size = trees.spec(model.latents).shape[0]
     name, guide = _last_guide(model.latents, size, settings.batch_size)
     settings.display.begin(name)
-    params = _init(guide, key, gaussian.loc, gaussian.cov)
+    params = _around(guide, key, gaussian)
     states = stochastic(
         key,
         model,
@@ -299,7 +315,7 @@ def _last_stage(
         settings.display.begin(name)
 
 
-def _last_guide(latents: Latents, size: int, batch_size: int | None) -> tuple[str, Guide]:
+def _last_guide(latents: Latents, size: int, batch_size: int | None) -> tuple[str, Whitened]:
     if size > MAX_DENSE:
         return "low rank", whitened(low_rank(latents, RANK, 1.0), diagonal=True)
     if batch_size is not None:

@@ -9,6 +9,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -17,6 +19,7 @@ from minisvi.guides.base import Guide
 from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
+from minisvi.tools.keys import rbg_key
 from minisvi.tools.types import Params
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ def stochastic(
     model: Model,
     guide: Guide,
     *data: Any,
-    params: Params | None = None,
+    params: Params,
     num_steps: tuple[int, ...] = (2000, 6000),
     learning_rates: tuple[float, ...] = (8e-3, 4e-3),
     num_particles: int = 32,
@@ -53,8 +56,9 @@ def stochastic(
         raise ValueError(f"expected one of `learning_rates` for each of `num_steps`; got {got}")
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
     optimizer = _optimizer(num_steps, learning_rates)
-    svi = SVI(model, guide, optimizer, ELBO(num_particles, "sticking_the_landing"), batches)
-    state = svi.init(key, *data, params=params)
+    objective = ELBO(num_particles, "sticking_the_landing")
+    svi = SVI(model, guide, optimizer, objective, batches)
+    state = _start(svi, key, params)
     go_on = partial(
         svi.resume,
         checkpoint_every=checkpoint_every,
@@ -72,6 +76,15 @@ def stochastic(
             return
 
 
+def _start(svi: SVI, key: Array, params: Params) -> SVIState:
+    """The state before the first step, made on the host."""
+    form = jax.eval_shape(svi.optimizer.init, params)
+    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), form)
+    zero: Any = np.zeros((), np.int32)
+    key = rbg_key(key, 5)
+    return SVIState(params, opt_state, key, step=zero, num_skipped=zero, num_failed=zero)
+
+
 @lru_cache
 def _optimizer(
     num_steps: tuple[int, ...], rates: tuple[float, ...]
@@ -79,9 +92,15 @@ def _optimizer(
     import optax
 
     # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
-    schedules = [
-        optax.warmup_cosine_decay_schedule(0.0, rate, num // 10, num)
-        for rate, num in zip(rates, num_steps)
-    ]
-    ends = list(itertools.accumulate(num_steps))
-    return optax.adam(optax.join_schedules(schedules, ends[:-1]))
+    return optax.adam(partial(_rate, num_steps, rates))
+
+
+def _rate(num_steps: tuple[int, ...], rates: tuple[float, ...], step: Any) -> Any:
+    """The rate at a step: in each run it rises for a tenth of the steps, and falls as a cosine."""
+    ends = np.cumsum(num_steps)
+    run = jnp.sum(step >= ends[:-1])
+    length = jnp.asarray(num_steps)[run]
+    done = (step - jnp.asarray(ends - num_steps)[run]) / length
+    rises = 10 * done
+    falls = 0.5 * (1 + jnp.cos(jnp.pi * (done - 0.1) / 0.9))
+    return jnp.asarray(rates)[run] * jnp.minimum(rises, falls)

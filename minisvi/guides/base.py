@@ -79,6 +79,21 @@ class Distribution:
         u, log_q, log_weight = self.strata(noise)
         return jax.vmap(function)(u, log_q), log_weight
 
+    def at_draws_on_path(
+        self, function: Callable[[Draw, Array], Any], stopped: "Distribution", noise: Array
+    ) -> tuple[Any, Array]:
+        """`at_draws`, with the log q(u) of `draw_on_path`."""
+        if not self.stratified:
+            return function(*self.draw_on_path(noise, stopped)), jnp.zeros(())
+        return self.at_draws(lambda u, _: function(u, stopped.log_prob(u)), noise)
+
+    def draw_on_path(self, noise: Array, stopped: "Distribution") -> tuple[Draw, Array]:
+        """u and log q(u), whose gradient goes through u alone; `stopped` is q with no gradient in
+        its parameters.
+        """
+        u, _ = self.draw(noise)
+        return u, stopped.log_prob(u)
+
     def score_log_prob(self, u: Draw) -> Array:
         """log q(u) of the parts that are not reparameterised, whose gradient is the score; zero if
         there are none.

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import stop_gradient
 
+from minisvi.guides.base import Distribution
 from minisvi.guides.flow_layers import (
     Autoregressive,
     Bijector,
@@ -63,6 +65,36 @@ class Pushforward(Pushed):
         x, log_det = self._through_layers(u, _inverse, reverse=True)
         return self.base.log_prob(x) + log_det
 
+    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
+        """The score of log q goes along with the draw from layer to layer, and no layer has to be
+        inverted.
+        """
+        coupling = self.layer
+        if not isinstance(stopped, Pushforward) or not isinstance(coupling, Coupling):
+            return Distribution.draw_on_path(self, noise, stopped)
+        x, log_q = self.base.draw(noise)
+        score = jax.grad(stopped.base.log_prob)(stop_gradient(x))
+        loc, factor = self.base.affine() or (0.0, _Identity())
+
+        def step(passed: Any, layer: Any) -> tuple[Any, None]:
+            z, score, total = passed
+            params, stopped_params, order = layer
+            fixed = coupling.bijector(stopped_params, order)
+            score = fixed.push_score(stop_gradient(z), score)
+            z, log_det = coupling.bijector(params, order).forward_and_log_det(z)
+            return (z.astype(score.dtype), score, total + jnp.sum(log_det)), None
+
+        z = factor.solve(trees.ravel(self.latents, x) - loc)
+        _, pull = jax.vjp(factor.times, stop_gradient(z))
+        (score,) = pull(trees.ravel(self.latents, score))
+        start = z, stop_gradient(score), jnp.zeros((), z.dtype)
+        layers = self.params, stopped.params, self.orders
+        (z, score, log_det), _ = jax.lax.scan(step, start, layers)
+        u = trees.unravel(self.latents, loc + factor.times(z))
+        # In the base's coordinates, in which A is the identity.
+        along_path = jnp.vdot(score, _stopped_solve(stopped.base, self.latents, u))
+        return u, stop_gradient(log_q - log_det - along_path) + along_path
+
     def _through_layers(
         self, tree: Draw, direction: Direction, reverse: bool
     ) -> tuple[Draw, Array]:
@@ -83,6 +115,12 @@ class Pushforward(Pushed):
         layers = (self.params, self.orders)
         (z, log_det), _ = jax.lax.scan(step, start, layers, reverse=reverse)
         return trees.unravel(self.latents, loc + factor.times(z)), log_det
+
+
+def _stopped_solve(base: Distribution, latents: Latents, u: Draw) -> Array:
+    """A^-1(u), with A's parameters stopped."""
+    loc, factor = base.affine() or (0.0, _Identity())
+    return factor.solve(trees.ravel(latents, u) - loc)
 
 
 def _forward(bijector: Bijector, z: Array) -> tuple[Array, Array]:

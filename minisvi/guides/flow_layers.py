@@ -6,7 +6,7 @@ identity.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,29 @@ class Bijector(Protocol):
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]: ...
 
 
-def affine(params: Array) -> Any:
+class Affine(NamedTuple):
+    """y_i = z_i exp(s_i) + t_i."""
+
+    shift: Array
+    log_scale: Array
+
+    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
+        return z * jnp.exp(self.log_scale) + self.shift, self.log_scale
+
+    def inverse(self, y: Array) -> Array:
+        return (y - self.shift) * jnp.exp(-self.log_scale)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        return self.inverse(y), -self.log_scale
+
+
+def affine(params: Array) -> Affine:
     """z -> z exp(s) + t, from params (..., 2) that hold t and s; s is softly clipped to (-3, 3).
 
     The clip keeps draws finite. Andrade (2024) has 0.1 for its upper limit, which triples the gap
     on Neal's funnel.
     """
-    import distrax  # heavy (it brings TFP), so only when a flow is used
-
-    shift = params[..., 0]
-    log_scale = _soft_clip(params[..., 1], 3.0)
-    return distrax.ScalarAffine(shift, log_scale=log_scale)
+    return Affine(params[..., 0], _soft_clip(params[..., 1], 3.0))
 
 
 @dataclass(frozen=True)
@@ -54,13 +66,30 @@ class Spline:
     bound: float
 
     def __call__(self, params: Array) -> Any:
-        import distrax
+        import distrax  # heavy (it brings TFP), so only when a spline is used
 
         bins = _soft_clip(params[..., 2:], 1.0)
         inner = distrax.RationalQuadraticSpline(
             bins, -self.bound, self.bound, boundary_slopes="identity"
         )
-        return distrax.Chain([affine(params[..., :2]), inner])
+        return _Chain(inner, affine(params[..., :2]))
+
+
+class _Chain(NamedTuple):
+    """`first`, then `second`."""
+
+    first: Any
+    second: Any
+
+    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
+        y, first_log_det = self.first.forward_and_log_det(z)
+        y, second_log_det = self.second.forward_and_log_det(y)
+        return y, first_log_det + second_log_det
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        z, second_log_det = self.second.inverse_and_log_det(y)
+        z, first_log_det = self.first.inverse_and_log_det(z)
+        return z, first_log_det + second_log_det
 
 
 def _soft_clip(x: Array, limit: float) -> Array:
@@ -136,15 +165,59 @@ class Coupling(Record):
             **_zero_readout(size, self.num_params, features.size),
         }
 
-    def bijector(self, params: Params, order: Array) -> Bijector:
-        import distrax
-
+    def bijector(self, params: Params, order: Array) -> "Coupled":
         def conditioner(first_half: Array) -> Array:  # (D,), with zeros for the second half
             features = self.network.apply(params["network"], first_half)
             return _readout(params["readout"], params["bias"], features)
 
-        stays = order < order.size // 2
-        return distrax.MaskedCoupling(stays, conditioner, self.transform)
+        return Coupled(order < order.size // 2, conditioner, self.transform)
+
+
+class Coupled(NamedTuple):
+    """The bijector of a coupling: what `stays` (D,) conditions what does not. Log-determinants are
+    one a coordinate.
+    """
+
+    stays: Array
+    conditioner: Callable[[Array], Array]
+    transform: Callable[[Array], Any]
+
+    def _first_half(self, z: Array) -> Array:
+        return jnp.where(self.stays, z, 0.0)
+
+    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
+        bijector = self.transform(self.conditioner(self._first_half(z)))
+        y, log_det = bijector.forward_and_log_det(z)
+        return jnp.where(self.stays, z, y), jnp.where(self.stays, 0.0, log_det)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        bijector = self.transform(self.conditioner(self._first_half(y)))
+        z, log_det = bijector.inverse_and_log_det(y)
+        return jnp.where(self.stays, y, z), jnp.where(self.stays, 0.0, log_det)
+
+    def push_score(self, z: Array, score: Array) -> Array:
+        """The score of log q at y = f(z), from that at z: J^-T (score - grad log|det J|) (Vaitl,
+        Nicoli, Nakajima & Kessel 2022, eq. 16).
+
+        J is triangular: with the second half's own slopes g' its score is h = (score - grad log g')
+        / g', and the first half's is what is left of (score - grad log|det J|) less what h pulls
+        back through the conditioner.
+        """
+        params, pull = jax.vjp(self.conditioner, self._first_half(z))
+
+        def forward(params: Array) -> tuple[Array, Array]:
+            return self.transform(params).forward_and_log_det(z)
+
+        def log_dets(z: Array) -> tuple[Array, Array]:
+            _, log_det = self.transform(params).forward_and_log_det(z)
+            return jnp.sum(log_det), log_det
+
+        slope, log_det = jax.grad(log_dets, has_aux=True)(z)
+        h = jnp.where(self.stays, 0.0, (score - slope) * jnp.exp(-log_det))
+        _, pull_params = jax.vjp(forward, params)
+        (of_params,) = pull_params((h, jnp.where(self.stays, 0.0, 1.0)))
+        (of_first_half,) = pull(of_params)
+        return jnp.where(self.stays, score - of_first_half, h)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,11 @@ def _covariance(at: Expansion) -> np.ndarray:
     """C, in which the loc's block of H^-1 is the inverse of a Schur complement in H."""
     size = at.grad.size // 2
     unit = at.unit[:size]
-    if not _is_positive_definite(at.hessian):
+    hessian = np.asarray(at.hessian)
+    if not _is_positive_definite(hessian):
         return np.full((size, size), np.nan)
-    of_loc, mixed = at.hessian[:size, :size], at.hessian[size:, :size]
-    complement = of_loc - mixed.T @ np.linalg.solve(at.hessian[size:, size:], mixed)
+    of_loc, mixed = hessian[:size, :size], hessian[size:, :size]
+    complement = of_loc - mixed.T @ np.linalg.solve(hessian[size:, size:], mixed)
     inverse = np.linalg.inv((complement + complement.T) / 2)
     return unit[:, None] * inverse * unit
 
