@@ -3,6 +3,7 @@
 deterministic mean field -> N(loc, linear response) -> a flow in its coordinates
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,10 @@ import numpy as np
 from jax import Array
 
 from minisvi.auto.gaussians import Gaussian, Gaussians
+from minisvi.auto.labels import with_relabelled
+from minisvi.auto.optima import mixture_of_optima
 from minisvi.auto.stochastic import stochastic
-from minisvi.auto.verdict import HIGH_ESS, MAX_SPACING, Verdict
+from minisvi.auto.verdict import HIGH_ESS, MAX_MISSED, MAX_SPACING, Verdict
 from minisvi.guides.base import Guide
 from minisvi.guides.flow import affine_coupling
 from minisvi.guides.flow_layers import mlp
@@ -54,14 +57,20 @@ class Settings:
     checkpoint_every: float
     display: StageDisplay
 
+    def over(self) -> bool:
+        return interrupted() or time.monotonic() >= self.deadline
+
 
 class Candidate(NamedTuple):
-    """What a stage comes to, to be judged: a fitted guide, and the deterministic fit behind it."""
+    """What a stage comes to, to be judged: a fitted guide, and the deterministic fit behind it; and
+    the latents whose labels are `exchangeable`, as far as that was looked for.
+    """
 
     name: str
     guide: Guide
     params: Params
     deterministic: Deterministic
+    exchangeable: tuple[str, ...] = ()
 
 
 class _Gaussian(NamedTuple):
@@ -78,6 +87,7 @@ def cascade(
     for the next.
     """
     det = _from_several_starts(key, model, data, settings)
+    det, exchangeable = (det, ()) if settings.over() else with_relabelled(key, det)
     gaussian = _gaussian(det)
     yield _first(det, gaussian)
     if _no_other_helps(verdicts[-1]):
@@ -89,6 +99,10 @@ def cascade(
         yield candidate._replace(name=f"{candidate.name}, {len(det.fixed.eps)} draws")
         if _no_other_helps(verdicts[-1]):
             return
+    if _misses_an_optimum(verdicts[-1]):
+        # No flow around one of them would find the others.
+        yield from _mixture(key, model, settings, det, exchangeable)
+        return
     if verdicts[-1].elbo < det.elbo:
         gaussian = _back_to_mean_field(gaussian, det)
     yield from _last_stage(key, model, data, settings, verdicts, det, gaussian)
@@ -100,6 +114,27 @@ def _no_other_helps(verdict: Verdict) -> bool:
     """
     nearly_equal = verdict.of_weights == "good" and verdict.ess >= HIGH_ESS
     return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
+
+
+def _misses_an_optimum(verdict: Verdict) -> bool:
+    return verdict.missed is not None and verdict.missed > MAX_MISSED
+
+
+def _mixture(
+    key: Array,
+    model: Model,
+    settings: Settings,
+    det: Deterministic,
+    exchangeable: tuple[str, ...],
+) -> Iterator[Candidate]:
+    """The mixture of the Gaussians at all optima, if there are several."""
+    size = trees.spec(model.latents).shape[0]
+    settings.display.begin("mixture of optima")
+    found = mixture_of_optima(key, det, settings.over) if size <= MAX_DENSE else None
+    if found is not None:
+        guide, params = found.fitted(model.latents)
+        name = f"mixture of {len(found.components)}"
+        yield Candidate(name, guide, params, det, exchangeable)
 
 
 # --- The deterministic mean field. ---

@@ -14,7 +14,7 @@ NUM_BATCHES = 4
 GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
 HIGH_ESS, FAIR_ESS, LOW_ESS = 0.85, 0.1, 0.02  # of S
 MAX_SPACING = 0.1  # nats
-_MAX_MISSED = 0.01  # of the best optimum's mass
+MAX_MISSED = 0.01  # of the best optimum's mass
 _MOST_NAMED = 3
 
 
@@ -111,7 +111,7 @@ def rule_on_weights(
     """The level that the weights have by themselves; `judge` has the rule in words."""
     if broken:
         return Ruling("not trusted", f"{broken} draws have a density of NaN or +inf")
-    if missed is not None and missed > _MAX_MISSED:
+    if missed is not None and missed > MAX_MISSED:
         mass = f"{missed:.2g} of the best one's mass"
         reason = f"a restart found another optimum, with {mass}, that q misses"
         return Ruling("not trusted", reason)

@@ -53,7 +53,7 @@ class Pushed(Distribution):
         x, log_q = self.base.draw(noise)
         return self._push(x, log_q)
 
-    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
+    def draw_on_path(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
         """The base's, pushed. That is enough where the bijection has no parameters of its own."""
         x, log_q = self.base.draw_on_path(noise, stopped.base)
         return self._push(x, log_q)

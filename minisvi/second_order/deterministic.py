@@ -40,6 +40,7 @@ MAX_DENSE = 64
 _NUM_FRESH = 1024
 _START_SCALE = 0.1
 _NUM_TRIES = 32
+_FAR = ((8.0, 1.0), (-8.0, 1.0), (0.0, 4.0), (0.0, 16.0))  # by how much starts are shifted, widened
 
 
 class Fixed(NamedTuple):
@@ -96,9 +97,10 @@ def deterministic(
 
     - `weight`: N/B, where the data are B of N rows.
     - `start`: a tree u, such as `model.unconstrain(theta)`, for the first start; by default zero.
-      The others are uniform(-r, r), where of eight one has r = 32, two have 8, and the rest 2, so
-      that modes far from the origin are found. Each is drawn again, up to 32 times and at last
-      nearer, where the density is not finite.
+      The others are uniform(-2, 2), but for up to four, of half of the starts: two of these are
+      shifted by 8 and -8 in all coordinates, and two are uniform(-8, 8) and (-32, 32), so that
+      modes far from the origin are found. Each is drawn again, up to 32 times and nearer as they
+      fail, where the density is not finite.
     - `num_draws`, `restart_draws`: M, even.
     - `max_steps`: of Newton, for each number of draws. `deadline`: of `time.monotonic()`, at which
       it stops.
@@ -362,8 +364,7 @@ def _finite_starts(
     loc = np.zeros((num_restarts, first.size))
     missing = np.ones(num_restarts, bool)
     for attempt in range(_NUM_TRIES):
-        radius = np.maximum(_radii(num_restarts) * 0.5 ** (attempt // 4), 2.0)
-        drawn = radius[:, None] * rng.uniform(-1, 1, loc.shape)
+        drawn = _drawn_starts(rng, num_restarts, first.size, 0.5 ** (attempt // 4))
         if attempt == 0:
             drawn[0] = first
         loc[missing] = drawn[missing]
@@ -380,14 +381,16 @@ def _finite_starts(
     return np.concatenate([loc, np.full_like(loc, np.log(_START_SCALE))], axis=1)
 
 
-def _radii(num_restarts: int) -> np.ndarray:
-    """How far from the origin each start may be, (R,)."""
-    radii = np.full(num_restarts, 2.0)
-    num_far = num_restarts // 4
-    num_farthest = num_restarts // 8
-    radii[num_restarts - num_farthest - num_far :] = 8.0
-    radii[num_restarts - num_farthest :] = 32.0
-    return radii
+def _drawn_starts(rng: np.random.Generator, num: int, size: int, nearness: float) -> np.ndarray:
+    """Locations (R, D), uniform(-2, 2), and the last half of them farther away: up to four, as
+    `_FAR` says, by the factor `nearness`.
+    """
+    loc = rng.uniform(-2, 2, (num, size))
+    far = _FAR[: num // 2]
+    for start, (shift, width) in zip(loc[num - len(far) :], far):
+        start *= max(nearness * width, 1.0)
+        start += nearness * shift
+    return loc
 
 
 def _is_finite(model: Model, loc: np.ndarray, fixed: Fixed) -> np.ndarray:

@@ -19,10 +19,10 @@ def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.
     params = [np.asarray(fit.params[name], float) for name in ("loc", "log_scale")]
     x = np.concatenate(params)
     (at,) = expansions(fit.model, fit.fixed, x[None], dense=vectors is None)
-    return _covariance(at) if vectors is None else _products(at, np.asarray(vectors, float))
+    return covariance(at) if vectors is None else _products(at, np.asarray(vectors, float))
 
 
-def _covariance(at: Expansion) -> np.ndarray:
+def covariance(at: Expansion) -> np.ndarray:
     """C, in which the loc's block of H^-1 is the inverse of a Schur complement in H."""
     size = at.grad.size // 2
     unit = at.unit[:size]

@@ -41,5 +41,5 @@ def rbg_key(key: Any, *path: int) -> jax.Array:
     """A key of the kind "rbg", by the bits of `key` and the `path`: normals from one take a tenth
     of the time to compile.
     """
-    bits = generator(key, *path).integers(2**32, size=4, dtype=np.uint32)
+    bits: Any = generator(key, *path).integers(2**32, size=4, dtype=np.uint32)
     return jax.random.wrap_key_data(bits, impl="rbg")
