@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from minisvi.auto.cascade import Candidate, Settings, cascade
+from minisvi.auto.handover import restart
 from minisvi.auto.judging import check_num_draws, judge, unjudged
 from minisvi.auto.verdict import LEVELS, Judged, Verdict
 from minisvi.data.batches import Minibatches
@@ -97,6 +98,17 @@ class Fit:
         draws = plain(theta, num_samples)
         return to_arviz(draws, self.model, *self.data, log_weights=kept_weights)
 
+    def to_blackjax(self, key: Array, num_chains: int) -> tuple[Draw, np.ndarray]:
+        """Where NUTS may go on: positions u, a tree with a leading axis of `num_chains`, and an
+        inverse mass matrix, both from the weighted draws.
+
+        `blackjax.nuts(logdensity, step_size, inverse_mass_matrix)` takes them, with
+        `logdensity = lambda u: model.log_density(u, *data)`. The matrix is the covariance of u,
+        (D, D), or the variances (D,) of more than 2,000 latents.
+        """
+        num_chains = checks.positive_integer("num_chains", num_chains)
+        return restart(checks.prng_key(key), self.posterior, num_chains)
+
     def summary(self) -> Summary:
         """A table of the weighted draws, a row for each scalar entry of theta; print it."""
         return self.draws.summary()
@@ -171,7 +183,7 @@ def fit(
             if ctrl_c.is_set():
                 break
             display.begin(f"judging {candidate.name}")
-            judged = _judged(key, model, data, candidate, num_draws)
+            judged = _judged(key, model, data, candidate, num_draws, deadline)
             verdicts.append(judged.verdict)
             stages.append(_stage(candidate, judged, begin))
             display.end(f"{candidate.name}: {judged.verdict.level}, {judged.verdict.reason}")
@@ -234,7 +246,14 @@ def _stage(candidate: Candidate, judged: Judged, begin: float) -> Stage:
     return Stage(candidate.name, candidate.guide, candidate.params, judged, seconds)
 
 
-def _judged(key: Array, model: Model, data: Data, candidate: Candidate, num_draws: int) -> Judged:
+def _judged(
+    key: Array,
+    model: Model,
+    data: Data,
+    candidate: Candidate,
+    num_draws: int,
+    deadline: float,
+) -> Judged:
     det = candidate.deterministic
     judged = judge(
         key,
@@ -246,7 +265,10 @@ def _judged(key: Array, model: Model, data: Data, candidate: Candidate, num_draw
         max_draws=4 * num_draws,
         optima=det.optima,
         optimism=det.optimism,
+        deadline=deadline,
     )
+    verdict = replace(judged.verdict, exchangeable=candidate.exchangeable)
+    judged = judged._replace(verdict=verdict)
     runaway = _runaway(model, det)
     return _not_trusted(judged, runaway) if runaway else judged
 

@@ -39,6 +39,9 @@ class Verdict:
     - `optima`: how many distinct ones the restarts converged to, at least one; `missed`: the
       largest mass, relative to the best, of where any of them ended that q does not reach; None
       without restarts. `optimism`: nats that fixed draws promised beyond fresh ones, or None.
+    - `exchangeable`: the latents whose labels may be exchanged, so that optima come in every order.
+    - `advice`: of what is not good, the worst latents, where the largest weights are, and what that
+      asks for.
     """
 
     level: Level
@@ -62,9 +65,13 @@ class Verdict:
     optima: int | None = None
     missed: float | None = None
     optimism: float | None = None
+    exchangeable: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:13} {text}" for name, text in self._rows().items())
+        lines = [f"{name:13} {text}" for name, text in self._rows().items()]
+        lines += [f"{'next':13} {text}" for text in self.advice]
+        return "\n".join(lines)
 
     def _rows(self) -> dict[str, str]:
         compared = f"threshold {self.threshold:.2f}, largest of {NUM_BATCHES} batches"
@@ -83,6 +90,9 @@ class Verdict:
             rows["optima"] = f"{self.optima} distinct, {misses}"
         if self.optimism is not None:
             rows["optimism"] = f"{self.optimism:.2f} nats, of fixed draws over fresh ones"
+        if self.exchangeable:
+            names = ", ".join(f"`{name}`" for name in self.exchangeable)
+            rows["labels"] = f"of {names} are exchangeable: each optimum is there in every order"
         return rows
 
 
