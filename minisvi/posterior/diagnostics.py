@@ -8,12 +8,16 @@ What counts as equal numbers depends on the dtype in which they come.
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from minisvi.tools.sharding import to_host
 
 _LEAST_TAIL = 5  # weights; a shape cannot be fitted to fewer
+# Draws may be infinite, NaN, or too large to be squared, and then so are the figures: without a
+# warning, for these are looked at.
+_quietly = np.errstate(all="ignore")
 
 
 class PSIS(NamedTuple):
@@ -53,7 +57,7 @@ def psis(log_w: ArrayLike) -> PSIS:
         return PSIS(np.full(size, -math.log(size)), np.inf, -np.inf)
     smoothed, khat = usable - largest, np.inf
     if tail_size(size) >= _LEAST_TAIL:
-        smoothed, khat = _smooth_tail(smoothed, float(np.finfo(given.dtype).eps))
+        smoothed, khat = _smooth_tail(smoothed, float(jnp.finfo(given.dtype).eps))
     total = _logsumexp(smoothed)
     unknown = np.any(broken) or np.isnan(khat)
     log_evidence = float(total + largest - math.log(size))
@@ -70,7 +74,7 @@ def _smooth_tail(log_w: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
     raw = log_w[rows]
     tail = np.exp(raw)
     if tail[-1] - tail[0] <= 4 * eps:
-        return log_w, np.inf if cutoff == 0 and tail[0] == 0 else -np.inf
+        return log_w, -np.inf if cutoff > 0 else np.inf
     khat, sigma = pareto_fit(_positive_exceedances(tail, cutoff))
     p = (np.arange(num) + 0.5) / num
     with np.errstate(all="ignore"):  # what is not finite is not used
@@ -188,12 +192,6 @@ def _doubles(values: Any) -> np.ndarray:
     return np.asarray(to_host(values), float)
 
 
-def per_draw(values: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """`values` (S,) with as many axes as the draws x (S, ...), so that they broadcast."""
-    ones = (1,) * (x.ndim - 1)
-    return values.reshape(-1, *ones)
-
-
 def normalised(log_weights: ArrayLike) -> np.ndarray:
     """The weights, (S,), whose sum is one."""
     log_weights = _doubles(log_weights)
@@ -201,6 +199,7 @@ def normalised(log_weights: ArrayLike) -> np.ndarray:
     return weights / np.sum(weights)
 
 
+@_quietly
 def weighted_moments(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of draws x (S, ...) under weights (S,). A draw of weight zero
     never counts.
@@ -219,25 +218,26 @@ def _centred(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, np.ndarr
     # From one of the draws, so that a constant coordinate has no spread.
     x = _doubles(x)[counts]
     origin = x[np.argmax(weights)]
-    with np.errstate(all="ignore"):  # of draws that are not finite
-        z = x - origin
-        shift = _weighted_sum(weights, z)
-        return z - shift, origin + shift, weights
+    z = x - origin
+    shift = _weighted_sum(weights, z)
+    return z - shift, origin + shift, weights
 
 
 def _weighted_sum(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.tensordot(weights, x, axes=1)
 
 
+@_quietly
 def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """|weighted mean - plain mean| in weighted sds, of draws x (S, ...): how far q's means are from
     the truth.
     """
     mean, sd = weighted_moments(x, log_weights)
-    plain = np.mean(_doubles(x), axis=0)
+    plain, _ = weighted_moments(x, np.zeros(np.shape(log_weights)))
     return _in_sds(np.abs(mean - plain), sd)
 
 
+@_quietly
 def weighted_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Standard error of the weighted mean in weighted sds: sqrt(sum_i w_i^2 (x_i - mean)^2) / sd
     (Owen 2013, 9.9).
@@ -248,6 +248,7 @@ def weighted_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     return _in_sds(error, np.sqrt(_weighted_sum(weights, square)))
 
 
+@_quietly
 def weighted_sd_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Relative standard error of the weighted sd: sqrt(sum_i w_i^2 (z_i^2 - 1)^2) / 2, where
     z = (x - mean) / sd.
@@ -261,8 +262,7 @@ def weighted_sd_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
 
 
 def _in_sds(error: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.where(error == 0, 0.0, error / _or_one(sd))
+    return np.where(error == 0, 0.0, error / _or_one(sd))
 
 
 def _or_one(sd: np.ndarray) -> np.ndarray:
@@ -286,6 +286,7 @@ class Optima(NamedTuple):
     optimum: np.ndarray
 
 
+@_quietly
 def distinct_optima(
     elbo: ArrayLike, loc: ArrayLike, sd: ArrayLike, tolerance: float = 0.5
 ) -> np.ndarray:
@@ -298,9 +299,8 @@ def distinct_optima(
     elbo, loc, sd = _doubles(elbo), _doubles(loc), _doubles(sd)
     best_first = np.argsort(-np.where(np.isnan(elbo), -np.inf, elbo), kind="stable")
     largest_sd = np.maximum(sd[:, None], sd[None])
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(loc[:, None] - loc[None]) / largest_sd
-        near = np.max(distance, axis=2, initial=0.0) <= tolerance
+    distance = np.abs(loc[:, None] - loc[None])
+    near = np.all(distance <= tolerance * largest_sd, axis=2)
     # Each is at its own optimum, even one whose location is NaN, which is near nothing.
     same = near | np.eye(len(elbo), dtype=bool)
     rank_of_best = np.argmax(same[:, best_first], axis=1)

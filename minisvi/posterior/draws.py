@@ -151,8 +151,9 @@ def _num_weighted(log_weights: Array | np.ndarray) -> int:
 
 
 def _float_of(x: Array) -> Any:
-    """The dtype of x, or a float in place of an integer or a bool."""
-    return jnp.result_type(float, x)
+    """The dtype of x, or JAX's float in place of an integer or a bool."""
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.dtype if is_float else jnp.result_type(float)
 
 
 @partial(jax.jit, static_argnames=("f", "num_draws"))
@@ -165,6 +166,7 @@ def _map_theta(fn: Callable[..., Any], keys: Array, theta: Draw, inputs: Data) -
     return jax.vmap(lambda key, theta: fn(key, theta, *inputs))(keys, theta)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of draws that are not finite
 def quantiles(x: Any, log_weights: Any, probabilities: Any) -> np.ndarray:
     """Weighted quantiles of x (S, ...), one for each of `probabilities`, whose shape comes in front
     of x's own.
