@@ -36,6 +36,7 @@ from minisvi.second_order.deterministic import Deterministic, Fixed, determinist
 from minisvi.second_order.response import linear_response
 from minisvi.tools.interrupts import interrupted
 from minisvi.tools.keys import generator, rbg_key
+from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Data, Draw, Latents, Params
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
@@ -90,7 +91,7 @@ def cascade(
     det, exchangeable = (det, ()) if settings.over() else with_relabelled(key, det)
     gaussian = _gaussian(det)
     yield _first(det, gaussian)
-    if _no_other_helps(verdicts[-1]):
+    if _no_other_helps(verdicts[-1]) or runaway(det):
         return
     if det.optimism > MAX_OPTIMISM:
         det = _again("mean field on more draws", key, model, data, settings, det, 4 * NUM_DRAWS)
@@ -114,6 +115,19 @@ def _no_other_helps(verdict: Verdict) -> bool:
     """
     nearly_equal = verdict.of_weights == "good" and verdict.ess >= HIGH_ESS
     return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
+
+
+def runaway(det: Deterministic) -> str | None:
+    """In words, that Newton has not converged because a scale grows without end; None otherwise."""
+    log_scale = trees.unravel(det.model.latents, np.asarray(det.params["log_scale"]))
+    leaves = named_leaves(log_scale)
+    widest = {name: float(np.max(leaf)) for name, leaf in leaves.items() if leaf.size}
+    name = max(widest, key=widest.__getitem__, default=None)
+    if det.converged or name is None or widest[name] < np.log(1e3):
+        return None
+    sd = f"1e{widest[name] / np.log(10):.0f}"
+    how = f"along `{name}`, whose sd is {sd} and grows"
+    return f"the fit runs away {how}: the posterior looks improper"
 
 
 def _misses_an_optimum(verdict: Verdict) -> bool:

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
-from minisvi.auto.cascade import Candidate, Settings, cascade
+from minisvi.auto.cascade import Candidate, Settings, cascade, runaway
 from minisvi.auto.handover import restart
 from minisvi.auto.judging import check_num_draws, judge, unjudged
 from minisvi.auto.verdict import LEVELS, Judged, Verdict
 from minisvi.data.batches import Minibatches
 from minisvi.data.streams import Stream
 from minisvi.guides.base import Guide
-from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.posterior.draws import Draws, plain
 from minisvi.posterior.export import to_arviz
@@ -26,7 +25,6 @@ from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic
 from minisvi.tools import checks, inputs
 from minisvi.tools.interrupts import deferred_interrupt
-from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import check_axes
 from minisvi.tools.types import Data, Draw, Params
 
@@ -269,8 +267,8 @@ def _judged(
     )
     verdict = replace(judged.verdict, exchangeable=candidate.exchangeable)
     judged = judged._replace(verdict=verdict)
-    runaway = _runaway(model, det)
-    return _not_trusted(judged, runaway) if runaway else judged
+    found = runaway(det)
+    return _not_trusted(judged, found) if found else judged
 
 
 def _not_trusted(judged: Judged, reason: str) -> Judged:
@@ -282,16 +280,3 @@ def _interrupted(stage: Stage) -> Stage:
     verdict = stage.judged.verdict
     verdict = replace(verdict, reason=f"interrupted; {verdict.reason}")
     return stage._replace(judged=stage.judged._replace(verdict=verdict))
-
-
-def _runaway(model: Model, det: Deterministic) -> str | None:
-    """In words, that Newton has not converged because a scale grows without end; None otherwise."""
-    log_scale = trees.unravel(model.latents, np.asarray(det.params["log_scale"]))
-    leaves = named_leaves(log_scale)
-    widest = {name: float(np.max(leaf)) for name, leaf in leaves.items() if leaf.size}
-    name = max(widest, key=widest.__getitem__, default=None)
-    if det.converged or name is None or widest[name] < np.log(1e3):
-        return None
-    sd = f"1e{widest[name] / np.log(10):.0f}"
-    how = f"along `{name}`, whose sd is {sd} and grows"
-    return f"the fit runs away {how}: the posterior looks improper"

@@ -18,7 +18,8 @@ from minisvi.model import trees
 from minisvi.model.at_rows import density_at_rows, never, unravel_rows
 from minisvi.posterior import diagnostics
 from minisvi.second_order import newton
-from minisvi.second_order.deterministic import Deterministic, expansions
+from minisvi.second_order.deterministic import Deterministic
+from minisvi.second_order.fixed_draws import expansions
 from minisvi.second_order.response import covariance
 from minisvi.tools.keys import generator
 

@@ -31,7 +31,7 @@ def stochastic(
     model: Model,
     guide: Guide,
     *data: Any,
-    params: Params,
+    params: Params = None,
     num_steps: tuple[int, ...] = (2000, 6000),
     learning_rates: tuple[float, ...] = (8e-3, 4e-3),
     num_particles: int = 32,
@@ -45,8 +45,8 @@ def stochastic(
 
     In every run the rate warms up for a tenth of its `num_steps` and then falls to zero by a
     cosine, so that the last iterate has no noise left to average. Sticking the landing has no noise
-    where q is the posterior, and much far from it: start at `params` near by, of a `whitened`
-    guide, for which one rate suits all latents (Kim et al. 2024).
+    where q is the posterior, and much far from it: start at `params` near by, and not at the
+    guide's own start, of a `whitened` guide, for which one rate suits all latents (Kim et al. 2024).
 
     At the `deadline`, of `time.monotonic()`, and at Ctrl-C it ends early, with what there is. Each
     run has its checkpoints in a directory of its own, below `checkpoint_dir`.
@@ -58,7 +58,7 @@ def stochastic(
     optimizer = _optimizer(num_steps, learning_rates)
     objective = ELBO(num_particles, "sticking_the_landing")
     svi = SVI(model, guide, optimizer, objective, batches)
-    state = _start(svi, key, params)
+    state = _start(svi, key, guide.init(key) if params is None else params)
     go_on = partial(
         svi.resume,
         checkpoint_every=checkpoint_every,

@@ -3,7 +3,8 @@
 import numpy as np
 from jax.typing import ArrayLike
 
-from minisvi.second_order.deterministic import Deterministic, expansions
+from minisvi.second_order.deterministic import Deterministic
+from minisvi.second_order.fixed_draws import expansions
 from minisvi.second_order.newton import Expansion
 
 
