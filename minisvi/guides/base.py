@@ -46,7 +46,11 @@ class Distribution:
         raise NotImplementedError
 
     def from_noise(self, noise: Array) -> tuple[Draw, Array]:
-        """u and log q(u), as a function of `noise_size` independent standard normals."""
+        """u and log q(u), as a function of `noise`.
+
+        It is `noise_size` independent standard normals. Where `noise_size` is None, or q is
+        `stratified`, it may also be a PRNG key, which `sample_and_log_prob` then hands on as it is.
+        """
         raise NotImplementedError
 
     def sample_and_log_prob(self, *, seed: Array) -> tuple[Draw, Array]:
@@ -106,11 +110,23 @@ class Distribution:
             f"{type(self).__name__} has no closed-form entropy: take gradient='reparameterised'"
         )
 
-    def weighted(self, weight: Any) -> "Distribution":
-        """The same with the log densities of its local latents counted `weight` times: one number,
-        or one for each row.
+    def weighted(self, weight: Any, local: Any) -> "Distribution":
+        """The same with the log densities of its local latents counted `weight` times.
+
+        `weight` is one number, or one for each row (B,). `local` is a tree like the latents that q
+        is over: the name of each local latent, and "" in the place of each other one.
+
+        ValueError if q has local latents and does not override this: what it has of log q is a
+        sum over the rows, which cannot be told from the terms of other latents.
         """
         del weight
+        names = local_names(local)
+        if names:
+            raise ValueError(
+                f"minibatches with local latents {names}: expected a `weighted(weight, local)` of "
+                f"{type(self).__name__}, which counts each row's log density `weight` times; got "
+                "none. Define it, or take `per_row` or `amortised`"
+            )
         return self
 
     def parts_at(self, u: Draw) -> Any:
@@ -125,6 +141,11 @@ class Distribution:
         None of a q that is not close to a Gaussian by construction.
         """
         return None
+
+
+def local_names(local: Any) -> list[str]:
+    """The names in the tree that `Distribution.weighted` is given."""
+    return [name for name in jax.tree.leaves(local) if name]
 
 
 class Guide(Protocol):
