@@ -139,15 +139,22 @@ def fit(
 
     1. The deterministic mean field, from eight starts, or four for more than 64 latents; its linear
        response C; and q = N(loc, C).
-    2. Where its fixed draws promised more than a nat too much: the same on four times as many.
-    3. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if
+    2. Where the starts ended at several optima that have mass: the mixture of the Gaussians at all
+       of them. Then there is no other stage, for no flow around one of them would find the others.
+       Where p(theta, D) stays the same when latents change their labels, an optimum counts in every
+       order of these.
+    3. Where the fixed draws promised more than a nat too much: stage 1 on four times as many.
+    4. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if
        its ELBO is higher, by sticking the landing: 2,000 steps; and 6,000 more unless it is good
        and within 0.01 nats of the evidence, for a flow that has only just left its Gaussian has no
        tails yet by which it could be judged.
 
-    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank
+    Compiled is what holds the density, two programs up to stage 3, or the flow's network. All else
+    is NumPy on the host, in double precision, from the key's bits.
+
+    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 4 a low-rank
     Gaussian in its coordinates. With a `batch_size` the starts of stage 1 see 16 times as many
-    rows, and the best goes on with all; stage 3 is a Gaussian of any covariance, on minibatches;
+    rows, and the best goes on with all; stage 4 is a Gaussian of any covariance, on minibatches;
     all stages are judged on all rows.
 
     **Arguments**
