@@ -55,6 +55,23 @@ def test_psis_equals_arviz(size, dtype, key):
         assert got.log_evidence == pytest.approx(evidence, abs=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sd", [5, 30, 100])
+def test_khat_of_a_tail_over_hundreds_of_nats(sd, dtype):
+    # The weights of the tail are many powers of ten apart: one that is lifted to the spacing of the
+    # numbers at the largest would be as large as the next.
+    log_w = sd * np.random.default_rng(0).normal(size=2000)
+    log_w = log_w.astype(dtype)
+    _, khat = array_stats.psislw(-log_w.astype(float))
+    assert khat > 1
+    assert d.psis(log_w).khat == pytest.approx(khat, rel=1e-6)
+
+
+def test_khat_of_integers_is_that_of_their_floats():
+    log_w = np.arange(100) // 10
+    assert d.psis(log_w)[1:] == d.psis(log_w.astype(float))[1:]
+
+
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
 def test_khat_of_pareto_weights(k, key):
     size, tail = 2000, 134
@@ -83,6 +100,13 @@ def test_weights_of_the_exact_posterior(key):
     noise = jnp.finfo(FLOAT).eps * 1600 * jax.random.normal(key, (1000,))
     for size in (0.3, 1.0, 3.0, 30.0):
         assert d.psis(size * noise - 1600.0).khat < 0.2
+
+
+def test_what_counts_as_a_constant_tail_depends_on_the_dtype_that_the_weights_come_in():
+    # A spread of two spacings of float32 is rounding there; in float64 it is a tail of its own.
+    spread = 2 * np.finfo("float32").eps * np.linspace(-1.0, 0.0, 1000)
+    assert d.psis(spread.astype("float32")).khat == -np.inf
+    assert np.isfinite(d.psis(spread).khat)
 
 
 @pytest.mark.parametrize("bad", [-jnp.inf, jnp.inf, jnp.nan])
@@ -190,6 +214,21 @@ def test_elbo_and_evidence_are_within_their_errors_as_often_as_they_say(key):
         z = (np.asarray(value, float) - exact) / np.asarray(error)
         assert abs(np.mean(np.abs(z) < 2) - 0.9545) < 4 * (0.9545 * 0.0455 / repeats) ** 0.5 + 0.01
         assert abs(np.mean(z)) < 0.2
+
+
+def test_one_draw_has_no_standard_error_and_none_no_mean():
+    assert d.elbo([-3.0])[0] == d.log_evidence([-3.0])[0] == -3.0
+    assert np.isnan([d.elbo([-3.0])[1], d.log_evidence([-3.0])[1]]).all()
+    assert np.isnan(d.elbo(np.zeros(4), where=np.zeros(4, bool))).all()
+
+
+def test_the_elbo_counts_the_draws_for_which_it_is_told_to(rtol):
+    log_w = jnp.array([1.0, 100.0, 3.0, -jnp.inf])
+    value, error = d.elbo(log_w, where=jnp.array([True, False, True, False]))
+    # The mean of 1 and 3; their sd is sqrt(2), and its root-n is sqrt(2) again.
+    assert value == pytest.approx(2.0, rel=rtol)
+    assert error == pytest.approx(1.0, rel=rtol)
+    assert d.elbo(log_w)[0] == -np.inf
 
 
 def test_effective_sample_size_of_weights(rtol):

@@ -301,7 +301,7 @@ def test_a_function_of_no_latents_has_as_many_draws():
 
 
 def test_resampling_takes_the_next_by_the_weights_that_are_left(key):
-    draws, num = Draws(np.arange(5), np.asarray(DRAWS.log_weights)), 10_000
+    draws, num = Draws(np.arange(5), np.asarray(DRAWS.log_weights)), 3000
     keys = np.asarray(jax.random.key_data(jax.random.split(key, num)))
     rows = np.array([draws.resample(key, 3).theta for key in keys])
     w = np.asarray(WEIGHTS) / 10

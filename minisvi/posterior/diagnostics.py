@@ -218,9 +218,9 @@ def weighted_moments(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, 
     never counts.
     """
     moments = [(entry.mean, entry.sd) for entry in entries(x, normalised(log_weights))]
-    by_moment = np.reshape(moments, (len(moments), 2)).T
-    mean, sd = by_moment.reshape(2, *np.shape(x)[1:])
-    return mean, sd
+    mean, sd = np.reshape(moments, (len(moments), 2)).T
+    shape = np.shape(x)[1:]
+    return mean.reshape(shape), sd.reshape(shape)
 
 
 def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
