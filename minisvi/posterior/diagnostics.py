@@ -52,8 +52,10 @@ def psis(log_w: ArrayLike) -> PSIS:
     usable = np.where(broken, -np.inf, given.astype(float))
     largest = np.max(usable)
     if not np.isfinite(largest):  # weights that are all zero are taken as equal ones
-        return PSIS(np.full(size, -math.log(size)), np.inf, -np.inf)
-    smoothed, khat = usable - largest, np.inf
+        equal = np.full(size, -math.log(size))
+        return PSIS(equal, np.inf, -np.inf)
+    smoothed = usable - largest
+    khat = np.inf
     if tail_size(size) >= _LEAST_TAIL:
         smoothed, khat = _smooth_tail(smoothed, _eps(given.dtype))
     total = _logsumexp(smoothed)
@@ -217,7 +219,8 @@ def weighted_moments(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, 
     """Mean and standard deviation of draws x (S, ...) under weights (S,). A draw of weight zero
     never counts.
     """
-    moments = [(entry.mean, entry.sd) for entry in entries(x, normalised(log_weights))]
+    weights = normalised(log_weights)
+    moments = [(entry.mean, entry.sd) for entry in entries(x, weights)]
     mean, sd = np.reshape(moments, (len(moments), 2)).T
     shape = np.shape(x)[1:]
     return mean.reshape(shape), sd.reshape(shape)
@@ -231,7 +234,8 @@ def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     plain, _ = weighted_moments(x, np.zeros(np.shape(x)[0]))
     with np.errstate(invalid="ignore"):
         shift = np.abs(mean - plain)
-        return np.where(shift == 0, 0.0, shift / np.where(sd == 0, 1.0, sd))
+        in_sds = shift / np.where(sd == 0, 1.0, sd)
+    return np.where(shift == 0, 0.0, in_sds)
 
 
 def weighted_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
@@ -276,7 +280,8 @@ def distinct_optima(
     `tolerance` times the larger one of their two `sd` (R, D).
     """
     elbo, loc, sd = doubles(elbo), doubles(loc), doubles(sd)
-    best_first = np.argsort(-np.where(np.isnan(elbo), -np.inf, elbo), kind="stable")
+    known = np.where(np.isnan(elbo), -np.inf, elbo)
+    best_first = np.argsort(-known, kind="stable")
     largest_sd = np.maximum(sd[:, None], sd[None])
     with np.errstate(all="ignore"):  # an sd may be zero, and a location not finite
         distance = np.abs(loc[:, None] - loc[None]) / largest_sd

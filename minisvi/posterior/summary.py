@@ -92,12 +92,18 @@ def entry_name(name: str, index: tuple[int, ...]) -> str:
 
 
 def _row(entry: Entry) -> dict[str, float]:
-    mean_error = entry.mean_error()
-    ess = 1 / np.sum(entry.weights**2) if entry.sd == 0 else mean_error**-2
-    error = np.maximum(mean_error, entry.sd_error())
+    error = np.maximum(entry.mean_error(), entry.sd_error())
     quantiles = quantiles_of_entry(entry.x, entry.weights, PROBABILITIES)
-    values = [entry.mean, entry.sd, *quantiles, ess, error]
+    values = [entry.mean, entry.sd, *quantiles, _ess(entry), error]
     return dict(zip(COLUMNS, map(float, values), strict=True))
+
+
+@np.errstate(divide="ignore")  # the error of a mean may be below the floats' square root
+def _ess(entry: Entry) -> np.floating:
+    """That of the mean, or that of the weights for a constant, whose mean has no error."""
+    if entry.sd == 0:
+        return 1 / np.sum(entry.weights**2)
+    return np.divide(1.0, entry.mean_error() ** 2)
 
 
 def _texts(row: dict[str, float]) -> list[str]:
