@@ -1,6 +1,4 @@
-"""Figures of chains against ArviZ, autoregressions, and their own standard errors over many
-repeats.
-"""
+"""Figures of chains against ArviZ, closed forms, and their own standard errors over repeats."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +6,10 @@ import numpy as np
 import pytest
 from arviz_stats.base import array_stats
 
-from minisvi.stopping.chains import chain_ess, mcse, split_rhat
+from minisvi.stopping import chains as c
 
-CHAIN_ESS, MCSE = jax.jit(jax.vmap(chain_ess)), jax.jit(jax.vmap(mcse))
+CHAIN_ESS = jax.jit(jax.vmap(c.chain_ess))
+MCSE = jax.jit(jax.vmap(c.mcse))
 
 
 def autoregressive(key, rho, *shape):
@@ -29,7 +28,7 @@ def test_split_rhat_equals_arviz(key, rtol):
     length = 201  # odd: the one in the middle is in neither half
     chains = autoregressive(key, 0.8, 3, length) + jnp.array([[0.0], [0.3], [0.0]])
     drift = jnp.broadcast_to(jnp.linspace(0.0, 2.0, length), (3, length))
-    got = jax.jit(split_rhat)(jnp.stack([chains, chains + drift], axis=2))
+    got = jax.jit(c.split_rhat)(jnp.stack([chains, chains + drift], axis=2))
     expected = [
         array_stats.rhat(np.asarray(x, float), method="split") for x in (chains, chains + drift)
     ]
@@ -60,7 +59,7 @@ def test_effective_sample_size_of_chains(rho, key):
 @pytest.mark.whole
 def test_chains_of_many_coordinates_are_those_of_each(key, rtol):
     chains = jnp.stack([autoregressive(key, rho, 2, 300) for rho in (0.0, 0.5, 0.95)], axis=2)
-    for function in (chain_ess, mcse, split_rhat):
+    for function in (c.chain_ess, c.mcse, c.split_rhat):
         each = jax.jit(jax.vmap(function, in_axes=2))(chains)
         got = jax.jit(function)(chains.reshape(2, 300, 3, 1))
         np.testing.assert_allclose(got[:, 0], each, rtol=100 * rtol)
