@@ -39,10 +39,10 @@ def test_errors_are_those_of_the_diagnostics():
     ]
     for mean, sd in (found[:2], found[2:]):
         x = theta[mean.latent]
-        of_mean = np.max(diagnostics.weighted_mcse(x, log_weights))
-        of_sd = np.max(diagnostics.weighted_sd_mcse(x, log_weights))
-        assert mean.error == pytest.approx(of_mean, rel=1e-12)
-        assert sd.error == pytest.approx(of_sd, rel=1e-12)
+        assert np.allclose(mean.error, np.max(diagnostics.weighted_mcse(x, log_weights)), rtol=1e-4)
+        assert np.allclose(
+            sd.error, np.max(diagnostics.weighted_sd_mcse(x, log_weights)), rtol=1e-4
+        )
     assert str(found[3]) == "the sd of `b`"
 
 

@@ -1,4 +1,4 @@
-"""Several optima as one answer: their weights, modes near and far, and labels that change places."""
+"""Several optima as one answer: their weights, modes near and far, and labels to exchange."""
 
 import jax
 import jax.numpy as jnp

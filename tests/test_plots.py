@@ -126,14 +126,14 @@ def test_marginals_of_the_first_few_and_of_a_constant(draws):
 def test_weights_draw_the_tail_and_what_it_was_smoothed_to(key):
     log_w = 1.5 * jax.random.exponential(key, (1000,)) - 1600
     ax, fit = plots.weights(log_w), diagnostics.psis(log_w)
-    assert ax.get_title() == f"k-hat = {fit.khat:.2f}, above 0.67"
+    assert ax.get_title() == f"k-hat = {float(fit.khat):.2f}, above 0.67"
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     raw, above = line(ax, "weights")
     largest = np.sort(np.asarray(log_w, float))[-94:]
-    np.testing.assert_allclose(np.log(raw), largest - fit.log_evidence, atol=1e-10)
+    np.testing.assert_allclose(np.log(raw), largest - float(fit.log_evidence), atol=1e-3)
     np.testing.assert_allclose(above, (np.arange(94, 0, -1) - 0.5) / 1000)
     smoothed, _ = line(ax, "Pareto fit, to the largest")
-    np.testing.assert_allclose(np.log(smoothed / 1000), np.sort(fit.log_weights)[-94:], atol=1e-10)
+    np.testing.assert_allclose(np.log(smoothed / 1000), np.sort(fit.log_weights)[-94:], atol=1e-5)
 
 
 def test_weights_that_are_equal_few_or_broken(key):

@@ -10,6 +10,7 @@ from minisvi.model.at_rows import density_at_rows, ravel_rows
 from minisvi.posterior import diagnostics
 from minisvi.posterior.draws import Draws
 from minisvi.posterior.posterior import Posterior
+from minisvi.posterior.weighted import normalised
 from minisvi.tools.types import Draw
 
 _NUM_DRAWS = 4000
@@ -28,7 +29,7 @@ def restart(key: Array, posterior: Posterior, num_chains: int) -> tuple[Draw, np
     log_weights = diagnostics.psis(log_w).log_weights
     positions = Draws(drawn.u, log_weights).resample(key, num_chains).theta
     rows = ravel_rows(drawn.u, num_draws)
-    weights = diagnostics.normalised(log_weights)
+    weights = normalised(log_weights)
     z = rows - weights @ rows
     if rows.shape[1] > MAX_DENSE:
         return positions, weights @ z**2

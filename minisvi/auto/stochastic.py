@@ -45,8 +45,8 @@ def stochastic(
 
     In every run the rate warms up for a tenth of its `num_steps` and then falls to zero by a
     cosine, so that the last iterate has no noise left to average. Sticking the landing has no noise
-    where q is the posterior, and much far from it: start at `params` near by, and not at the
-    guide's own start, of a `whitened` guide, for which one rate suits all latents (Kim et al. 2024).
+    where q is the posterior, and much far from it: start at `params` near by, of a `whitened`
+    guide, for which one rate suits all latents (Kim et al. 2024); not at the guide's own start.
 
     At the `deadline`, of `time.monotonic()`, and at Ctrl-C it ends early, with what there is. Each
     run has its checkpoints in a directory of its own, below `checkpoint_dir`.

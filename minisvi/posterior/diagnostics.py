@@ -16,9 +16,6 @@ from minisvi.posterior.weighted import doubles, entries, normalised
 from minisvi.tools.sharding import to_host
 
 _LEAST_TAIL = 5  # weights; a shape cannot be fitted to fewer
-# Draws may be infinite, NaN, or too large to be squared, and then so are the figures: without a
-# warning, for these are looked at.
-_quietly = np.errstate(all="ignore")
 
 
 class PSIS(NamedTuple):
@@ -229,7 +226,6 @@ def weighted_moments(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, 
     return mean.reshape(shape), sd.reshape(shape)
 
 
-@_quietly
 def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """|weighted mean - plain mean| in weighted sds, of draws x (S, ...): how far q's means are from
     the truth.
@@ -242,7 +238,6 @@ def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     return np.where(shift == 0, 0.0, in_sds)
 
 
-@_quietly
 def weighted_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Standard error of the weighted mean in weighted sds: sqrt(sum_i w_i^2 (x_i - mean)^2) / sd
     (Owen 2013, 9.9).
@@ -251,7 +246,6 @@ def weighted_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     return np.reshape(errors, np.shape(x)[1:])
 
 
-@_quietly
 def weighted_sd_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Relative standard error of the weighted sd: sqrt(sum_i w_i^2 (z_i^2 - 1)^2) / 2, where
     z = (x - mean) / sd.
@@ -276,7 +270,6 @@ class Optima(NamedTuple):
     optimum: np.ndarray
 
 
-@_quietly
 def distinct_optima(
     elbo: ArrayLike, loc: ArrayLike, sd: ArrayLike, tolerance: float = 0.5
 ) -> np.ndarray:

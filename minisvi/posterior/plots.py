@@ -173,7 +173,7 @@ def weights(log_w: Any, ax: Any = None) -> Any:
     """
     fit = diagnostics.psis(log_w)
     ax = _axes(ax)
-    log_w = np.asarray(log_w, float)
+    log_w = np.asarray(log_w)
     broken = np.isnan(log_w) | (log_w == np.inf)
     log_w = np.where(broken, -np.inf, log_w)
     if np.max(log_w) == -np.inf:
