@@ -58,7 +58,7 @@ def test_an_answer_that_is_not_good_says_what_to_do_next(key):
     verdict = minisvi.judge(key, FUNNEL, guide, params, num_draws=2000).verdict
     assert verdict.level != "good"
     assert "next          worst: " in str(verdict)
-    assert "`v` is low" in " ".join(verdict.advice)
+    assert "to_blackjax" in verdict.advice[-1]
     exact = Model({"x": real(2)}, lambda t: jnp.sum(norm.logpdf(t["x"], 3.0)))
     good = minisvi.fit(key, exact, progress_bar=False).verdict
     assert good.advice == ()
@@ -73,7 +73,8 @@ def test_nuts_goes_on_from_weighted_draws_in_their_units(key):
     fit = minisvi.fit(key, model, progress_bar=False)
     positions, matrix = fit.to_blackjax(jax.random.key(1), 400)
     assert positions["x"].shape == (400, 2)
-    np.testing.assert_allclose(positions["x"].mean(0), [3.0, -50.0], atol=4 * np.array(sd) / 20)
+    mean = positions["x"].mean(0)
+    assert np.all(np.abs(mean - [3.0, -50.0]) < 4 * np.array(sd) / 20)
     np.testing.assert_allclose(matrix / np.outer(sd, sd), np.eye(2), atol=0.1)
     with pytest.raises(ValueError, match="`num_chains` must be an integer >= 1; got 0"):
         fit.to_blackjax(key, 0)

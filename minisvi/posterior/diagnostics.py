@@ -80,7 +80,7 @@ def _smooth_tail(log_w: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
     raw = log_w[rows]
     tail = np.exp(raw)
     if tail[-1] - tail[0] <= 4 * eps:
-        return log_w, np.inf if cutoff == 0 and tail[0] == 0 else -np.inf
+        return log_w, np.inf if cutoff == 0 else -np.inf
     khat, sigma = pareto_fit(positive_exceedances(tail, cutoff))
     p = (np.arange(num) + 0.5) / num
     with np.errstate(all="ignore"):  # what is not finite is not used
@@ -283,9 +283,9 @@ def distinct_optima(
     known = np.where(np.isnan(elbo), -np.inf, elbo)
     best_first = np.argsort(-known, kind="stable")
     largest_sd = np.maximum(sd[:, None], sd[None])
-    with np.errstate(all="ignore"):  # an sd may be zero, and a location not finite
-        distance = np.abs(loc[:, None] - loc[None]) / largest_sd
-        near = np.max(distance, axis=2, initial=0.0) <= tolerance
+    with np.errstate(all="ignore"):  # a location may not be finite
+        distance = np.abs(loc[:, None] - loc[None])
+        near = np.all(distance <= tolerance * largest_sd, axis=2)
     # Each is at its own optimum, even one whose location is NaN, which is near nothing.
     same = near | np.eye(len(elbo), dtype=bool)
     rank_of_best = np.argmax(same[:, best_first], axis=1)
