@@ -2,7 +2,7 @@
 
     python benchmarks/endurance.py              # 500 fits, twice; results/endurance.json, the table
     python benchmarks/endurance.py --fits 5     # fewer; no file unless --output
-    python benchmarks/endurance.py --smoke      # the same with 3 fits: it measures nothing
+    python benchmarks/endurance.py --smoke      # the same with 2 fits: it measures nothing
     python benchmarks/endurance.py --table      # the file's table again
 
 Every fit is `minisvi.fit` of a model that JAX has not seen: new function objects, and another
@@ -244,13 +244,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--way", choices=WAYS, help="one way in this process, a line a fit")
     parser.add_argument("--fits", type=int, help=f"default: {NUM_FITS}")
     parser.add_argument("--every", type=int, default=EVERY, help="fits from point to point")
-    parser.add_argument("--smoke", action="store_true", help="3 fits; no file unless --output")
+    parser.add_argument("--smoke", action="store_true", help="2 fits; no file unless --output")
     parser.add_argument("--table", action="store_true", help="print the table of the file")
     parser.add_argument("--date", default=datetime.date.today().isoformat())
     parser.add_argument("--output", type=Path, help="default: results/endurance.json")
     options = parser.parse_args()
     if options.smoke:
-        options.fits, options.every = 3, 1
+        options.fits, options.every = 2, 1
     is_whole = options.fits is None
     options.fits = options.fits or NUM_FITS
     options.output = options.output or (RESULTS if is_whole else None)

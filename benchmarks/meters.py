@@ -24,9 +24,9 @@ class Compilations:
         self.seconds: list[float] = []
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, seconds: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILATION:
-            self.seconds.append(seconds)
+            self.seconds.append(duration_secs)
 
 
 def num_maps() -> int:
