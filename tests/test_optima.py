@@ -52,7 +52,7 @@ LATENTS = {"m": real(2), "other": real(), "s": positive(2), "w": simplex(2)}
 def test_two_modes_are_one_answer_with_the_weights_of_their_masses(key):
     found = mixture_of_optima(key, minisvi.deterministic(key, TWO_MODES))
     # A wide optimum over both modes may have a small share too.
-    main = [place for place in np.argsort(-found.log_weights)[:2]]
+    main = np.argsort(-found.log_weights)[:2]
     for place, loc, sd, share in zip(main, LOCS, SDS, SHARES):
         np.testing.assert_allclose(found.components[place].loc, loc, atol=1e-3)
         np.testing.assert_allclose(found.components[place].factor, sd * np.eye(2), atol=1e-3)

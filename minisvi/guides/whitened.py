@@ -10,6 +10,7 @@ from jax import Array
 from jax.lax import stop_gradient
 from jax.typing import ArrayLike
 
+from minisvi.guides.base import Distribution
 from minisvi.guides.flow import Flow
 from minisvi.guides.foreign import member
 from minisvi.guides.gaussian import Family, log_cholesky
@@ -36,6 +37,9 @@ class Affine(Pushed):
     def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
         vector = self.loc + self.factor.times(trees.ravel(self.latents, x))
         return trees.unravel(self.latents, vector), log_q - self.factor.log_det()
+
+    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
+        return self._pushed_on_path(noise, stopped)
 
     def log_prob(self, u: Draw, /) -> Array:
         vector = self.factor.solve(trees.ravel(self.latents, u) - self.loc)

@@ -53,8 +53,8 @@ class Pushed(Distribution):
         x, log_q = self.base.draw(noise)
         return self._push(x, log_q)
 
-    def draw_on_path(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
-        """The base's, pushed. That is enough where the bijection has no parameters of its own."""
+    def _pushed_on_path(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
+        """`draw_on_path` of a bijection that has no parameters of its own: the base's, pushed."""
         x, log_q = self.base.draw_on_path(noise, stopped.base)
         return self._push(x, log_q)
 
