@@ -43,7 +43,7 @@ MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says wh
 RANK = 10
 NUM_DRAWS, MAX_OPTIMISM = 32, 1.0
 MAX_KL = 0.01  # nats, of a flow that needs no more steps
-MAX_ONE_PROGRAM, MAX_EIGHT_STARTS = 16, 64  # latents
+MAX_EIGHT_STARTS = 64  # latents
 _ROWS_PER_BATCH_ROW = 16  # of the deterministic fit on some of the rows
 
 
@@ -169,8 +169,7 @@ def _from_several_starts(key: Array, model: Model, data: Data, settings: Setting
         "start": settings.start,
         "weight": weight,
         "num_restarts": 8 if size <= MAX_EIGHT_STARTS else 4,
-        # Few latents are worth less time than the compilation of a second program takes.
-        "restart_draws": NUM_DRAWS if size <= MAX_ONE_PROGRAM else 8,
+        "restart_draws": 8,
         "num_draws": NUM_DRAWS,
     }
     det = _remembered("mean field", key, model, rows, settings, options)

@@ -6,6 +6,7 @@ The log-determinant is in nats, summed over the whole array.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -56,11 +57,7 @@ class Support(Record):
 
         It is smaller than theta for a simplex or a triangular matrix.
         """
-
-        def inverse(theta: Array) -> Array:
-            return self.bijector.inverse(theta).astype(self.value_dtype)
-
-        return jax.eval_shape(inverse, self.spec)
+        return _unconstrained(self, self.value_dtype)
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:
         """T(u) and the scalar log|det J_T(u)|, in nats."""
@@ -70,6 +67,14 @@ class Support(Record):
     def inverse(self, theta: Array) -> Array:
         """T^-1(theta)."""
         return self.bijector.inverse(theta)
+
+
+@cache  # tracing takes milliseconds, and `fit` asks a dozen times
+def _unconstrained(support: Support, dtype: Any) -> jax.ShapeDtypeStruct:
+    def inverse(theta: Array) -> Array:
+        return support.bijector.inverse(theta).astype(dtype)
+
+    return jax.eval_shape(inverse, support.spec)
 
 
 def _support(name: str, shape: Shape, bijector: Bijector, dtype: Any, *before: Any) -> Support:
