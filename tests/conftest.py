@@ -6,6 +6,7 @@ import platform
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -120,3 +121,24 @@ def press_ctrl_c():
     thread = threading.Thread(target=interrupt, daemon=True)
     yield thread.start
     thread.join()
+
+
+@pytest.fixture
+def programs():
+    """Counts the programs that are compiled, whether or not a cache on the disk has them."""
+
+    @contextmanager
+    def counted():
+        found = []
+
+        def hear(event, duration, **about):
+            if event.endswith("backend_compile_duration"):
+                found.append(duration)
+
+        jax.monitoring.register_event_duration_secs_listener(hear)
+        try:
+            yield found
+        finally:
+            jax.monitoring.unregister_event_duration_listener(hear)
+
+    return counted

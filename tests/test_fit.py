@@ -66,6 +66,22 @@ def test_the_gamma_example():
     assert abs(sd / 0.03932 - 1) < 0.02  # three standard errors
 
 
+def test_a_first_fit_compiles_the_values_and_the_derivatives_of_the_density(programs):
+    def log_joint(theta, y):
+        return norm.logpdf(theta["m"], 3.0, 2.0) + jnp.sum(norm.logpdf(y, theta["m"], 1.5))
+
+    key, y = jax.random.key(0), jnp.linspace(1.0, 9.0, 37)
+    model = minisvi.Model({"m": minisvi.real()}, log_joint)
+    with programs() as found:
+        fit = minisvi.fit(key, model, y, progress_bar=False)
+        print(fit, fit.summary(), fit.draws.quantiles([0.1, 0.9]))
+    assert fit.verdict.level == "good"
+    assert len(found) == 2
+    with programs() as found:
+        minisvi.fit(key, model, y + 1, progress_bar=False)
+    assert not found
+
+
 def banana(theta):
     x, y = theta["x"]
     return norm.logpdf(x, 2.0, 3.0) + norm.logpdf(y, 0.3 * (x - 2.0) ** 2)

@@ -1,7 +1,5 @@
 """Statistics of draws, and generators of PRNG keys, are the host's: they compile nothing."""
 
-import logging
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import jax
@@ -29,22 +27,6 @@ KEYS = {
     "legacy": jax.random.PRNGKey(3),
     "rbg": jax.random.key(3, impl="rbg"),
 }
-
-
-@pytest.fixture
-def programs(caplog):
-    """Counts the programs that are compiled, whether or not a cache on the disk has them."""
-
-    @contextmanager
-    def counted():
-        found = []
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "jax"), jax.log_compiles():
-            yield found
-        messages = [record.getMessage() for record in caplog.records]
-        found += [message for message in messages if message.startswith("Compiling")]
-
-    return counted
 
 
 def test_a_compilation_is_counted(programs):
