@@ -70,7 +70,7 @@ def test_a_first_fit_compiles_the_values_and_the_derivatives_of_the_density(prog
     def log_joint(theta, y):
         return norm.logpdf(theta["m"], 3.0, 2.0) + jnp.sum(norm.logpdf(y, theta["m"], 1.5))
 
-    key, y = jax.random.key(0), jnp.linspace(1.0, 9.0, 37)
+    key, y, other = jax.random.key(0), jnp.linspace(1.0, 9.0, 37), jnp.linspace(2.0, 10.0, 37)
     model = minisvi.Model({"m": minisvi.real()}, log_joint)
     with programs() as found:
         fit = minisvi.fit(key, model, y, progress_bar=False)
@@ -78,7 +78,7 @@ def test_a_first_fit_compiles_the_values_and_the_derivatives_of_the_density(prog
     assert fit.verdict.level == "good"
     assert len(found) == 2
     with programs() as found:
-        minisvi.fit(key, model, y + 1, progress_bar=False)
+        minisvi.fit(key, model, other, progress_bar=False)
     assert not found
 
 
