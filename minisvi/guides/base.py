@@ -51,16 +51,31 @@ class Distribution:
 
     def sample_and_log_prob(self, *, seed: Array) -> tuple[Draw, Array]:
         """A draw u and log q(u), in one pass, from a PRNG key."""
-        if self.noise_size is None or self.stratified:
-            return self.from_noise(seed)
+        return self.from_noise(self.as_normals(seed))
+
+    def as_normals(self, noise: Array) -> Array:
+        """`noise` as the standard normals that a draw is made of: a key is turned into them, unless
+        only a key can draw.
+        """
+        if is_normals(noise) or self.noise_size is None or self.stratified:
+            return noise
         dtype = self.noise_dtype or jnp.result_type(float)
-        return self.from_noise(jax.random.normal(seed, (self.noise_size,), dtype))
+        return jax.random.normal(noise, (self.noise_size,), dtype)
 
     def draw(self, noise: Array) -> tuple[Draw, Array]:
         """u and log q(u) from `noise`: a key, or `noise_size` standard normals."""
         if is_normals(noise):
             return self.from_noise(noise)
         return self.sample_and_log_prob(seed=noise)
+
+    def draw_stopped(self, noise: Array, stopped: "Distribution") -> tuple[Draw, Array]:
+        """u and log q(u) from `noise`, where log q(u) carries gradient through u alone.
+
+        `stopped` is q with its parameters' gradient stopped. By default it is asked for its
+        `log_prob` at u; a q that can tell without going back from u to the noise overrides this.
+        """
+        u, _ = self.draw(noise)
+        return u, stopped.log_prob(u)
 
     def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
         """(u, log q(u), log weight) of C draws along a leading axis, where E_q[f] is the mean of
@@ -69,15 +84,27 @@ class Distribution:
         u, log_q = self.draw(noise)
         return jax.tree.map(lambda leaf: leaf[None], u), log_q[None], jnp.zeros(1, log_q.dtype)
 
-    def at_draws(self, function: Callable[[Draw, Array], Any], noise: Array) -> tuple[Any, Array]:
+    def at_draws(
+        self,
+        function: Callable[[Draw, Array], Any],
+        noise: Array,
+        stopped: "Distribution | None" = None,
+    ) -> tuple[Any, Array]:
         """function(u, log q(u)) at a draw, and the log of the draw's weight, which is zero.
 
-        Where q has strata it is at a draw of each; both results then have a leading axis C.
+        With `stopped`, log q(u) is that of `draw_stopped`. Where q has strata the function is taken
+        at a draw of each; both results then have a leading axis C.
         """
-        if not self.stratified:
-            return function(*self.draw(noise)), jnp.zeros(())
-        u, log_q, log_weight = self.strata(noise)
-        return jax.vmap(function)(u, log_q), log_weight
+        if self.stratified:
+            u, log_q, log_weight = self.strata(noise)
+            if stopped is not None:
+                log_q = jax.vmap(stopped.log_prob)(u)
+            return jax.vmap(function)(u, log_q), log_weight
+        if stopped is None:
+            u, log_q = self.draw(noise)
+        else:
+            u, log_q = self.draw_stopped(noise, stopped)
+        return function(u, log_q), jnp.zeros(())
 
     def score_log_prob(self, u: Draw) -> Array:
         """log q(u) of the parts that are not reparameterised, whose gradient is the score; zero if

@@ -24,6 +24,8 @@ class Affine(Pushed):
     """q(u), where u = loc + L x and x is a draw of the base.
 
     log q(u) = log q_x(L^-1 (u - loc)) - log det L
+
+    `loc` and L are fixed: they carry no gradient.
     """
 
     loc: Array
@@ -41,6 +43,12 @@ class Affine(Pushed):
         vector = self.factor.solve(trees.ravel(self.latents, u) - self.loc)
         x = trees.unravel(self.latents, vector)
         return self.base.log_prob(x) - self.factor.log_det()
+
+    def draw_stopped(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
+        # As loc and L are fixed, what goes through u goes through x. Nothing is solved for.
+        normals = self.as_normals(noise)
+        x, log_q = self.base.draw_stopped(normals, stopped.base)
+        return self._push(x, log_q)
 
     def entropy(self) -> Array:
         return self.base.entropy() + self.factor.log_det()

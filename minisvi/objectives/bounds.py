@@ -67,7 +67,8 @@ class Renyi(Objective):
             particles = self.particles(key, problem.q, partial(reparameterised, problem))
             return log_power_mean(particles, power)
         check_unstratified(problem.q, self.gradient)
-        particles = self.particles(key, problem.q, partial(sticking_the_landing, problem))
+        log_weight = partial(sticking_the_landing, problem)
+        particles = self.particles(key, problem.q, log_weight, problem.stopped_q)
         log_w = particles.values
         v = jax.nn.softmax(power * log_w)
         surrogate = stop_gradient(self.alpha * v + power * v**2) @ log_w

@@ -25,10 +25,8 @@ def reparameterised(problem: Problem, u: Draw, log_q: Array) -> Array:
     return problem.log_p(u) - log_q
 
 
-def sticking_the_landing(problem: Problem, u: Draw, log_q: Array) -> Array:
-    """log p(u) - log q(u), q being of the same phi with its gradient stopped."""
-    del log_q
-    stopped_log_q = problem.stopped_q.log_prob(u)
+def sticking_the_landing(problem: Problem, u: Draw, stopped_log_q: Array) -> Array:
+    """log p(u) - log q(u), where log q carries gradient through u and not through its own phi."""
     return problem.log_p(u) - stopped_log_q
 
 
@@ -96,5 +94,7 @@ class ELBO(Objective):
             return score_function.estimate(key, self, problem)
         check_reparameterised(problem)
         log_weight = partial(_LOG_WEIGHTS[self.gradient], problem)
-        particles = self.particles(key, problem.q, log_weight)  # draw, and weigh
+        sticks = self.gradient == "sticking_the_landing"
+        stopped_q = problem.stopped_q if sticks else None
+        particles = self.particles(key, problem.q, log_weight, stopped_q)  # draw, and weigh
         return particles.mean(particles.values)

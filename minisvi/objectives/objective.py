@@ -126,12 +126,19 @@ class Objective:
         return Problem(model, log_p, q, stopped_q, plain_q, weight, beta_k)
 
     def particles(
-        self, key: Array, q: Distribution, weigh: Callable[[Draw, Array], Any]
+        self,
+        key: Array,
+        q: Distribution,
+        weigh: Callable[[Draw, Array], Any],
+        stopped_q: Distribution | None = None,
     ) -> Particles:
-        """`weigh(u_k, log q(u_k))` at K draws of q."""
+        """`weigh(u_k, log q(u_k))` at K draws of q.
+
+        With `stopped_q`, the log densities carry gradient through the draws alone.
+        """
 
         def particle(eps: Array) -> tuple[Any, Array]:
-            return q.at_draws(weigh, eps)
+            return q.at_draws(weigh, eps, stopped_q)
 
         values, log_weight = noise.over_particles(
             particle, key, self.num_particles, self.sampling, q.noise_size
