@@ -16,7 +16,7 @@ from jax import Array
 
 from minisvi.data.batches import Chunks, FullBatch, Minibatches
 from minisvi.guides.base import Guide
-from minisvi.guides.foreign import member
+from minisvi.guides.foreign import member, weighted
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
@@ -25,7 +25,7 @@ from minisvi.running.run import Options, run
 from minisvi.tools import checks, inputs
 from minisvi.tools.record import Record
 from minisvi.tools.sharding import along, check_axes
-from minisvi.tools.types import Data, Draw, Params
+from minisvi.tools.types import Data, Draw, Params, Weight
 
 if TYPE_CHECKING:
     import optax
@@ -47,8 +47,11 @@ class SVIState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a person wants to see of a step: its ELBO estimate (nats; not finite where it was
-    `skipped`).
+    """What a person wants to see of a step.
+
+    `elbo` is the value of the objective in nats, before the step was taken: the ELBO's estimate, or
+    that of another bound where the objective is another. It may be not finite where the step was
+    `skipped`.
     """
 
     elbo: Array
@@ -81,6 +84,7 @@ class SVI(Record):
     batches: FullBatch | Minibatches | Chunks = FullBatch()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not hasattr(self.model, "log_density"):
             raise TypeError(
                 f"SVI: expected a `model`, such as Model(latents, log_joint); got {self.model!r}"
@@ -123,8 +127,12 @@ class SVI(Record):
         return SVIState(params, opt_state, key, step=zero, num_skipped=zero, num_failed=zero)
 
     def update(self, state: SVIState, *data: Any) -> tuple[SVIState, StepInfo]:
-        """One step: phi <- phi + optimiser(grad ELBO). One that is not finite changes neither phi
-        nor the optimiser.
+        """One step: phi <- phi + optimiser(grad ELBO).
+
+        A step whose value or parameters are not finite is skipped: phi and the optimiser's state
+        stay as they were. The key and `step` advance all the same, so that the next step has other
+        draws and other rows, and `num_skipped` and `num_failed` count it. `update` never raises
+        because of it: `run` and `resume` do, after ten in a row.
         """
         import optax  # here, so that `import minisvi` stays light
 
@@ -156,7 +164,10 @@ class SVI(Record):
         return state, StepInfo(elbo=-value, skipped=num_failed > 0)
 
     def evaluate(self, state: SVIState, *data: Any) -> Array:
-        """The ELBO estimate, in nats, that the next step would see; the state is not changed."""
+        """The objective's value, in nats, that the next step would see; the state is not changed.
+
+        It is an estimate of the ELBO, or of the bound that the objective is of.
+        """
         _, step_key = jax.random.split(state.key)
         batch, weight = self.batches(state.step, data)
         return self.objective(
@@ -189,8 +200,8 @@ class SVI(Record):
         """A fit from the guide's start, or from `params`.
 
         `num_restarts=R`: R starts at the keys split(key, R), in one compiled loop. The best by the
-        ELBO at 1,024 fresh draws of each is what the result holds; all are in `result.restarts`. A
-        start that fails does not end the rest.
+        ELBO at 1,024 fresh draws of each, whatever the objective, is what the result holds; all are
+        in `result.restarts`. A start that fails does not end the rest.
 
         The options, which `resume` takes as well:
 
@@ -204,10 +215,13 @@ class SVI(Record):
           same call goes on from what it finds there, and ends bit by bit where it would have;
           ValueError if that is of another run.
         - `progress_bar=True`.
-        - `on_failure="raise"`: NonFiniteError after ten steps in a row that were not finite, and
-          StreamError if a stream fails; with `"return"` the result's `reason` says so instead.
+        - `on_failure="raise"`: NonFiniteError after ten steps in a row that were not finite, or
+          after fewer if there was no other, and StreamError if a stream fails. With `"return"` the
+          result's `reason` says so instead.
 
-        It raises what `init` raises.
+        It raises the static mistakes that `init` raises. Data that are not finite it learns of
+        from the steps alone, since rows that a batch leaves out, or that are few, do no harm: ten
+        steps in a row that fail raise NonFiniteError, which names these numbers.
         """
         start = partial(_init, key=checks.prng_key(key), params=params, num_restarts=num_restarts)
         return run(self, start, 0, num_steps, data, key, num_restarts, **options)
@@ -225,7 +239,9 @@ class SVI(Record):
         return run(self, start, int(state.step), num_steps, data, **options)
 
     def _check(self, key: Array, params: Params, data: Data) -> None:
-        """Raise static mistakes; nothing is computed."""
+        """Raise static mistakes, by shapes alone; only numbers of the data that are not finite
+        have terms computed (see `Model.check`).
+        """
         batch, weight = self.batches(jnp.zeros((), jnp.int32), data)
         if weight is not None:
             checks.factored(self.model)
@@ -233,6 +249,16 @@ class SVI(Record):
         draw = jax.eval_shape(partial(self.draw, key), params, *batch)
         expected = trees.unconstrained_like(trees.with_rows(self.target.latents, batch))
         checks.same_tree("guide's draw", expected, draw)
+        if weight is not None:
+            jax.eval_shape(partial(self._log_q, key, weight), params, *batch)
+
+    def _log_q(self, key: Array, weight: Weight, params: Params, *batch: Any) -> Array:
+        """log q at a draw, with the rows' terms counted `weight` times; ValueError if it has no
+        term of each row.
+        """
+        q = weighted(member(self.guide, params, *batch), weight, self.model.latents)
+        _, log_q = q.draw(key)
+        return log_q
 
 
 @partial(jax.jit, static_argnames=("svi", "num_restarts"))

@@ -16,6 +16,7 @@ from tiers import standing_for
 import minisvi
 from minisvi.data.batches import Chunk, Chunks
 from minisvi.data.permutation import shuffled
+from minisvi.guides import foreign
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_rows_may_have_weights_of_their_own(key, rtol):
     index, counts = jnp.arange(4), np.array([3, 0, 1, 2])
 
     def log_w(index, x, weight, normals):
-        q = guide.distribution(params, index, x).weighted(weight)
+        q = foreign.weighted(guide.distribution(params, index, x), weight, model.latents)
         u, log_q = q.from_noise(normals)
         return model.log_density(u, index, x, weight=weight) - log_q
 

@@ -109,6 +109,22 @@ def test_constants_nothing_and_integers_hold(x):
     assert all(moment.holds(0.03) for moment in of(x))
 
 
+def test_a_constant_under_heavy_weights_holds():
+    # 0.1 is no sum of powers of two, and neither are its weighted sums that constant.
+    log_w = 1.5 * np.random.default_rng(6).exponential(size=SIZE)
+    mean, sd = of(np.full(SIZE, 0.1), log_w)
+    assert (mean.error, mean.khat) == (sd.error, sd.khat) == (0.0, -np.inf)
+
+
+def test_an_infinite_draw_of_the_least_weight_leaves_no_moment():
+    """What Draws.mean leaves out, as theta may have left the floats there, may have been large."""
+    x = np.random.default_rng(7).normal(size=SIZE)
+    x[0] = np.inf
+    log_w = EQUAL.copy()
+    log_w[0] = -600.0
+    assert not any(moment.holds(1.0) for moment in of(x, log_w))
+
+
 def test_few_draws_have_no_tail_to_see():
     assert tail_shape(np.log(np.arange(1.0, 200.0))) == -np.inf
 

@@ -1,5 +1,7 @@
 """Newton's method against functions whose minima, saddles and steps are known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,19 @@ from conftest import FLOAT
 
 from minisvi import newton
 from minisvi.second_order.hessian_products import dense
-from minisvi.second_order.newton import descend, start
+from minisvi.second_order.newton import _expand, descend, start
 
 SOLVERS = ("eigh", "cg")
 EPS = float(jnp.finfo(FLOAT).eps)
 MINIMUM = np.array([3.0, -2.0, 0.5])
 QUADRATIC = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.5]])
+
+
+def go_on(fun, state, solver="eigh", scale=np.ones_like, max_steps=100, dtype=FLOAT):
+    """Newton's steps from a state."""
+    expand = partial(_expand, fun, (), scale, solver, jnp.dtype(dtype))
+    (end,) = descend(expand, [state], float(jnp.finfo(dtype).eps), max_steps)
+    return end
 
 
 def quadratic(x):
@@ -39,13 +48,12 @@ def double_well(x):  # a saddle of height 0 at the origin, minima of height -1/4
 )
 def test_a_quadratic_takes_one_step_when_nothing_damps_it(solver, dtype):
     origin = jnp.zeros(3, dtype)
-    little = start(origin)._replace(damping=jnp.asarray(jnp.finfo(dtype).eps, dtype))
-    one = descend(quadratic, little, solver=solver, max_steps=1)
+    little = start(np.asarray(origin))._replace(damping=float(jnp.finfo(dtype).eps))
+    one = go_on(quadratic, little, solver, max_steps=1, dtype=dtype)
     exact = (
         solver == "eigh"
     )  # conjugate gradients stop at a tenth of the gradient, farther from the end
     assert np.allclose(one.x, MINIMUM, rtol=0, atol=20 * jnp.finfo(dtype).eps if exact else 1.0)
-    assert one.x.dtype == dtype
     # From a damping of one it falls by five in every step: the error by about that.
     state = newton(quadratic, origin, solver=solver)
     assert state.converged
@@ -53,20 +61,14 @@ def test_a_quadratic_takes_one_step_when_nothing_damps_it(solver, dtype):
     assert state.num_steps <= 12
     assert state.value == pytest.approx(7.0, rel=10 * float(jnp.finfo(dtype).eps))
     assert np.allclose(state.x, MINIMUM, rtol=0, atol=float(jnp.finfo(dtype).eps) ** 0.5)
-    assert state.value.dtype == dtype
 
 
 def test_a_damped_step_is_the_formula(rtol):
     # p = -S (|S H S| + damping)^-1 S g, at an indefinite H, with S = diag(2, 1).
     matrix, x = jnp.array([[1.0, 2.0], [2.0, -1.5]]), jnp.array([0.7, -0.4])
     unit = np.array([2.0, 1.0])
-    state = start(x)._replace(damping=jnp.asarray(0.3, FLOAT))
-    one = descend(
-        lambda x: 0.5 * x @ matrix @ x,
-        state,
-        scale=lambda x: jnp.asarray(unit, x.dtype),
-        max_steps=1,
-    )
+    state = start(np.asarray(x))._replace(damping=0.3)
+    one = go_on(lambda x: 0.5 * x @ matrix @ x, state, scale=lambda x: unit, max_steps=1)
     scaled = unit[:, None] * np.asarray(matrix, float) * unit[None]
     values, vectors = np.linalg.eigh(scaled)
     gradient = unit * (np.asarray(matrix, float) @ np.asarray(x, float))
@@ -100,7 +102,7 @@ def test_an_ill_scaled_quartic_in_its_units_takes_the_steps_of_a_well_scaled_one
 
     well = newton(quartic, jnp.zeros(3), solver=solver)
     scaled = lambda x: quartic(x / jnp.asarray(unit, x.dtype))
-    ill = newton(scaled, jnp.zeros(3), scale=lambda x: jnp.asarray(unit, x.dtype), solver=solver)
+    ill = newton(scaled, jnp.zeros(3), scale=lambda x: unit, solver=solver)
     assert well.converged
     assert ill.converged
     assert ill.num_steps == well.num_steps
@@ -119,27 +121,36 @@ def test_a_saddle_repels(solver, x):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_vmapped_starts_equal_single_runs_and_trace_once(solver):
+def test_starts_that_descend_together_end_as_they_do_alone_and_trace_once(solver):
     traces = []
 
-    @jax.jit
-    def run(x, shift):
+    def fun(x, shift):
         traces.append(None)
-        return newton(
-            lambda x, shift: rosenbrock(x - shift), x, shift, solver=solver, max_steps=400
-        )
+        return rosenbrock(x - shift)
 
-    starts, shift = jnp.array([[-1.2, 1.0], [3.0, -1.0], [0.0, 0.0]]), jnp.array([0.5, -3.0])
-    together = jax.jit(jax.vmap(run, (0, None)))(starts, shift)
-    alone = [run(x, shift) for x in starts]
-    assert len(traces) == 1
-    assert jnp.all(together.converged)
-    for i, state in enumerate(alone):
-        assert np.allclose(together.x[i], state.x, rtol=0, atol=10 * EPS**0.5)
+    shift = jnp.array([0.5, -3.0])
+    starts = np.array([[-1.2, 1.0], [3.0, -1.0], [0.0, 0.0]])
+    alone = [newton(fun, jnp.asarray(x), shift, solver=solver, max_steps=400) for x in starts]
+    count = len(traces)
+    one_by_one = partial(_expand, fun, (shift,), np.ones_like, solver, jnp.dtype(FLOAT))
+    expand = lambda rows: [one_by_one(row[None])[0] for row in rows]
+    together = descend(expand, [start(x) for x in starts], EPS, 400)
+    assert len(traces) == count
+    for state, single in zip(together, alone):
+        assert state.converged
         assert np.allclose(state.x, 1 + np.asarray(shift), rtol=0, atol=30 * EPS**0.5)
+        assert np.allclose(state.x, single.x, rtol=0, atol=10 * EPS**0.5)
         if np.float64 == FLOAT:  # in float32 rounding may differ
-            assert together.num_steps[i] == state.num_steps
-    assert len({int(n) for n in together.num_steps}) > 1
+            assert state.num_steps == single.num_steps
+    assert len({state.num_steps for state in together}) > 1
+
+
+def test_what_stops_a_descent_is_asked_before_each_step():
+    left = iter([False, False, True])
+    expand = partial(_expand, rosenbrock, (), np.ones_like, "eigh", jnp.dtype(FLOAT))
+    (state,) = descend(expand, [start(np.array([-1.2, 1.0]))], EPS, 100, lambda: next(left))
+    assert state.num_steps == 2
+    assert not state.converged
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -171,7 +182,7 @@ def test_out_of_steps_is_not_converged(solver):
     assert not state.converged
     assert not state.stuck
     assert state.num_steps == 3
-    on = descend(rosenbrock, state, solver=solver, max_steps=200)
+    on = go_on(rosenbrock, state, solver, max_steps=200)
     whole = newton(rosenbrock, jnp.array([-1.2, 1.0]), solver=solver, max_steps=200)
     assert on.converged
     assert on.num_steps == whole.num_steps

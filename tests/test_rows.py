@@ -35,6 +35,7 @@ from minisvi import (
     product,
     real,
 )
+from minisvi.guides.foreign import weighted
 from minisvi.guides.joint import Joint
 from minisvi.model import trees
 from minisvi.objectives import closed_kl
@@ -251,7 +252,7 @@ def moved(params, key):
 
 def terms(guide, params, u, data, weight=None):
     """Every term that may count N/B times."""
-    q = guide.distribution(params, *data).weighted(weight)
+    q = weighted(guide.distribution(params, *data), weight, SCALED.latents)
     log_det = trees.constrain(SCALED.latents, u, weight)[1]
     log_prior, log_likelihood = SCALED.log_terms(u, *data, weight=weight)
     return {

@@ -28,9 +28,9 @@ from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Convergence, Minibatches, Model, Patience, mean_field, real
-from minisvi.posterior.diagnostics import split_rhat
 from minisvi.running.averaging import Tail
 from minisvi.running.device import BLOCK_CAPACITY
+from minisvi.stopping.chains import split_rhat
 
 X = conjugate_data()
 MODEL = conjugate_model()

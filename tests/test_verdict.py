@@ -90,10 +90,11 @@ def test_khat_is_the_largest_of_the_batches_and_of_all_draws(shape, largest):
     p = (jnp.arange(400) + 0.5) / 400
     batches = (-shape * jnp.log1p(-p)).reshape(-1, NUM_BATCHES).T
     log_w = jnp.ravel(batches)
-    khat = jax.jit(lambda log_w: psis(log_w).khat)
+    khat = lambda log_w: psis(log_w).khat
     of_batches, of_all = max(map(khat, batches)), khat(log_w)
     assert (of_batches > of_all) == (largest == "a batch")
-    found = measure(GAUSSIAN, {"x": jnp.zeros((400, 3))}, log_w, jnp.zeros(400)).figures
+    draws = {"x": np.zeros((400, 3))}
+    found = measure(draws, draws, np.asarray(log_w), np.zeros(400)).figures
     np.testing.assert_allclose(found.khat, max(of_batches, of_all), rtol=1e-4)
 
 

@@ -3,6 +3,7 @@
 deterministic mean field -> N(loc, linear response) -> a flow in its coordinates
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,19 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from minisvi.auto.gaussians import Gaussian, Gaussians
+from minisvi.auto.labels import with_relabelled
+from minisvi.auto.optima import mixture_of_optima
 from minisvi.auto.stochastic import stochastic
-from minisvi.auto.verdict import HIGH_ESS, MAX_SPACING, Verdict
+from minisvi.auto.verdict import HIGH_ESS, MAX_MISSED, MAX_SPACING, Verdict
 from minisvi.guides.base import Guide
 from minisvi.guides.flow import affine_coupling
 from minisvi.guides.flow_layers import mlp
 from minisvi.guides.gaussian import full_rank, mean_field
 from minisvi.guides.low_rank import low_rank
-from minisvi.guides.whitened import whitened
+from minisvi.guides.whitened import Whitened, whitened
 from minisvi.model import trees
+from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import Optima
 from minisvi.running import checkpoint
@@ -30,7 +35,8 @@ from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
 from minisvi.second_order.response import linear_response
 from minisvi.tools.interrupts import interrupted
-from minisvi.tools.keys import generator
+from minisvi.tools.keys import generator, rbg_key
+from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Data, Draw, Latents, Params
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
@@ -52,14 +58,20 @@ class Settings:
     checkpoint_every: float
     display: StageDisplay
 
+    def over(self) -> bool:
+        return interrupted() or time.monotonic() >= self.deadline
+
 
 class Candidate(NamedTuple):
-    """What a stage comes to, to be judged: a fitted guide, and the deterministic fit behind it."""
+    """What a stage comes to, to be judged: a fitted guide, and the deterministic fit behind it; and
+    the latents whose labels are `exchangeable`, as far as that was looked for.
+    """
 
     name: str
     guide: Guide
     params: Params
     deterministic: Deterministic
+    exchangeable: tuple[str, ...] = ()
 
 
 class _Gaussian(NamedTuple):
@@ -76,9 +88,10 @@ def cascade(
     for the next.
     """
     det = _from_several_starts(key, model, data, settings)
+    det, exchangeable = (det, ()) if settings.over() else with_relabelled(key, det)
     gaussian = _gaussian(det)
     yield _first(det, gaussian)
-    if _no_other_helps(verdicts[-1]):
+    if _no_other_helps(verdicts[-1]) or runaway(det):
         return
     if det.optimism > MAX_OPTIMISM:
         det = _again("mean field on more draws", key, model, data, settings, det, 4 * NUM_DRAWS)
@@ -87,6 +100,10 @@ def cascade(
         yield candidate._replace(name=f"{candidate.name}, {len(det.fixed.eps)} draws")
         if _no_other_helps(verdicts[-1]):
             return
+    if _misses_an_optimum(verdicts[-1]):
+        # No flow around one of them would find the others.
+        yield from _mixture(key, model, settings, det, exchangeable)
+        return
     if verdicts[-1].elbo < det.elbo:
         gaussian = _back_to_mean_field(gaussian, det)
     yield from _last_stage(key, model, data, settings, verdicts, det, gaussian)
@@ -98,6 +115,40 @@ def _no_other_helps(verdict: Verdict) -> bool:
     """
     nearly_equal = verdict.of_weights == "good" and verdict.ess >= HIGH_ESS
     return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
+
+
+def runaway(det: Deterministic) -> str | None:
+    """In words, that Newton has not converged because a scale grows without end; None otherwise."""
+    log_scale = trees.unravel(det.model.latents, np.asarray(det.params["log_scale"]))
+    leaves = named_leaves(log_scale)
+    widest = {name: float(np.max(leaf)) for name, leaf in leaves.items() if leaf.size}
+    name = max(widest, key=widest.__getitem__, default=None)
+    if det.converged or name is None or widest[name] < np.log(1e3):
+        return None
+    sd = f"1e{widest[name] / np.log(10):.0f}"
+    how = f"along `{name}`, whose sd is {sd} and grows"
+    return f"the fit runs away {how}: the posterior looks improper"
+
+
+def _misses_an_optimum(verdict: Verdict) -> bool:
+    return verdict.missed is not None and verdict.missed > MAX_MISSED
+
+
+def _mixture(
+    key: Array,
+    model: Model,
+    settings: Settings,
+    det: Deterministic,
+    exchangeable: tuple[str, ...],
+) -> Iterator[Candidate]:
+    """The mixture of the Gaussians at all optima, if there are several."""
+    size = trees.spec(model.latents).shape[0]
+    settings.display.begin("mixture of optima")
+    found = mixture_of_optima(key, det, settings.over) if size <= MAX_DENSE else None
+    if found is not None:
+        guide, params = found.fitted(model.latents)
+        name = f"mixture of {len(found.components)}"
+        yield Candidate(name, guide, params, det, exchangeable)
 
 
 # --- The deterministic mean field. ---
@@ -257,9 +308,23 @@ def _back_to_mean_field(gaussian: _Gaussian, det: Deterministic) -> _Gaussian:
     return gaussian._replace(cov=np.diag(variances) if is_dense else variances)
 
 
+def _around(guide: Whitened, key: Array, gaussian: _Gaussian) -> Params:
+    """The parameters of the guide's start, in the coordinates of that Gaussian."""
+    spec = trees.spec(guide.latents)
+    only = Gaussian.of(ravel_rows(gaussian.loc, 1)[0], gaussian.cov)
+    factor = np.log(only.sds()) if guide.diagonal else only.log_factor()
+    return {
+        "loc": only.loc.astype(spec.dtype),
+        "factor": factor.astype(spec.dtype),
+        "x": _init(guide.guide, rbg_key(key, 6)),
+    }
+
+
 @partial(jax.jit, static_argnames="guide")
-def _init(guide: Any, key: Array, loc: Draw, cov: np.ndarray) -> Params:
-    return guide.init(key, loc=loc, cov=cov)
+def _init(guide: Any, key: Array) -> Params:
+    spec = trees.spec(guide.latents)
+    origin = trees.unravel(guide.latents, jnp.zeros(spec.shape, spec.dtype))
+    return guide.init(key, loc=origin)
 
 
 # --- The stochastic fit. ---
@@ -278,7 +343,7 @@ def _last_stage(
     size = trees.spec(model.latents).shape[0]
     name, guide = _last_guide(model.latents, size, settings.batch_size)
     settings.display.begin(name)
-    params = _init(guide, key, gaussian.loc, gaussian.cov)
+    params = _around(guide, key, gaussian)
     states = stochastic(
         key,
         model,
@@ -299,7 +364,7 @@ def _last_stage(
         settings.display.begin(name)
 
 
-def _last_guide(latents: Latents, size: int, batch_size: int | None) -> tuple[str, Guide]:
+def _last_guide(latents: Latents, size: int, batch_size: int | None) -> tuple[str, Whitened]:
     if size > MAX_DENSE:
         return "low rank", whitened(low_rank(latents, RANK, 1.0), diagonal=True)
     if batch_size is not None:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
-from minisvi.auto.cascade import Candidate, Settings, cascade
+from minisvi.auto.cascade import Candidate, Settings, cascade, runaway
+from minisvi.auto.handover import restart
 from minisvi.auto.judging import check_num_draws, judge, unjudged
 from minisvi.auto.verdict import LEVELS, Judged, Verdict
 from minisvi.data.batches import Minibatches
 from minisvi.data.streams import Stream
 from minisvi.guides.base import Guide
-from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.posterior.draws import Draws, plain
 from minisvi.posterior.export import to_arviz
@@ -25,7 +25,6 @@ from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic
 from minisvi.tools import checks, inputs
 from minisvi.tools.interrupts import deferred_interrupt
-from minisvi.tools.names import named_leaves
 from minisvi.tools.sharding import check_axes
 from minisvi.tools.types import Data, Draw, Params
 
@@ -97,6 +96,17 @@ class Fit:
         draws = plain(theta, num_samples)
         return to_arviz(draws, self.model, *self.data, log_weights=kept_weights)
 
+    def to_blackjax(self, key: Array, num_chains: int) -> tuple[Draw, np.ndarray]:
+        """Where NUTS may go on: positions u, a tree with a leading axis of `num_chains`, and an
+        inverse mass matrix, both from the weighted draws.
+
+        `blackjax.nuts(logdensity, step_size, inverse_mass_matrix)` takes them, with
+        `logdensity = lambda u: model.log_density(u, *data)`. The matrix is the covariance of u,
+        (D, D), or the variances (D,) of more than 2,000 latents.
+        """
+        num_chains = checks.positive_integer("num_chains", num_chains)
+        return restart(checks.prng_key(key), self.posterior, num_chains)
+
     def summary(self) -> Summary:
         """A table of the weighted draws, a row for each scalar entry of theta; print it."""
         return self.draws.summary()
@@ -129,15 +139,22 @@ def fit(
 
     1. The deterministic mean field, from eight starts, or four for more than 64 latents; its linear
        response C; and q = N(loc, C).
-    2. Where its fixed draws promised more than a nat too much: the same on four times as many.
-    3. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if
+    2. Where the starts ended at several optima that have mass: the mixture of the Gaussians at all
+       of them. Then there is no other stage, for no flow around one of them would find the others.
+       Where p(theta, D) stays the same when latents change their labels, an optimum counts in every
+       order of these.
+    3. Where the fixed draws promised more than a nat too much: stage 1 on four times as many.
+    4. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if
        its ELBO is higher, by sticking the landing: 2,000 steps; and 6,000 more unless it is good
        and within 0.01 nats of the evidence, for a flow that has only just left its Gaussian has no
        tails yet by which it could be judged.
 
-    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 3 a low-rank
+    Compiled is what holds the density, two programs up to stage 3, or the flow's network. All else
+    is NumPy on the host, in double precision, from the key's bits.
+
+    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 4 a low-rank
     Gaussian in its coordinates. With a `batch_size` the starts of stage 1 see 16 times as many
-    rows, and the best goes on with all; stage 3 is a Gaussian of any covariance, on minibatches;
+    rows, and the best goes on with all; stage 4 is a Gaussian of any covariance, on minibatches;
     all stages are judged on all rows.
 
     **Arguments**
@@ -171,7 +188,7 @@ def fit(
             if ctrl_c.is_set():
                 break
             display.begin(f"judging {candidate.name}")
-            judged = _judged(key, model, data, candidate, num_draws)
+            judged = _judged(key, model, data, candidate, num_draws, deadline)
             verdicts.append(judged.verdict)
             stages.append(_stage(candidate, judged, begin))
             display.end(f"{candidate.name}: {judged.verdict.level}, {judged.verdict.reason}")
@@ -234,7 +251,14 @@ def _stage(candidate: Candidate, judged: Judged, begin: float) -> Stage:
     return Stage(candidate.name, candidate.guide, candidate.params, judged, seconds)
 
 
-def _judged(key: Array, model: Model, data: Data, candidate: Candidate, num_draws: int) -> Judged:
+def _judged(
+    key: Array,
+    model: Model,
+    data: Data,
+    candidate: Candidate,
+    num_draws: int,
+    deadline: float,
+) -> Judged:
     det = candidate.deterministic
     judged = judge(
         key,
@@ -246,9 +270,12 @@ def _judged(key: Array, model: Model, data: Data, candidate: Candidate, num_draw
         max_draws=4 * num_draws,
         optima=det.optima,
         optimism=det.optimism,
+        deadline=deadline,
     )
-    runaway = _runaway(model, det)
-    return _not_trusted(judged, runaway) if runaway else judged
+    verdict = replace(judged.verdict, exchangeable=candidate.exchangeable)
+    judged = judged._replace(verdict=verdict)
+    found = runaway(det)
+    return _not_trusted(judged, found) if found else judged
 
 
 def _not_trusted(judged: Judged, reason: str) -> Judged:
@@ -260,16 +287,3 @@ def _interrupted(stage: Stage) -> Stage:
     verdict = stage.judged.verdict
     verdict = replace(verdict, reason=f"interrupted; {verdict.reason}")
     return stage._replace(judged=stage.judged._replace(verdict=verdict))
-
-
-def _runaway(model: Model, det: Deterministic) -> str | None:
-    """In words, that Newton has not converged because a scale grows without end; None otherwise."""
-    log_scale = trees.unravel(model.latents, np.asarray(det.params["log_scale"]))
-    leaves = named_leaves(log_scale)
-    widest = {name: float(np.max(leaf)) for name, leaf in leaves.items() if leaf.size}
-    name = max(widest, key=widest.__getitem__, default=None)
-    if det.converged or name is None or widest[name] < np.log(1e3):
-        return None
-    sd = f"1e{widest[name] / np.log(10):.0f}"
-    how = f"along `{name}`, whose sd is {sd} and grows"
-    return f"the fit runs away {how}: the posterior looks improper"

@@ -47,9 +47,13 @@ class Gaussian(NamedTuple):
         """log q at the points that are pushed from the rows of eps, in nats."""
         return -0.5 * np.sum(eps**2 + np.log(2 * np.pi), axis=1) - self.log_det()
 
-    @property
-    def cov(self) -> np.ndarray:
-        return self.factor**2 if self.factor.ndim == 1 else self.factor @ self.factor.T
+    def sds(self) -> np.ndarray:
+        return self.factor if self.factor.ndim == 1 else np.sqrt(np.sum(self.factor**2, axis=1))
+
+    def log_factor(self) -> np.ndarray:
+        """L (D, D) with the log of its diagonal, as `full_rank` and `whitened` keep it."""
+        dense = np.diag(self.factor) if self.factor.ndim == 1 else self.factor
+        return np.tril(dense, -1) + np.diag(np.log(np.diagonal(dense)))
 
 
 class Drawn(NamedTuple):
@@ -144,7 +148,5 @@ def _of_params(guide: Any, params: Params) -> Gaussian:
 
 def _params(gaussian: Gaussian, dtype: Any) -> dict[str, Any]:
     """The parameters of `full_rank`."""
-    below = np.tril(gaussian.factor, -1)
-    log_diagonal = np.log(np.diagonal(gaussian.factor))
-    scale_tril = below + np.diag(log_diagonal)
+    scale_tril = gaussian.log_factor()
     return {"loc": gaussian.loc.astype(dtype), "scale_tril": scale_tril.astype(dtype)}

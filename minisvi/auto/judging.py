@@ -1,5 +1,7 @@
 """Can it be trusted? A fitted guide is judged by its importance weights."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -8,11 +10,13 @@ import numpy as np
 from jax import Array
 
 from minisvi.auto import drawing
+from minisvi.auto.advice import advise
 from minisvi.auto.centred import Centred, centred
 from minisvi.auto.figures import Figures, Measured, measure, missed_mass
 from minisvi.auto.gaussians import Drawn
 from minisvi.auto.verdict import (
     GOOD_ERROR,
+    MAX_MISSED,
     MAX_SPACING,
     NUM_BATCHES,
     Judged,
@@ -23,7 +27,7 @@ from minisvi.auto.verdict import (
     rule_on_weights,
 )
 from minisvi.guides.base import Guide
-from minisvi.model.at_rows import density_at_rows
+from minisvi.model.at_rows import density_at_rows, ravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
@@ -44,6 +48,7 @@ def judge(
     max_draws: int = 80_000,
     optima: Optima | None = None,
     optimism: float | None = None,
+    deadline: float = np.inf,
 ) -> Judged:
     """The verdict on any fitted guide, from `num_draws` draws of it and their log weights; from
     four times as many, up to `max_draws`, where that alone would make it good.
@@ -66,6 +71,9 @@ def judge(
       likelihood by rows differences are taken before sums then, in a second pass over the draws
       (see `centred`).
 
+    At the `deadline`, of `time.monotonic()`, and at Ctrl-C it makes do with the draws whose
+    densities are known, which are some 2,000 at least.
+
     `benchmarks/verdicts.py` taught that few draws may carry the weight only where their tail is
     light. TypeError or ValueError unless num_draws is an integer >= 100.
     """
@@ -74,10 +82,15 @@ def judge(
     data = posterior.data
     key = checks.prng_key(key)
     drawn = drawing.draw(key, model, guide, params, data, num_draws)
-    weighed = _weighed(posterior, drawn)
-    measured = measure(drawn.u, weighed.theta, weighed.log_w, drawn.log_ratio)
+
+    def over() -> bool:
+        return interrupted() or time.monotonic() >= deadline
+
+    weighed = _weighed(posterior, drawn, over)
+    u, log_ratio = _first((drawn.u, drawn.log_ratio), len(weighed.log_w))
+    measured = measure(u, weighed.theta, weighed.log_w, log_ratio)
     evidence = _evidence(posterior, weighed, measured, optima)
-    if 4 * num_draws <= max_draws and _only_draws_are_missing(evidence) and not interrupted():
+    if 4 * num_draws <= max_draws and _only_draws_are_missing(evidence) and not over():
         return judge(
             key,
             model,
@@ -88,8 +101,15 @@ def judge(
             max_draws=max_draws,
             optima=optima,
             optimism=optimism,
+            deadline=deadline,
         )
     verdict = _verdict(evidence, weighed.density.offset, optimism)
+    if verdict.level != "good":
+        misses = evidence.missed is not None and evidence.missed > MAX_MISSED
+        target = model.over(guide.constrained)
+        rows = ravel_rows(u, len(weighed.log_w))
+        advice = advise(target, rows, measured.log_w, evidence.moments, misses)
+        verdict = replace(verdict, advice=advice)
     return Judged(verdict, measured.draws)
 
 
@@ -101,26 +121,30 @@ class _Weighed(NamedTuple):
     density: Centred
 
 
-def _weighed(posterior: Posterior, drawn: Drawn) -> _Weighed:
+def _weighed(posterior: Posterior, drawn: Drawn, over: Callable[[], bool]) -> _Weighed:
     """Log weights of the model's density; or, where rounding would decide about these, of the
     differences from the rows' terms at the draw of the largest weight.
     """
     model, guide, data = posterior.model, posterior.guide, posterior.data
-    num = len(drawn.log_q)
     target = model.over(guide.constrained)
-    theta, log_p = density_at_rows(target, drawn.u, num, data)
-    log_w = _difference(log_p, drawn.log_q)
+    theta, log_p = density_at_rows(target, drawn.u, len(drawn.log_q), data, over=over)
+    num = len(log_p)
+    u, log_q = _first((drawn.u, drawn.log_q), num)
+    log_w = _difference(log_p, log_q)
     weighed = _Weighed(theta, log_w, Centred(model))
     best = int(np.argmax(np.where(np.isfinite(log_w), log_w, -np.inf)))
     if not _spacing(log_w.dtype, log_w[best]) > MAX_SPACING:
         return weighed
-    reference_point = jax.tree.map(lambda leaf: leaf[best], drawn.u)
-    density = centred(target, reference_point, data)
+    density = centred(target, jax.tree.map(lambda leaf: leaf[best], u), data)
     if not density.reference:
         return weighed
-    _, log_p = density_at_rows(density.model, drawn.u, num, data, reference=density.reference)
+    _, log_p = density_at_rows(density.model, u, num, data, reference=density.reference)
     density = density._replace(model=replace(density.model, latents=model.latents))
-    return _Weighed(theta, _difference(log_p, drawn.log_q), density)
+    return _Weighed(theta, _difference(log_p, log_q), density)
+
+
+def _first(tree: Any, num: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:num], tree)
 
 
 def _difference(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:

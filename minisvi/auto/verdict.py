@@ -14,7 +14,7 @@ NUM_BATCHES = 4
 GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
 HIGH_ESS, FAIR_ESS, LOW_ESS = 0.85, 0.1, 0.02  # of S
 MAX_SPACING = 0.1  # nats
-_MAX_MISSED = 0.01  # of the best optimum's mass
+MAX_MISSED = 0.01  # of the best optimum's mass
 _MOST_NAMED = 3
 
 
@@ -39,6 +39,9 @@ class Verdict:
     - `optima`: how many distinct ones the restarts converged to, at least one; `missed`: the
       largest mass, relative to the best, of where any of them ended that q does not reach; None
       without restarts. `optimism`: nats that fixed draws promised beyond fresh ones, or None.
+    - `exchangeable`: the latents whose labels may be exchanged, so that optima come in every order.
+    - `advice`: of what is not good, the worst latents, where the largest weights are, and what that
+      asks for.
     """
 
     level: Level
@@ -62,9 +65,13 @@ class Verdict:
     optima: int | None = None
     missed: float | None = None
     optimism: float | None = None
+    exchangeable: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:13} {text}" for name, text in self._rows().items())
+        lines = [f"{name:13} {text}" for name, text in self._rows().items()]
+        lines += [f"{'next':13} {text}" for text in self.advice]
+        return "\n".join(lines)
 
     def _rows(self) -> dict[str, str]:
         compared = f"threshold {self.threshold:.2f}, largest of {NUM_BATCHES} batches"
@@ -83,6 +90,9 @@ class Verdict:
             rows["optima"] = f"{self.optima} distinct, {misses}"
         if self.optimism is not None:
             rows["optimism"] = f"{self.optimism:.2f} nats, of fixed draws over fresh ones"
+        if self.exchangeable:
+            names = ", ".join(f"`{name}`" for name in self.exchangeable)
+            rows["labels"] = f"of {names} are exchangeable: each optimum is there in every order"
         return rows
 
 
@@ -111,7 +121,7 @@ def rule_on_weights(
     """The level that the weights have by themselves; `judge` has the rule in words."""
     if broken:
         return Ruling("not trusted", f"{broken} draws have a density of NaN or +inf")
-    if missed is not None and missed > _MAX_MISSED:
+    if missed is not None and missed > MAX_MISSED:
         mass = f"{missed:.2g} of the best one's mass"
         reason = f"a restart found another optimum, with {mass}, that q misses"
         return Ruling("not trusted", reason)

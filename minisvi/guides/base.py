@@ -46,36 +46,25 @@ class Distribution:
         raise NotImplementedError
 
     def from_noise(self, noise: Array) -> tuple[Draw, Array]:
-        """u and log q(u), as a function of `noise_size` independent standard normals."""
+        """u and log q(u), as a function of `noise`.
+
+        It is `noise_size` independent standard normals. Where `noise_size` is None, or q is
+        `stratified`, it may also be a PRNG key, which `sample_and_log_prob` then hands on as it is.
+        """
         raise NotImplementedError
 
     def sample_and_log_prob(self, *, seed: Array) -> tuple[Draw, Array]:
         """A draw u and log q(u), in one pass, from a PRNG key."""
-        return self.from_noise(self.as_normals(seed))
-
-    def as_normals(self, noise: Array) -> Array:
-        """`noise` as the standard normals that a draw is made of: a key is turned into them, unless
-        only a key can draw.
-        """
-        if is_normals(noise) or self.noise_size is None or self.stratified:
-            return noise
+        if self.noise_size is None or self.stratified:
+            return self.from_noise(seed)
         dtype = self.noise_dtype or jnp.result_type(float)
-        return jax.random.normal(noise, (self.noise_size,), dtype)
+        return self.from_noise(jax.random.normal(seed, (self.noise_size,), dtype))
 
     def draw(self, noise: Array) -> tuple[Draw, Array]:
         """u and log q(u) from `noise`: a key, or `noise_size` standard normals."""
         if is_normals(noise):
             return self.from_noise(noise)
         return self.sample_and_log_prob(seed=noise)
-
-    def draw_stopped(self, noise: Array, stopped: "Distribution") -> tuple[Draw, Array]:
-        """u and log q(u) from `noise`, where log q(u) carries gradient through u alone.
-
-        `stopped` is q with its parameters' gradient stopped. By default it is asked for its
-        `log_prob` at u; a q that can tell without going back from u to the noise overrides this.
-        """
-        u, _ = self.draw(noise)
-        return u, stopped.log_prob(u)
 
     def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
         """(u, log q(u), log weight) of C draws along a leading axis, where E_q[f] is the mean of
@@ -84,27 +73,30 @@ class Distribution:
         u, log_q = self.draw(noise)
         return jax.tree.map(lambda leaf: leaf[None], u), log_q[None], jnp.zeros(1, log_q.dtype)
 
-    def at_draws(
-        self,
-        function: Callable[[Draw, Array], Any],
-        noise: Array,
-        stopped: "Distribution | None" = None,
-    ) -> tuple[Any, Array]:
+    def at_draws(self, function: Callable[[Draw, Array], Any], noise: Array) -> tuple[Any, Array]:
         """function(u, log q(u)) at a draw, and the log of the draw's weight, which is zero.
 
-        With `stopped`, log q(u) is that of `draw_stopped`. Where q has strata the function is taken
-        at a draw of each; both results then have a leading axis C.
+        Where q has strata it is at a draw of each; both results then have a leading axis C.
         """
-        if self.stratified:
-            u, log_q, log_weight = self.strata(noise)
-            if stopped is not None:
-                log_q = jax.vmap(stopped.log_prob)(u)
-            return jax.vmap(function)(u, log_q), log_weight
-        if stopped is None:
-            u, log_q = self.draw(noise)
-        else:
-            u, log_q = self.draw_stopped(noise, stopped)
-        return function(u, log_q), jnp.zeros(())
+        if not self.stratified:
+            return function(*self.draw(noise)), jnp.zeros(())
+        u, log_q, log_weight = self.strata(noise)
+        return jax.vmap(function)(u, log_q), log_weight
+
+    def at_draws_on_path(
+        self, function: Callable[[Draw, Array], Any], stopped: "Distribution", noise: Array
+    ) -> tuple[Any, Array]:
+        """`at_draws`, with the log q(u) of `draw_on_path`."""
+        if not self.stratified:
+            return function(*self.draw_on_path(noise, stopped)), jnp.zeros(())
+        return self.at_draws(lambda u, _: function(u, stopped.log_prob(u)), noise)
+
+    def draw_on_path(self, noise: Array, stopped: "Distribution") -> tuple[Draw, Array]:
+        """u and log q(u), whose gradient goes through u alone; `stopped` is q with no gradient in
+        its parameters.
+        """
+        u, _ = self.draw(noise)
+        return u, stopped.log_prob(u)
 
     def score_log_prob(self, u: Draw) -> Array:
         """log q(u) of the parts that are not reparameterised, whose gradient is the score; zero if
@@ -118,11 +110,23 @@ class Distribution:
             f"{type(self).__name__} has no closed-form entropy: take gradient='reparameterised'"
         )
 
-    def weighted(self, weight: Any) -> "Distribution":
-        """The same with the log densities of its local latents counted `weight` times: one number,
-        or one for each row.
+    def weighted(self, weight: Any, local: Any) -> "Distribution":
+        """The same with the log densities of its local latents counted `weight` times.
+
+        `weight` is one number, or one for each row (B,). `local` is a tree like the latents that q
+        is over: the name of each local latent, and "" in the place of each other one.
+
+        ValueError if q has local latents and does not override this: what it has of log q is a
+        sum over the rows, which cannot be told from the terms of other latents.
         """
         del weight
+        names = local_names(local)
+        if names:
+            raise ValueError(
+                f"minibatches with local latents {names}: expected a `weighted(weight, local)` of "
+                f"{type(self).__name__}, which counts each row's log density `weight` times; got "
+                "none. Define it, or take `per_row` or `amortised`"
+            )
         return self
 
     def parts_at(self, u: Draw) -> Any:
@@ -137,6 +141,11 @@ class Distribution:
         None of a q that is not close to a Gaussian by construction.
         """
         return None
+
+
+def local_names(local: Any) -> list[str]:
+    """The names in the tree that `Distribution.weighted` is given."""
+    return [name for name in jax.tree.leaves(local) if name]
 
 
 class Guide(Protocol):

@@ -85,6 +85,7 @@ class Categorical(Record):
     constrained = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, support in named_leaves(self.latents).items():
             if support.num_values is None:
                 raise ValueError(

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.lax import stop_gradient
 
+from minisvi.guides.base import Distribution
 from minisvi.guides.flow_layers import (
     Autoregressive,
     Bijector,
@@ -57,82 +58,69 @@ class Pushforward(Pushed):
         return trees.spec(self.latents).dtype
 
     def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
-        z, log_det = self._through_layers(self._to_base(x), _forward, reverse=False)
-        return self._from_base(z), log_q - log_det
+        u, log_det = self._through_layers(x, _forward, reverse=False)
+        return u, log_q - log_det
 
     def log_prob(self, u: Draw, /) -> Array:
-        z, log_det = self._through_layers(self._to_base(u), _inverse, reverse=True)
-        return self.base.log_prob(self._from_base(z)) + log_det
+        x, log_det = self._through_layers(u, _inverse, reverse=True)
+        return self.base.log_prob(x) + log_det
 
-    def draw_stopped(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
-        """For couplings in one pass, that carries the score grad_z log q(z) along with z."""
-        if not isinstance(self.layer, Coupling):
-            return super().draw_stopped(noise, stopped)
-        x, _ = self.base.draw(self.as_normals(noise))
-        z = self._to_base(x)
-        log_q, score = jax.value_and_grad(stopped.log_base)(stop_gradient(z))
+    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
+        """The score of log q goes along with the draw from layer to layer, and no layer has to be
+        inverted.
+        """
+        coupling = self.layer
+        if not isinstance(stopped, Pushforward) or not isinstance(coupling, Coupling):
+            return Distribution.draw_on_path(self, noise, stopped)
+        x, log_q = self.base.draw(noise)
+        score = jax.grad(stopped.base.log_prob)(stop_gradient(x))
+        loc, factor = self.base.affine() or (0.0, _Identity())
 
-        def step(carry: _Scored, layer: tuple[Params, Array]) -> tuple[_Scored, None]:
-            params, order = layer
-            stopped_layer = self.layer.bijector(stop_gradient(params), order)
-            score = stopped_layer.score(stop_gradient(carry.z), carry.score)
-            z, log_det = _pass(_forward, self.layer.bijector(params, order), carry.z)
-            log_q = carry.log_q - stop_gradient(log_det)
-            return _Scored(z, log_q, score.astype(z.dtype)), None
+        def step(passed: Any, layer: Any) -> tuple[Any, None]:
+            z, score, total = passed
+            params, stopped_params, order = layer
+            fixed = coupling.bijector(stopped_params, order)
+            score = fixed.push_score(stop_gradient(z), score)
+            z, log_det = coupling.bijector(params, order).forward_and_log_det(z)
+            return (z.astype(score.dtype), score, total + jnp.sum(log_det)), None
 
-        layers = (self.params, self.orders)
-        (z, log_q, score), _ = jax.lax.scan(step, _Scored(z, log_q, score), layers)
-        u = self._from_base(z)
-        # Its value is z, and its gradient is that through u alone.
-        z_of_u = stopped._to_base(u)
-        return u, log_q + score @ (z_of_u - stop_gradient(z_of_u))
-
-    def log_base(self, z: Array) -> Array:
-        """log q_base at A(z), for z (D,) in the coordinates of the layers."""
-        return self.base.log_prob(self._from_base(z))
-
-    def _affine(self) -> tuple[Any, Any]:
-        return self.base.affine() or (0.0, _Identity())
-
-    def _to_base(self, u: Draw) -> Array:
-        """A^-1(u), in the coordinates of the layers."""
-        loc, factor = self._affine()
-        return factor.solve(trees.ravel(self.latents, u) - loc)
-
-    def _from_base(self, z: Array) -> Draw:
-        """A(z), as a tree."""
-        loc, factor = self._affine()
-        return trees.unravel(self.latents, loc + factor.times(z))
+        z = factor.solve(trees.ravel(self.latents, x) - loc)
+        _, pull = jax.vjp(factor.times, stop_gradient(z))
+        (score,) = pull(trees.ravel(self.latents, score))
+        start = z, stop_gradient(score), jnp.zeros((), z.dtype)
+        layers = self.params, stopped.params, self.orders
+        (z, score, log_det), _ = jax.lax.scan(step, start, layers)
+        u = trees.unravel(self.latents, loc + factor.times(z))
+        # In the base's coordinates, in which A is the identity.
+        along_path = jnp.vdot(score, _stopped_solve(stopped.base, self.latents, u))
+        return u, stop_gradient(log_q - log_det - along_path) + along_path
 
     def _through_layers(
-        self, z: Array, direction: Direction, reverse: bool
-    ) -> tuple[Array, Array]:
-        """z at the other end of the layers, and the log-determinant of the way there."""
+        self, tree: Draw, direction: Direction, reverse: bool
+    ) -> tuple[Draw, Array]:
+        """The tree at the other end of the layers, and the log-determinant of the way there."""
 
         def step(passed: Passed, layer: tuple[Params, Array]) -> tuple[Passed, None]:
             z, total = passed
-            z, log_det = _pass(direction, self.layer.bijector(*layer), z)
+            params, order = layer
+            z, log_det = direction(self.layer.bijector(params, order), z)
+            # A network may compute in another precision than that of the latents.
+            z = z.astype(total.dtype)
+            log_det = jnp.sum(log_det).astype(total.dtype)
             return (z, total + log_det), None
 
+        loc, factor = self.base.affine() or (0.0, _Identity())
+        z = factor.solve(trees.ravel(self.latents, tree) - loc)
         start = (z, jnp.zeros((), z.dtype))
         layers = (self.params, self.orders)
-        end, _ = jax.lax.scan(step, start, layers, reverse=reverse)
-        return end
+        (z, log_det), _ = jax.lax.scan(step, start, layers, reverse=reverse)
+        return trees.unravel(self.latents, loc + factor.times(z)), log_det
 
 
-class _Scored(NamedTuple):
-    """A draw on its way through the layers, with its log density and the gradient of that in z."""
-
-    z: Array
-    log_q: Array
-    score: Array
-
-
-def _pass(direction: Direction, bijector: Bijector, z: Array) -> tuple[Array, Array]:
-    """z through one layer, and the log-determinant, a scalar."""
-    moved, log_det = direction(bijector, z)
-    # A network may compute in another precision than that of the latents.
-    return moved.astype(z.dtype), jnp.sum(log_det).astype(z.dtype)
+def _stopped_solve(base: Distribution, latents: Latents, u: Draw) -> Array:
+    """A^-1(u), with A's parameters stopped."""
+    loc, factor = base.affine() or (0.0, _Identity())
+    return factor.solve(trees.ravel(latents, u) - loc)
 
 
 def _forward(bijector: Bijector, z: Array) -> tuple[Array, Array]:

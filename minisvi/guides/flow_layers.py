@@ -19,8 +19,8 @@ from minisvi.tools.types import Params
 
 
 class Bijector(Protocol):
-    """An invertible map of each coordinate, or of all of them together. Log-determinants may be one
-    number, or one a coordinate.
+    """An invertible map, such as Distrax's. Log-determinants may be one number, or one a
+    coordinate.
     """
 
     def forward_and_log_det(self, z: Array) -> tuple[Array, Array]: ...
@@ -29,7 +29,7 @@ class Bijector(Protocol):
 
 
 class Affine(NamedTuple):
-    """z -> z exp(log_scale) + shift, coordinate by coordinate."""
+    """y_i = z_i exp(s_i) + t_i."""
 
     shift: Array
     log_scale: Array
@@ -37,8 +37,11 @@ class Affine(NamedTuple):
     def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
         return z * jnp.exp(self.log_scale) + self.shift, self.log_scale
 
+    def inverse(self, y: Array) -> Array:
+        return (y - self.shift) * jnp.exp(-self.log_scale)
+
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        return (y - self.shift) * jnp.exp(-self.log_scale), -self.log_scale
+        return self.inverse(y), -self.log_scale
 
 
 def affine(params: Array) -> Affine:
@@ -47,24 +50,7 @@ def affine(params: Array) -> Affine:
     The clip keeps draws finite. Andrade (2024) has 0.1 for its upper limit, which triples the gap
     on Neal's funnel.
     """
-    return Affine(shift=params[..., 0], log_scale=_soft_clip(params[..., 1], 3.0))
-
-
-class Then(NamedTuple):
-    """One bijector, and then another one."""
-
-    first: Bijector
-    second: Bijector
-
-    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
-        between, first_log_det = self.first.forward_and_log_det(z)
-        y, second_log_det = self.second.forward_and_log_det(between)
-        return y, first_log_det + second_log_det
-
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        between, second_log_det = self.second.inverse_and_log_det(y)
-        z, first_log_det = self.first.inverse_and_log_det(between)
-        return z, first_log_det + second_log_det
+    return Affine(params[..., 0], _soft_clip(params[..., 1], 3.0))
 
 
 @dataclass(frozen=True)
@@ -79,14 +65,31 @@ class Spline:
 
     bound: float
 
-    def __call__(self, params: Array) -> Then:
+    def __call__(self, params: Array) -> Any:
         import distrax  # heavy (it brings TFP), so only when a spline is used
 
         bins = _soft_clip(params[..., 2:], 1.0)
         inner = distrax.RationalQuadraticSpline(
             bins, -self.bound, self.bound, boundary_slopes="identity"
         )
-        return Then(inner, affine(params[..., :2]))
+        return _Chain(inner, affine(params[..., :2]))
+
+
+class _Chain(NamedTuple):
+    """`first`, then `second`."""
+
+    first: Any
+    second: Any
+
+    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
+        y, first_log_det = self.first.forward_and_log_det(z)
+        y, second_log_det = self.second.forward_and_log_det(y)
+        return y, first_log_det + second_log_det
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        z, second_log_det = self.second.inverse_and_log_det(y)
+        z, first_log_det = self.first.inverse_and_log_det(z)
+        return z, first_log_det + second_log_det
 
 
 def _soft_clip(x: Array, limit: float) -> Array:
@@ -149,7 +152,7 @@ class Coupling(Record):
     readout of `network` (Dinh et al. 2017, section 3.2).
     """
 
-    transform: Callable[[Array], Bijector]
+    transform: Callable[[Array], Any]
     num_params: int
     network: Network
 
@@ -162,65 +165,59 @@ class Coupling(Record):
             **_zero_readout(size, self.num_params, features.size),
         }
 
-    def bijector(self, params: Params, order: Array) -> "Masked":
+    def bijector(self, params: Params, order: Array) -> "Coupled":
         def conditioner(first_half: Array) -> Array:  # (D,), with zeros for the second half
             features = self.network.apply(params["network"], first_half)
             return _readout(params["readout"], params["bias"], features)
 
-        stays = order < order.size // 2
-        return Masked(stays, conditioner, self.transform)
+        return Coupled(order < order.size // 2, conditioner, self.transform)
 
 
-@dataclass(frozen=True)
-class Masked:
-    """y = z where a coordinate `stays`, and else y_i = g(z_i; c_i), with the parameters
-    c = conditioner(z where it stays, and zeros elsewhere).
+class Coupled(NamedTuple):
+    """The bijector of a coupling: what `stays` (D,) conditions what does not. Log-determinants are
+    one a coordinate.
     """
 
     stays: Array
     conditioner: Callable[[Array], Array]
-    transform: Callable[[Array], Bijector]
-
-    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
-        y, log_det = self._transform_at(z).forward_and_log_det(z)
-        return self._only_moved(z, y, log_det)
-
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        z, log_det = self._transform_at(y).inverse_and_log_det(y)
-        return self._only_moved(y, z, log_det)
-
-    def _transform_at(self, z: Array) -> Bijector:
-        return self.transform(self.conditioner(self._first_half(z)))
+    transform: Callable[[Array], Any]
 
     def _first_half(self, z: Array) -> Array:
-        return jnp.where(self.stays, z, 0)
+        return jnp.where(self.stays, z, 0.0)
 
-    def _only_moved(self, z: Array, moved: Array, log_det: Array) -> tuple[Array, Array]:
-        return jnp.where(self.stays, z, moved), jnp.where(self.stays, 0, log_det)
+    def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
+        bijector = self.transform(self.conditioner(self._first_half(z)))
+        y, log_det = bijector.forward_and_log_det(z)
+        return jnp.where(self.stays, z, y), jnp.where(self.stays, 0.0, log_det)
 
-    def score(self, z: Array, score: Array) -> Array:
-        """grad_y log q(y) at y = f(z), from the `score` grad_z log q(z).
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        bijector = self.transform(self.conditioner(self._first_half(y)))
+        z, log_det = bijector.inverse_and_log_det(y)
+        return jnp.where(self.stays, y, z), jnp.where(self.stays, 0.0, log_det)
 
-        With J the Jacobian of f, log q(y) = log q(z) - log|det J| gives
+    def push_score(self, z: Array, score: Array) -> Array:
+        """The score of log q at y = f(z), from that at z: J^-T (score - grad log|det J|) (Vaitl,
+        Nicoli, Nakajima & Kessel 2022, eq. 16).
 
-            J^T grad_y log q(y) = grad_z log q(z) - grad_z log|det J|
-
-        J is triangular in the order of the halves: the second half of grad_y is a division by the
-        slopes g', and the first half then takes one pass back through the conditioner. So nothing
-        is inverted (Vaitl, Nicoli, Nakajima & Kessel 2022, section 4).
+        J is triangular: with the second half's own slopes g' its score is h = (score - grad log g')
+        / g', and the first half's is what is left of (score - grad log|det J|) less what h pulls
+        back through the conditioner.
         """
+        params, pull = jax.vjp(self.conditioner, self._first_half(z))
 
-        def moved(c: Array, z: Array) -> tuple[Array, Array]:
-            return self.transform(c).forward_and_log_det(z)
+        def forward(params: Array) -> tuple[Array, Array]:
+            return self.transform(params).forward_and_log_det(z)
 
-        c, back_to_first_half = jax.vjp(self.conditioner, self._first_half(z))
-        (_, log_slope), back = jax.vjp(moved, c, z)
-        moves = (~self.stays).astype(z.dtype)
-        _, slope_of_log_slope = back((jnp.zeros_like(z), moves))
-        second_half = moves * (score - slope_of_log_slope) * jnp.exp(-log_slope)
-        through_c, _ = back((second_half, moves))
-        (through_first_half,) = back_to_first_half(through_c)
-        return jnp.where(self.stays, score - through_first_half, second_half)
+        def log_dets(z: Array) -> tuple[Array, Array]:
+            _, log_det = self.transform(params).forward_and_log_det(z)
+            return jnp.sum(log_det), log_det
+
+        slope, log_det = jax.grad(log_dets, has_aux=True)(z)
+        h = jnp.where(self.stays, 0.0, (score - slope) * jnp.exp(-log_det))
+        _, pull_params = jax.vjp(forward, params)
+        (of_params,) = pull_params((h, jnp.where(self.stays, 0.0, 1.0)))
+        (of_first_half,) = pull(of_params)
+        return jnp.where(self.stays, score - of_first_half, h)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +245,7 @@ class Autoregressive(Record):
         degree = jnp.arange(self.hidden) % max(order.size - 1, 1)
         first, second = params["network"]
 
-        def transform(z: Array) -> Affine:
+        def transform(z: Array) -> Any:
             seen_inputs = degree[:, None] >= order[None, :]
             h = _masked(first, seen_inputs, z)
             seen_units = degree[:, None] >= degree[None, :]
@@ -269,18 +266,14 @@ def _masked(layer: Params, seen: Array, x: Array) -> Array:
 class _InOrder:
     """y_i = g_i(z_i), where `transform(z)` makes g_i of the coordinates of z before i."""
 
-    transform: Callable[[Array], Affine]
+    transform: Callable[[Array], Any]
     size: int
 
     def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
         return self.transform(z).forward_and_log_det(z)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        def pass_once(_: Any, z: Array) -> Array:
-            z, _ = self.transform(z).inverse_and_log_det(y)
-            return z
-
         # Each pass makes one more coordinate right, in the layer's order, whatever it starts from.
-        z = jax.lax.fori_loop(0, self.size, pass_once, y)
+        z = jax.lax.fori_loop(0, self.size, lambda _, z: self.transform(z).inverse(y), y)
         _, log_det = self.transform(z).forward_and_log_det(z)
         return z, -log_det

@@ -31,6 +31,7 @@ class Family(Record):
     constrained = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scale > 0:
             raise ValueError(f"`scale` must be > 0; got {self.scale}")
 

@@ -33,8 +33,11 @@ class Dependent(Distribution):
     def given(self, draws: Draws) -> Distribution:
         return adapted(self.make({name: draws[name] for name in self.on}))
 
-    def weighted(self, weight: Any) -> "Dependent":
-        return replace(self, make=lambda draws: adapted(self.make(draws)).weighted(weight))
+    def weighted(self, weight: Any, local: Any) -> "Dependent":
+        def make(draws: Draws) -> Distribution:
+            return adapted(self.make(draws)).weighted(weight, local)
+
+        return replace(self, make=make)
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,11 @@ class Joint(Distribution):
         terms = [part.entropy() for part in self._ordered.values()]
         return jnp.asarray(sum(terms, 0.0))
 
-    def weighted(self, weight: Any) -> "Joint":
-        def one(part: Any) -> Distribution:
-            return adapted(part).weighted(weight)
+    def weighted(self, weight: Any, local: Any) -> "Joint":
+        def one(part: Any, local_of_part: Any) -> Distribution:
+            return adapted(part).weighted(weight, local_of_part)
 
-        return replace(self, parts=jax.tree.map(one, self.parts, is_leaf=is_distribution))
+        return replace(self, parts=jax.tree.map(one, self.parts, local, is_leaf=is_distribution))
 
     def parts_at(self, u: Draw) -> Any:
         draws = self._draws(u)

@@ -77,7 +77,8 @@ class Rows(Distribution):
         terms = jax.vmap(lambda params: self._row(params).entropy())(self.params)
         return trees.weighted_sum(terms, self.weight)
 
-    def weighted(self, weight: Any) -> "Rows":
+    def weighted(self, weight: Any, local: Any) -> "Rows":
+        del local  # all of its latents are
         return replace(self, weight=weight)
 
     def parts_at(self, u: Draw) -> Any:
@@ -176,6 +177,7 @@ class Amortised(_RowGuide):
     on: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if getattr(self.guide, "on", None):
             raise ValueError(
                 "amortised: expected `on` of its own, for the encoder; got a conditional guide"

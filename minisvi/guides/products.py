@@ -28,6 +28,7 @@ class Product(Record):
     parts: Any
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, part in named_leaves(self.parts, _is_guide, "product").items():
             if not _is_guide(part):
                 raise TypeError(f"product: expected a guide for `{name}`; got {part!r}")

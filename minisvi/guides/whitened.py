@@ -10,6 +10,7 @@ from jax import Array
 from jax.lax import stop_gradient
 from jax.typing import ArrayLike
 
+from minisvi.guides.base import Distribution
 from minisvi.guides.flow import Flow
 from minisvi.guides.foreign import member
 from minisvi.guides.gaussian import Family, log_cholesky
@@ -24,8 +25,6 @@ class Affine(Pushed):
     """q(u), where u = loc + L x and x is a draw of the base.
 
     log q(u) = log q_x(L^-1 (u - loc)) - log det L
-
-    `loc` and L are fixed: they carry no gradient.
     """
 
     loc: Array
@@ -39,16 +38,13 @@ class Affine(Pushed):
         vector = self.loc + self.factor.times(trees.ravel(self.latents, x))
         return trees.unravel(self.latents, vector), log_q - self.factor.log_det()
 
+    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
+        return self._pushed_on_path(noise, stopped)
+
     def log_prob(self, u: Draw, /) -> Array:
         vector = self.factor.solve(trees.ravel(self.latents, u) - self.loc)
         x = trees.unravel(self.latents, vector)
         return self.base.log_prob(x) - self.factor.log_det()
-
-    def draw_stopped(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
-        # As loc and L are fixed, what goes through u goes through x. Nothing is solved for.
-        normals = self.as_normals(noise)
-        x, log_q = self.base.draw_stopped(normals, stopped.base)
-        return self._push(x, log_q)
 
     def entropy(self) -> Array:
         return self.base.entropy() + self.factor.log_det()

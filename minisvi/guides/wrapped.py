@@ -53,6 +53,11 @@ class Pushed(Distribution):
         x, log_q = self.base.draw(noise)
         return self._push(x, log_q)
 
+    def _pushed_on_path(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
+        """`draw_on_path` of a bijection that has no parameters of its own: the base's, pushed."""
+        x, log_q = self.base.draw_on_path(noise, stopped.base)
+        return self._push(x, log_q)
+
     def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
         x, log_q, log_weight = self.base.strata(noise)
         u, log_q = jax.vmap(self._push)(x, log_q)

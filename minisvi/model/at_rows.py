@@ -143,7 +143,8 @@ def unravel_rows(latents: Latents, rows: np.ndarray) -> Draw:
     for leaf in leaves:
         end = start + math.prod(leaf.shape)
         part = rows[:, start:end].reshape(len(rows), *leaf.shape)
-        parts.append(part.astype(leaf.dtype))
+        with np.errstate(over="ignore"):  # of points too far away
+            parts.append(part.astype(leaf.dtype))
         start = end
     return jax.tree.unflatten(treedef, parts)
 

@@ -61,6 +61,7 @@ class Model(Record):
     per_row: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         trees.latents_of(self.latents)
         static_checks.functions(self)
         static_checks.says_whether_per_row(self)
@@ -206,14 +207,16 @@ class Model(Record):
         return ancestral.sample_all(self, latents, keys)
 
     def check(self, *data: Any) -> None:
-        """Raise on a mistake in a term: by shapes alone, nothing is computed or compiled.
+        """Raise on a mistake in a term, which is found by shapes alone: nothing is computed or
+        compiled, unless the data hold numbers that are not finite.
 
         `term_shapes.density_term` says what is a mistake. A prior that is known to have mass
         outside of its latent's support gives a `PriorSupportWarning`, once a model.
 
-        Only where data are known and hold numbers that are not finite are the terms computed, once,
-        at T(0). ValueError names these numbers where a term is not finite because of them. Data on
-        a mesh with explicit axes are refused (see `sharding.check_axes`).
+        If they do, and the data are known, the terms are compiled and computed at T(0), with the
+        data as they are and with finite rows in the place of the others. ValueError names these
+        numbers where a term is not finite because of them. Data on a mesh with explicit axes are
+        refused (see `sharding.check_axes`).
         """
         data = inputs.arrays(data)
         check_axes(data)

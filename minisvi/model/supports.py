@@ -36,6 +36,7 @@ class Support(Record):
     local: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kind = jnp.floating if self.num_values is None else jnp.integer
         if not jnp.issubdtype(self.value_dtype, kind):
             raise TypeError(f"a support's dtype must be floating; got {self.dtype}")

@@ -25,9 +25,11 @@ def reparameterised(problem: Problem, u: Draw, log_q: Array) -> Array:
     return problem.log_p(u) - log_q
 
 
-def sticking_the_landing(problem: Problem, u: Draw, stopped_log_q: Array) -> Array:
-    """log p(u) - log q(u), where log q carries gradient through u and not through its own phi."""
-    return problem.log_p(u) - stopped_log_q
+def sticking_the_landing(problem: Problem, u: Draw, log_q: Array) -> Array:
+    """log p(u) - log q(u), where q is of the same phi with its gradient stopped: `log_q` carries
+    gradient through the draw alone.
+    """
+    return problem.log_p(u) - log_q
 
 
 def closed_form_entropy(problem: Problem, u: Draw, log_q: Array) -> Array:

@@ -11,7 +11,7 @@ from jax import Array
 from jax.lax import stop_gradient
 
 from minisvi.guides.base import Distribution, Guide
-from minisvi.guides.foreign import member
+from minisvi.guides.foreign import member, weighted
 from minisvi.model.model import Model
 from minisvi.objectives.tempered import TemperedModel, tempered
 from minisvi.tools import checks, noise
@@ -25,10 +25,12 @@ class Problem(NamedTuple):
     """What one estimate is made of: log p as a function of u, and q.
 
     - `model`: the user's, over u in the form that the guide draws it.
-    - `log_p(u)`: log p(T(u), D) + log|det J_T(u)| in nats, with N/B in it if the data are a batch.
-    - `q`: its log densities of local latents count N/B times too. `stopped_q` is the same with no
-      gradient in phi, and `plain_q` the same without N/B and annealing.
-    - `weight`: N/B, or None. `kl_weight`: the annealing of the KL.
+    - `log_p(u)`: log p(T(u), D) + log|det J_T(u)| in nats. The likelihood counts N/B times if the
+      data are a batch, and beta_l times where it is annealed; the prior with log|det J| counts
+      beta_k times.
+    - `q`: its log densities of local latents count N/B times too, and all of them beta_k times.
+      `stopped_q` is the same with no gradient in phi. `plain_q` has neither N/B nor annealing.
+    - `weight`: N/B, or None. `kl_weight`: beta_k at this step, which is one without annealing.
     """
 
     model: Model
@@ -67,7 +69,8 @@ class Objective:
 
           log w = beta_l log p(D | theta) + beta_k (log p(theta) + log|det J| - log q)
 
-      of a factored model (Bowman et al. 2016; Mandt et al. 2016).
+      of a factored model (Bowman et al. 2016; Mandt et al. 2016). They are one where no `step` is
+      given, so that an objective called by hand is not annealed.
 
     ValueError or TypeError for other values, and for discrete latents where the gradient goes
     through the draws.
@@ -105,7 +108,9 @@ class Objective:
     ) -> Array:
         """The estimate in nats, whose gradient in `params` is the estimator's.
 
-        `weight` is N/B of a minibatch, and schedules are asked at `step`.
+        `weight` is N/B of a minibatch, or None for all rows. Schedules are asked at `step`. With
+        `step=None` they are not asked, and nothing is annealed. ValueError for a `weight` or a
+        schedule where the model is not factored.
         """
         raise NotImplementedError
 
@@ -115,8 +120,9 @@ class Objective:
         model = model.over(guide.constrained)
         log_p = partial(_log_density, model, data, weight)
         plain_q = member(guide, params, *data)
-        q = plain_q.weighted(weight)
-        stopped_q = member(guide, stop_gradient(params), *data).weighted(weight)
+        q = weighted(plain_q, weight, model.latents)
+        stopped_q = member(guide, stop_gradient(params), *data)
+        stopped_q = weighted(stopped_q, weight, model.latents)
         if self.kl_weight is None and self.likelihood_weight is None:
             return Problem(model, log_p, q, stopped_q, plain_q, weight, 1.0)
         beta_k = _at_step(self.kl_weight, step)
@@ -132,13 +138,14 @@ class Objective:
         weigh: Callable[[Draw, Array], Any],
         stopped_q: Distribution | None = None,
     ) -> Particles:
-        """`weigh(u_k, log q(u_k))` at K draws of q.
-
-        With `stopped_q`, the log densities carry gradient through the draws alone.
+        """`weigh(u_k, log q(u_k))` at K draws of q; with `stopped_q` log q has no gradient but that
+        through u_k.
         """
 
         def particle(eps: Array) -> tuple[Any, Array]:
-            return q.at_draws(weigh, eps, stopped_q)
+            if stopped_q is None:
+                return q.at_draws(weigh, eps)
+            return q.at_draws_on_path(weigh, stopped_q, eps)
 
         values, log_weight = noise.over_particles(
             particle, key, self.num_particles, self.sampling, q.noise_size

@@ -39,6 +39,9 @@ class Tempered(Pushed):
     def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
         return x, self.beta * log_q
 
+    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
+        return self._pushed_on_path(noise, stopped)
+
     def log_prob(self, u: Draw, /) -> Array:
         return self.beta * self.base.log_prob(u)
 

@@ -8,9 +8,11 @@ What counts as equal numbers depends on the dtype in which they come.
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from minisvi.posterior.weighted import doubles, entries, normalised
 from minisvi.tools.sharding import to_host
 
 _LEAST_TAIL = 5  # weights; a shape cannot be fitted to fewer
@@ -50,14 +52,22 @@ def psis(log_w: ArrayLike) -> PSIS:
     usable = np.where(broken, -np.inf, given.astype(float))
     largest = np.max(usable)
     if not np.isfinite(largest):  # weights that are all zero are taken as equal ones
-        return PSIS(np.full(size, -math.log(size)), np.inf, -np.inf)
-    smoothed, khat = usable - largest, np.inf
+        equal = np.full(size, -math.log(size))
+        return PSIS(equal, np.inf, -np.inf)
+    smoothed = usable - largest
+    khat = np.inf
     if tail_size(size) >= _LEAST_TAIL:
-        smoothed, khat = _smooth_tail(smoothed, float(np.finfo(given.dtype).eps))
+        smoothed, khat = _smooth_tail(smoothed, _eps(given.dtype))
     total = _logsumexp(smoothed)
     unknown = np.any(broken) or np.isnan(khat)
     log_evidence = float(total + largest - math.log(size))
     return PSIS(smoothed - total, np.inf if unknown else float(khat), log_evidence)
+
+
+def _eps(dtype: Any) -> float:
+    """The relative spacing of the numbers of a dtype; integers are taken for doubles."""
+    floating = dtype if jnp.issubdtype(dtype, jnp.floating) else float
+    return float(jnp.finfo(floating).eps)
 
 
 def _smooth_tail(log_w: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
@@ -70,8 +80,8 @@ def _smooth_tail(log_w: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
     raw = log_w[rows]
     tail = np.exp(raw)
     if tail[-1] - tail[0] <= 4 * eps:
-        return log_w, np.inf if cutoff == 0 and tail[0] == 0 else -np.inf
-    khat, sigma = pareto_fit(_positive_exceedances(tail, cutoff))
+        return log_w, np.inf if cutoff == 0 else -np.inf
+    khat, sigma = pareto_fit(positive_exceedances(tail, cutoff))
     p = (np.arange(num) + 0.5) / num
     with np.errstate(all="ignore"):  # what is not finite is not used
         smoothed = np.minimum(np.log(cutoff + pareto_quantile(p, khat, sigma)), 0.0)
@@ -81,7 +91,7 @@ def _smooth_tail(log_w: np.ndarray, eps: float) -> tuple[np.ndarray, float]:
     return log_w, np.inf if cutoff == 0 else khat
 
 
-def _positive_exceedances(tail: np.ndarray, cutoff: float) -> np.ndarray:
+def positive_exceedances(tail: np.ndarray, cutoff: float) -> np.ndarray:
     """By how much the weights of the tail exceed the cutoff; half of the least where they do not.
 
     Rounded weights tie with the cutoff, in float32 at the exact posterior most of them do. The log
@@ -99,25 +109,27 @@ def khat_threshold(num_samples: int) -> float:
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
-def pareto_fit(exceedances: np.ndarray) -> tuple[float, float]:
+@np.errstate(all="ignore")  # a point of the grid may lead to 0 / 0, and the fit is then NaN
+def pareto_fit(exceedances: ArrayLike) -> tuple[float, float]:
     """Shape k and scale sigma of the generalised Pareto distribution, fitted to exceedances (T,) in
     ascending order.
 
     This is the empirical Bayes estimate of Zhang & Stephens (2009), with k shrunk to 1/2 by a prior
     that counts as ten draws.
     """
+    exceedances = doubles(exceedances)
     size = exceedances.size
-    eps = np.finfo(float).eps
-    # A tie with the cutoff, or a zero weight in the tail, leaves a zero here; the grid divides by
-    # it.
-    x = np.maximum(exceedances, exceedances[-1] * eps)
+    finfo = np.finfo(float)
+    # The grid divides by these, so that none may be zero. A larger floor than this one would be a
+    # constant part of a tail that is very heavy, and make it look light.
+    x = np.maximum(exceedances, exceedances[-1] * finfo.tiny)
     num = 30 + math.isqrt(size)
     grid = 1 - np.sqrt(num / (np.arange(1, num + 1) - 0.5))
     quartile = x[int(size / 4 + 0.5) - 1]
     b = grid / (3 * quartile) + 1 / x[-1]
     # A point of the grid may be zero, which is the exponential distribution: k is zero too and
     # -b / k is 1 / mean. A small b has that ratio.
-    b = np.where(b == 0, eps / x[-1], b)
+    b = np.where(b == 0, finfo.eps / x[-1], b)
     # At a given b the likeliest k is this mean, and the likeliest scale is -k / b.
     logs = np.log1p(-b[:, None] * x[None, :])
     k = np.mean(logs, axis=1)
@@ -129,9 +141,9 @@ def pareto_fit(exceedances: np.ndarray) -> tuple[float, float]:
     return float(shrunk), float(-k / mean_b)
 
 
-def pareto_quantile(p: np.ndarray, k: float, sigma: float) -> np.ndarray:
+def pareto_quantile(p: ArrayLike, k: float, sigma: float) -> np.ndarray:
     """The generalised Pareto quantile sigma ((1 - p)^-k - 1) / k, and its limit at k = 0."""
-    exponential = -np.log1p(-p)
+    exponential = -np.log1p(-doubles(p))
     if k == 0:
         return sigma * exponential
     return sigma * np.expm1(k * exponential) / k
@@ -154,7 +166,9 @@ def importance_ess(log_weights: ArrayLike) -> float:
     """The effective sample size 1 / sum_i w_i^2, in 1..S: the number of independent draws of p that
     the weighted ones are worth (Kong 1992).
     """
-    return math.exp(-_logsumexp(2 * _doubles(log_weights)))
+    log_sum_of_squares = _logsumexp(2 * doubles(log_weights))
+    with np.errstate(over="ignore"):
+        return float(np.exp(-log_sum_of_squares))
 
 
 def elbo(log_w: ArrayLike, where: ArrayLike | None = None) -> tuple[float, float]:
@@ -162,11 +176,22 @@ def elbo(log_w: ArrayLike, where: ArrayLike | None = None) -> tuple[float, float
 
     With `where` (S,) only the draws count for which it is true.
     """
-    used = _doubles(log_w)
+    used = doubles(log_w)
     if where is not None:
-        used = used[np.asarray(where)]
+        used = used[to_host(where)]
+    if used.size == 0:
+        return math.nan, math.nan
     with np.errstate(invalid="ignore", over="ignore"):  # of densities that are not finite
-        return float(np.mean(used)), float(np.std(used, ddof=1)) / math.sqrt(used.size)
+        return float(np.mean(used)), _standard_error(used)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _standard_error(values: np.ndarray) -> float:
+    """That of the mean of the values; NaN of a single one, which has no spread."""
+    if values.size < 2:
+        return math.nan
+    sd = np.std(values, ddof=1)
+    return float(sd) / math.sqrt(values.size)
 
 
 def log_evidence(log_w: ArrayLike) -> tuple[float, float]:
@@ -176,16 +201,12 @@ def log_evidence(log_w: ArrayLike) -> tuple[float, float]:
     The estimate is too low on average. Its standard error may be trusted only where k-hat is below
     1/2.
     """
-    log_w = _doubles(log_w)
+    log_w = doubles(log_w)
     total = _logsumexp(log_w)
-    with np.errstate(invalid="ignore"):
-        relative = np.exp(log_w - total + math.log(log_w.size))
-        error = float(np.std(relative, ddof=1)) / math.sqrt(log_w.size)
-    return total - math.log(log_w.size), error
-
-
-def _doubles(values: Any) -> np.ndarray:
-    return np.asarray(to_host(values), float)
+    log_size = math.log(log_w.size)
+    with np.errstate(invalid="ignore", over="ignore"):
+        relative = np.exp(log_w - total + log_size)
+    return total - log_size, _standard_error(relative)
 
 
 def per_draw(values: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -194,39 +215,15 @@ def per_draw(values: np.ndarray, x: np.ndarray) -> np.ndarray:
     return values.reshape(-1, *ones)
 
 
-def normalised(log_weights: ArrayLike) -> np.ndarray:
-    """The weights, (S,), whose sum is one."""
-    log_weights = _doubles(log_weights)
-    weights = np.exp(log_weights - np.max(log_weights))
-    return weights / np.sum(weights)
-
-
 def weighted_moments(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of draws x (S, ...) under weights (S,). A draw of weight zero
     never counts.
     """
-    z, mean, weights = _centred(x, log_weights)
-    return mean, np.sqrt(_weighted_sum(weights, z**2))
-
-
-def _centred(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws less their weighted mean; that mean; and the weights. Only draws with a weight are in
-    it.
-    """
     weights = normalised(log_weights)
-    counts = weights > 0
-    weights = weights[counts]
-    # From one of the draws, so that a constant coordinate has no spread.
-    x = _doubles(x)[counts]
-    origin = x[np.argmax(weights)]
-    with np.errstate(all="ignore"):  # of draws that are not finite
-        z = x - origin
-        shift = _weighted_sum(weights, z)
-        return z - shift, origin + shift, weights
-
-
-def _weighted_sum(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return np.tensordot(weights, x, axes=1)
+    moments = [(entry.mean, entry.sd) for entry in entries(x, weights)]
+    mean, sd = np.reshape(moments, (len(moments), 2)).T
+    shape = np.shape(x)[1:]
+    return mean.reshape(shape), sd.reshape(shape)
 
 
 def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
@@ -234,40 +231,27 @@ def mean_shift(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     the truth.
     """
     mean, sd = weighted_moments(x, log_weights)
-    plain = np.mean(_doubles(x), axis=0)
-    return _in_sds(np.abs(mean - plain), sd)
+    plain, _ = weighted_moments(x, np.zeros(np.shape(x)[0]))
+    with np.errstate(invalid="ignore"):
+        shift = np.abs(mean - plain)
+        in_sds = shift / np.where(sd == 0, 1.0, sd)
+    return np.where(shift == 0, 0.0, in_sds)
 
 
 def weighted_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Standard error of the weighted mean in weighted sds: sqrt(sum_i w_i^2 (x_i - mean)^2) / sd
     (Owen 2013, 9.9).
     """
-    z, _, weights = _centred(x, log_weights)
-    square = z**2
-    error = np.sqrt(_weighted_sum(weights**2, square))
-    return _in_sds(error, np.sqrt(_weighted_sum(weights, square)))
+    errors = [entry.mean_error() for entry in entries(x, normalised(log_weights))]
+    return np.reshape(errors, np.shape(x)[1:])
 
 
 def weighted_sd_mcse(x: ArrayLike, log_weights: ArrayLike) -> np.ndarray:
     """Relative standard error of the weighted sd: sqrt(sum_i w_i^2 (z_i^2 - 1)^2) / 2, where
     z = (x - mean) / sd.
     """
-    z, _, weights = _centred(x, log_weights)
-    square = z**2
-    variance = _weighted_sum(weights, square)
-    relative = square / _or_one(variance) - 1
-    error = 0.5 * np.sqrt(_weighted_sum(weights**2, relative**2))
-    return np.where(variance == 0, 0.0, error)
-
-
-def _in_sds(error: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.where(error == 0, 0.0, error / _or_one(sd))
-
-
-def _or_one(sd: np.ndarray) -> np.ndarray:
-    """The sds, with one in place of those that are zero, by which nothing can be divided."""
-    return np.where(sd == 0, 1.0, sd)
+    errors = [entry.sd_error() for entry in entries(x, normalised(log_weights))]
+    return np.reshape(errors, np.shape(x)[1:])
 
 
 class Optima(NamedTuple):
@@ -295,12 +279,13 @@ def distinct_optima(
     Two are at the same optimum if their locations (R, D) are, in every coordinate, within
     `tolerance` times the larger one of their two `sd` (R, D).
     """
-    elbo, loc, sd = _doubles(elbo), _doubles(loc), _doubles(sd)
-    best_first = np.argsort(-np.where(np.isnan(elbo), -np.inf, elbo), kind="stable")
+    elbo, loc, sd = doubles(elbo), doubles(loc), doubles(sd)
+    known = np.where(np.isnan(elbo), -np.inf, elbo)
+    best_first = np.argsort(-known, kind="stable")
     largest_sd = np.maximum(sd[:, None], sd[None])
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(loc[:, None] - loc[None]) / largest_sd
-        near = np.max(distance, axis=2, initial=0.0) <= tolerance
+    with np.errstate(all="ignore"):  # a location may not be finite
+        distance = np.abs(loc[:, None] - loc[None])
+        near = np.all(distance <= tolerance * largest_sd, axis=2)
     # Each is at its own optimum, even one whose location is NaN, which is near nothing.
     same = near | np.eye(len(elbo), dtype=bool)
     rank_of_best = np.argmax(same[:, best_first], axis=1)

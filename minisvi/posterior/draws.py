@@ -4,7 +4,6 @@ The draws are plain ones, whose weights are equal, or draws that are reweighted 
 posterior.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ from jax import Array
 
 from minisvi.posterior import diagnostics
 from minisvi.posterior.spilling import batchwise
-from minisvi.posterior.summary import Summary, summarise, weighted_quantiles
+from minisvi.posterior.summary import Summary, summarise
+from minisvi.posterior.weighted import quantiles
 from minisvi.tools import checks
 from minisvi.tools.inputs import arrays
 from minisvi.tools.keys import generator
@@ -30,8 +30,10 @@ class Draws(NamedTuple):
     for plain draws.
 
     `theta` is a tree in the shape of the latents, each leaf with a leading axis S. A draw counts as
-    its weight says: one of weight zero does not count, whatever its value. Statistics are computed
-    on the host, in double precision, and come as NumPy arrays of theta's own.
+    its weight says: one of weight zero does not count, whatever its value.
+
+    Statistics are computed on the host, in double precision, and compile nothing. They are NumPy
+    arrays of the dtype of theta's leaves, or of JAX's default float for integers and bools.
     """
 
     theta: Draw
@@ -60,13 +62,21 @@ class Draws(NamedTuple):
         return self.quantiles(0.5)
 
     def quantiles(self, probabilities: Any) -> Draw:
-        """Marginal quantiles. Each leaf gets the shape of `probabilities` in front of its own (see
-        `quantiles`).
+        """Marginal quantiles. Each leaf gets the shape of `probabilities` in front of its own.
+
+        A quantile is the mean of the weighted quantile function over a window [a, a + 1/n], where
+        a = p (1 - 1/n) and n = 1 / sum_s w_s^2. For equal weights this is the linear interpolation
+        between order statistics of `numpy.quantile` (Akinshin 2023, type 7).
 
         ValueError for a probability outside [0, 1].
         """
         checks.probabilities(probabilities)
-        return jax.tree.map(lambda x: quantiles(x, self.log_weights, probabilities), self.theta)
+
+        def leaf_quantiles(x: Array) -> np.ndarray:
+            found = quantiles(x, self.log_weights, probabilities)
+            return found.astype(_float_of(x))
+
+        return jax.tree.map(leaf_quantiles, self.theta)
 
     def summary(self) -> Summary:
         """A table of mean, sd, quantiles, ESS and error, to be printed: a row for each scalar entry
@@ -126,10 +136,9 @@ class Draws(NamedTuple):
         checks.takes("fn", fn, "fn(key, theta, *inputs)", 2 + len(inputs))
         inputs = arrays(inputs)
         theta = self.resample(key, num_samples).theta
-        keys = jax.random.split(jax.random.fold_in(key, 1), num_samples)
 
         def compute(rows: np.ndarray) -> Any:
-            return _map_theta(fn, keys[rows], _take(theta, rows), inputs)
+            return _map_theta(fn, key, rows, _take(theta, rows), inputs)
 
         return batchwise(compute, num_samples, batch_size, out)
 
@@ -151,8 +160,9 @@ def _num_weighted(log_weights: Array | np.ndarray) -> int:
 
 
 def _float_of(x: Array) -> Any:
-    """The dtype of x, or a float in place of an integer or a bool."""
-    return jnp.result_type(float, x)
+    """The dtype of x, or JAX's default float in place of an integer or a bool."""
+    is_floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.dtype if is_floating else jnp.result_type(float)
 
 
 @partial(jax.jit, static_argnames=("f", "num_draws"))
@@ -161,26 +171,13 @@ def _mapped(f: Callable[[Draw], Any], theta: Draw, num_draws: int) -> Any:
 
 
 @partial(jax.jit, static_argnames="fn")
-def _map_theta(fn: Callable[..., Any], keys: Array, theta: Draw, inputs: Data) -> Any:
-    return jax.vmap(lambda key, theta: fn(key, theta, *inputs))(keys, theta)
-
-
-def quantiles(x: Any, log_weights: Any, probabilities: Any) -> np.ndarray:
-    """Weighted quantiles of x (S, ...), one for each of `probabilities`, whose shape comes in front
-    of x's own.
-
-    A quantile is the mean of the weighted quantile function over a window [a, a + 1/n], where
-    a = p (1 - 1/n) and n = 1 / sum_s w_s^2. For equal weights this is the linear interpolation
-    between order statistics of `numpy.quantile` (Akinshin 2023, type 7). A draw of weight zero
-    changes nothing, and n is 1 where one draw has all the weight.
+def _map_theta(fn: Callable[..., Any], key: Array, rows: Array, theta: Draw, inputs: Data) -> Any:
+    """fn at the draws theta (B, ...), whose numbers among all draws are `rows` (B,). Each has a key
+    of its own, which is made in here: to make them outside would be two programs more.
     """
-    dtype = _float_of(x)
-    p = np.asarray(probabilities, float)
-    weights = diagnostics.normalised(log_weights)
-    counts = weights > 0
-    weights = weights[counts]
-    x = np.asarray(to_host(x), float)[counts]
-    columns = x.reshape(len(x), math.prod(x.shape[1:])).T
-    found = [weighted_quantiles(column, weights, p.ravel()) for column in columns]
-    by_probability = np.reshape(found, (len(columns), p.size)).T
-    return by_probability.reshape(p.shape + x.shape[1:]).astype(dtype)
+    of_all = jax.random.fold_in(key, 1)
+
+    def one(row: Array, theta: Draw) -> Any:
+        return fn(jax.random.fold_in(of_all, row), theta, *inputs)
+
+    return jax.vmap(one)(rows, theta)

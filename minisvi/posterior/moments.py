@@ -8,20 +8,18 @@ are w_s |z_s|^p with z = (theta - mean) / sd.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minisvi.posterior import diagnostics
+from minisvi.posterior.weighted import Entry, doubles, entries, have_weight, softmax
 from minisvi.tools.names import named_leaves
-from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Draw
 
 MAX_KHAT = 0.7  # as for the weights themselves (Vehtari et al. 2024, section 3)
 _SMALL_SHARE = 0.003  # the largest of 80,000 terms of shape 0.7 has a share of 0.03 in their sum
 _LEAST_TAIL = 50  # the shape that is fitted to fewer draws is a guess
-_COLUMNS = 64  # entries at a time, to bound the memory
 
 
 class Moment(NamedTuple):
@@ -55,68 +53,41 @@ def moments(theta: Draw, log_w: Any, log_weights: Any) -> list[Moment]:
 
     The errors are those of `diagnostics.weighted_mcse` and `weighted_sd_mcse`.
     """
-    log_w, log_weights = to_host((log_w, log_weights))
-    counts = log_weights > -np.inf
-    log_w = log_w[counts].astype(float)
-    weights = np.exp(log_weights[counts].astype(float))
-    weights /= weights.sum()
+    # However small a weight is: the terms of a moment may still be large.
+    weights = softmax(log_weights)
+    log_w = doubles(log_w)[have_weight(weights)]
     found = []
-    for latent, leaf in named_leaves(to_host(theta)).items():
+    for latent, leaf in named_leaves(theta).items():
         if not leaf.size:
             continue
-        columns = leaf.reshape(len(leaf), -1)[counts]
-        worst = _worst(columns, log_w, weights)
+        worst = _worst([_figures(entry, log_w) for entry in entries(leaf, weights)])
         found.append(Moment(latent, 1, worst.mean_error, worst.mean_khat))
         found.append(Moment(latent, 2, worst.sd_error, worst.sd_khat))
     return found
 
 
 class _Figures(NamedTuple):
-    """The errors and the k-hats of means and sds: arrays, one for each entry, or numbers."""
+    """The errors and the k-hats of a mean and an sd."""
 
-    mean_error: Any
-    mean_khat: Any
-    sd_error: Any
-    sd_khat: Any
-
-
-def _worst(columns: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> _Figures:
-    """The largest of each figure over the columns, one for each entry of a leaf."""
-    parts = [_figures(part, log_w, weights) for part in _parts(columns)]
-    by_entry = _Figures(*[np.concatenate(figure) for figure in zip(*parts)])
-    return _Figures(*[float(np.max(figure)) for figure in by_entry])
+    mean_error: float
+    mean_khat: float
+    sd_error: float
+    sd_khat: float
 
 
-def _parts(columns: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, columns.shape[1], _COLUMNS):
-        part = columns[:, start : start + _COLUMNS]
-        yield part.astype(float)
+def _worst(of_entries: list[_Figures]) -> _Figures:
+    """The largest of each figure over the entries of a leaf."""
+    return _Figures(*map(max, zip(*of_entries)))
 
 
-def _figures(x: np.ndarray, log_w: np.ndarray, weights: np.ndarray) -> _Figures:
-    """The figures of each column of x (S, C), each (C,)."""
-    finite = np.isfinite(x).all(axis=0)
-    if not finite.all():
-        x = np.where(finite, x, 0.0)
-    z = x - weights @ x
-    with np.errstate(over="ignore"):  # where the fit ran away
-        sd = np.sqrt(weights @ z**2)
-    finite &= np.isfinite(sd)
-    z /= np.where(sd == 0, 1.0, sd)
-    square = z**2
-    mean_error = np.sqrt(weights**2 @ square)
+def _figures(entry: Entry, log_w: np.ndarray) -> _Figures:
+    if not (math.isfinite(entry.mean) and math.isfinite(entry.sd)):
+        # An infinite draw, or spread, leaves no moment.
+        return _Figures(math.inf, math.inf, math.inf, math.inf)
     # The share of the largest term of the sd in the sum of all, which is one.
-    share = np.max(weights[:, None] * square, axis=0)
-    # In place, to bound the memory.
-    square -= 1
-    square *= square
-    sd_error = 0.5 * np.sqrt(weights**2 @ square)
-    sd_error = np.where(sd == 0, 0.0, sd_error)
-    khats = np.array([_khats(log_w, column, largest) for column, largest in zip(z.T, share)])
-    mean_khat, sd_khat = khats.T
-    figures = _Figures(mean_error, mean_khat, sd_error, sd_khat)
-    # An infinite draw, or spread, leaves no moment.
-    return _Figures(*[np.where(finite, figure, np.inf) for figure in figures])
+    share = np.max(entry.weights * entry.z**2)
+    mean_khat, sd_khat = _khats(log_w, entry.z, share)
+    return _Figures(entry.mean_error(), mean_khat, entry.sd_error(), sd_khat)
 
 
 def _khats(log_w: np.ndarray, z: np.ndarray, share: float) -> tuple[float, float]:
@@ -151,16 +122,12 @@ def tail_shape(log_terms: np.ndarray) -> float:
     if not np.isfinite(tail[-1]):
         return math.inf
     tail = np.exp(tail - tail[-1])
-    exceedances = tail[1:] - tail[0]
-    if exceedances[-1] - exceedances[0] <= 4 * np.finfo(float).eps:
+    cutoff = tail[0]
+    tail = tail[1:]
+    if tail[-1] - tail[0] <= 4 * np.finfo(float).eps:
         return -math.inf
-    # As in `psis`, half of the smallest exceedance stands for those that are zero.
-    smallest = np.min(exceedances[exceedances > 0])
-    exceedances = np.maximum(exceedances, 0.5 * smallest)
-    # The grid of the fit may have a point at zero, by which it divides.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shape, _ = diagnostics.pareto_fit(exceedances)
-    return math.inf if np.isnan(shape) else float(shape)
+    shape, _ = diagnostics.pareto_fit(diagnostics.positive_exceedances(tail, cutoff))
+    return math.inf if np.isnan(shape) else shape
 
 
 def _largest(values: np.ndarray, num: int) -> np.ndarray:

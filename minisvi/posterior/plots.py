@@ -13,10 +13,12 @@ import numpy as np
 
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import PSIS
-from minisvi.posterior.draws import Draws, quantiles
+from minisvi.posterior.draws import Draws
 from minisvi.posterior.summary import entry_name
+from minisvi.posterior.weighted import normalised, quantiles
 from minisvi.tools import checks
 from minisvi.tools.names import named_leaves
+from minisvi.tools.sharding import to_host
 
 # Two of Okabe and Ito's colours, which the colour-blind tell apart, and a grey for what lies
 # behind.
@@ -132,7 +134,7 @@ def marginals(draws: Draws, reweighted: Draws, num: int = 6, ax: Any = None) -> 
 def _scalars(draws: Draws, num: int) -> list[tuple[str, Any]]:
     """The first `num` scalars (S,) by name, such as `net.bias[0]`."""
     found: list[tuple[str, Any]] = []
-    for name, leaf in named_leaves(draws.theta).items():
+    for name, leaf in named_leaves(to_host(draws.theta)).items():
         for index in np.ndindex(leaf.shape[1:]):
             if len(found) == num:
                 return found
@@ -144,7 +146,7 @@ def _scalars(draws: Draws, num: int) -> list[tuple[str, Any]]:
 def _central_range(x: Any, draws: Draws) -> np.ndarray:
     """The ends of the middle 99 % of draws x (S,)."""
     ends = np.array([0.005, 0.995])
-    return np.asarray(quantiles(x, draws.log_weights, ends))
+    return quantiles(x, draws.log_weights, ends)
 
 
 def _edges(*ranges: np.ndarray) -> np.ndarray:
@@ -157,8 +159,8 @@ def _edges(*ranges: np.ndarray) -> np.ndarray:
 
 
 def _density(x: Any, draws: Draws, edges: np.ndarray) -> np.ndarray:
-    weights = np.exp(np.asarray(draws.log_weights, float))
-    share, _ = np.histogram(np.asarray(x), edges, weights=weights)
+    weights = normalised(draws.log_weights)
+    share, _ = np.histogram(x, edges, weights=weights)
     return share / np.diff(edges)
 
 

@@ -42,7 +42,8 @@ def batchwise(
         rows = np.arange(start, start + size)
         return np.minimum(rows, num_samples - 1)
 
-    form_of_batch = jax.eval_shape(compute, rows_from(0))
+    # The rows are numbers here too, by which arrays on the host may be indexed.
+    form_of_batch = jax.eval_shape(partial(compute, rows_from(0)))
     form = jax.tree.map(partial(_with_rows, num_samples), form_of_batch)
     _check_numbers(form)
     whole = _room(form) if out is None else _files(form, Path(out))

@@ -3,15 +3,13 @@ precision.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from minisvi.posterior import diagnostics
+from minisvi.posterior.weighted import Entry, entries, normalised, quantiles_of_entry
 from minisvi.tools.names import named_leaves
-from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Draw
 
 COLUMNS = ("mean", "sd", "5%", "50%", "95%", "ESS", "error")
@@ -76,21 +74,13 @@ def summarise(theta: Draw, log_weights: Any) -> Summary:
     """The summary of draws of theta, each leaf (S, ...), with log weights (S,). A draw of weight
     zero never counts.
     """
-    # A draw may be infinite or NaN, and then so are the statistics in which it counts.
-    with np.errstate(invalid="ignore", over="ignore"):
-        weights = diagnostics.normalised(log_weights)
-        counts = weights > 0
-        rows = {name: _row(x[counts], weights[counts]) for name, x in _entries(theta)}
-    return Summary(rows)
-
-
-def _entries(theta: Draw) -> Iterator[tuple[str, np.ndarray]]:
-    """The name of each scalar entry, and its draws (S,)."""
+    weights = normalised(log_weights)
+    rows = {}
     for name, leaf in named_leaves(theta).items():
-        draws = to_host(leaf)
-        for index in np.ndindex(draws.shape[1:]):
-            entry = draws[:, *index]
-            yield entry_name(name, index), entry.astype(float)
+        indices = np.ndindex(leaf.shape[1:])
+        for index, entry in zip(indices, entries(leaf, weights), strict=True):
+            rows[entry_name(name, index)] = _row(entry)
+    return Summary(rows)
 
 
 def entry_name(name: str, index: tuple[int, ...]) -> str:
@@ -101,71 +91,19 @@ def entry_name(name: str, index: tuple[int, ...]) -> str:
     return f"{name}[{places}]"
 
 
-def _row(x: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """The statistics of draws (S,) under positive weights (S,) that sum to one."""
-    mean, variance = _moments(x, weights)
-    sd = np.sqrt(variance)
-    if variance == 0:
-        ess = 1 / np.sum(weights**2)
-        error = 0.0
-    else:
-        variance_of_mean = np.sum((weights * (x - mean)) ** 2)
-        ess = variance / variance_of_mean
-        mean_error = 1 / np.sqrt(ess)
-        error = np.maximum(mean_error, _sd_error((x - mean) / sd, weights))
-    quantiles = weighted_quantiles(x, weights, PROBABILITIES)
-    values = [mean, sd, *quantiles, ess, error]
-    return dict(zip(COLUMNS, map(float, values)))
+def _row(entry: Entry) -> dict[str, float]:
+    error = np.maximum(entry.mean_error(), entry.sd_error())
+    quantiles = quantiles_of_entry(entry.x, entry.weights, PROBABILITIES)
+    values = [entry.mean, entry.sd, *quantiles, _ess(entry), error]
+    return dict(zip(COLUMNS, map(float, values), strict=True))
 
 
-def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.floating, np.floating]:
-    """The mean and the variance."""
-    # Taken from one of the draws, so that a constant has no spread. The draw of the largest weight
-    # is finite if most are.
-    origin = x[np.argmax(weights)]
-    mean = np.sum(weights * (x - origin))
-    variance = np.sum(weights * (x - origin - mean) ** 2)
-    return origin + mean, variance
-
-
-def _sd_error(z: np.ndarray, weights: np.ndarray) -> np.floating:
-    """The relative standard error of the sd, from standardised draws, as
-    `diagnostics.weighted_sd_mcse` has it.
-    """
-    terms = weights * (z**2 - 1)
-    return 0.5 * np.sqrt(np.sum(terms**2))
-
-
-def weighted_quantiles(x: np.ndarray, weights: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Quantiles of draws (S,) under positive weights (S,) that sum to one, at `probabilities` (P,);
-    see `draws.quantiles`.
-
-    A quantile is the mean of the weighted quantile function over a window [a, a + 1/n], where
-    a = p (1 - 1/n) and n = 1 / sum_s w_s^2.
-    """
-    order = np.argsort(x)
-    x = x[order]
-    upper = np.cumsum(weights[order])
-    upper /= upper[-1]
-    width = np.sum(weights**2)
-    starts = probabilities * (1 - width)
-    return np.array([_mean_between(x, upper, a, a + width) for a in starts])
-
-
-def _mean_between(x: np.ndarray, upper: np.ndarray, a: float, b: float) -> float:
-    """The mean from a to b, both in 0..1, of the step function that is x[i], ascending, from
-    upper[i - 1] to upper[i].
-    """
-    if np.isnan(x[-1]):  # NaN, which is sorted to the end, always counts
-        return math.nan
-    first = np.searchsorted(upper, a, side="right")
-    last = np.searchsorted(upper, b, side="left")
-    share = np.diff([a, *upper[first:last], b])
-    steps = x[first : last + 1]
-    mean = np.sum(share * steps) / np.sum(share)
-    # Rounding does not take the mean out of the range of the steps, so that the quantiles of a
-    # constant are that constant.
-    return np.clip(mean, steps[0], steps[-1])
+@np.errstate(divide="ignore")  # the error of a mean may be below the floats' square root
+def _ess(entry: Entry) -> np.floating:
+    """That of the mean, or that of the weights for a constant, whose mean has no error."""
+    if entry.sd == 0:
+        return 1 / np.sum(entry.weights**2)
+    return np.divide(1.0, entry.mean_error() ** 2)
 
 
 def _texts(row: dict[str, float]) -> list[str]:

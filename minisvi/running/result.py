@@ -17,11 +17,13 @@ Reason = Literal[
 
 
 class Restarts(NamedTuple):
-    """All of R starts. `elbo` and `elbo_se` (R,): the ELBO of each at fresh draws, the same for
-    all, and its standard error, in nats; NaN for those that failed. Of a stream, whose rows are
-    gone, it is what the last 512 steps saw, or the last half. `params`: stacked, R first. `best`:
-    the one with the highest `elbo`. `trace` (steps, R): the estimates that the steps saw, NaN after
-    a start has ended.
+    """All of R starts.
+
+    - `elbo`, `elbo_se` (R,): the ELBO of each at fresh draws, the same for all, and its standard
+      error, in nats; NaN for those that failed. Of a stream, whose rows are gone, it is the mean of
+      the objective over the last 512 steps, or over the last half if that is less.
+    - `params`: stacked, R first. `best`: the start with the highest `elbo`.
+    - `trace` (steps, R): the objective's value at each step, NaN after a start has ended.
     """
 
     elbo: np.ndarray
@@ -37,8 +39,9 @@ class SVIResult(NamedTuple):
     and predictions.
 
     - `state`: the last iterate's, where `resume` goes on.
-    - `elbo`: one estimate a step, in nats, of the steps that this call took; `num_skipped` of all
-      were not finite.
+    - `elbo`: the objective's value at each step that this call took, in nats: an estimate of the
+      ELBO, or of the bound that the objective is of. `num_skipped` counts the steps that were not
+      finite, those before this call too.
     - `reason`: `"finished"`, `"patience"` or `"converged"` (the stopping rules), `"interrupted"`
       (Ctrl-C), `"budget"` (no time left), `"exhausted"` (a stream ended), `"stream"` (one failed)
       or `"non-finite"` (ten steps in a row; `params` are the last good).

@@ -121,8 +121,9 @@ def polish(
     (end,) = newton.descend(expand, [newton.start(np.asarray(x))], eps, max_steps)
     row = end.x[None]
     at = products(model, row, row, data)
-    found = end.x, at.log_p[0], at.grad[0]
-    return tuple(jnp.asarray(part, x.dtype) for part in found)
+    mode = jnp.asarray(end.x, x.dtype)
+    log_p = jnp.asarray(at.log_p[0], x.dtype)
+    return mode, log_p, jnp.asarray(at.grad[0], x.dtype)
 
 
 def _expansion(model: Model, x: np.ndarray, unit: np.ndarray, data: Data) -> Expansion:

@@ -30,9 +30,9 @@ class Derivatives(NamedTuple):
     each point, (S, D). They are on the host, in double precision.
     """
 
-    log_p: np.ndarray
-    grad: np.ndarray
-    hessian: np.ndarray
+    log_p: Any
+    grad: Any
+    hessian: Any
 
 
 def hessians(model: Model, u: np.ndarray, data: Data, weight: Weight = None) -> Derivatives:

@@ -1,19 +1,11 @@
 """The deterministic fit: a mean field on fixed draws by Newton's method from several starts.
 
-The draws eps_k = (e, -e) are made once, so that minus the ELBO is a smooth function of x = (loc,
-log_scale):
-
-    f(x) = -(1/M) sum_k log p(loc + exp(log_scale) eps_k) - sum_i log_scale_i - D/2 (1 + log 2 pi)
-
-Of the log density's gradient and Hessian at the points loc + exp(log_scale) eps_k, which are
-compiled, the host makes those of f.
+Its function is that of `fixed_draws`, and its starts are those of `starts`.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,35 +13,21 @@ import numpy as np
 from jax import Array
 
 from minisvi.guides.gaussian import MeanField, mean_field
-from minisvi.guides.location_scale import Normal
 from minisvi.model import trees
-from minisvi.model.at_rows import density_at_rows, never, ravel_rows, unravel_rows
+from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
 from minisvi.second_order import newton
-from minisvi.second_order.derivatives import hessians, products
-from minisvi.second_order.newton import Expansion, NewtonState
-from minisvi.tools import checks, finite_data, inputs, noise
+from minisvi.second_order.fixed_draws import Fixed, expansions, fixed_draws, log_p_at
+from minisvi.second_order.newton import NewtonState
+from minisvi.second_order.starts import finite_starts
+from minisvi.tools import checks, inputs, noise
 from minisvi.tools.interrupts import interrupted
 from minisvi.tools.keys import generator
-from minisvi.tools.types import Data, Draw, Params
+from minisvi.tools.types import Draw, Params
 
-# Latents. With more of them conjugate gradients take less time than whole Hessians.
-MAX_DENSE = 64
 _NUM_FRESH = 1024
-_START_SCALE = 0.1
-_NUM_TRIES = 32
-
-
-class Fixed(NamedTuple):
-    """What f is a function of beside x: the draws `eps` (M, D), the data, and the `weight` N/B of
-    their likelihood.
-    """
-
-    eps: np.ndarray
-    data: Data
-    weight: Any
 
 
 class Deterministic(NamedTuple):
@@ -96,9 +74,10 @@ def deterministic(
 
     - `weight`: N/B, where the data are B of N rows.
     - `start`: a tree u, such as `model.unconstrain(theta)`, for the first start; by default zero.
-      The others are uniform(-r, r), where of eight one has r = 32, two have 8, and the rest 2, so
-      that modes far from the origin are found. Each is drawn again, up to 32 times and at last
-      nearer, where the density is not finite.
+      The others are uniform(-2, 2), but for up to four, of half of the starts: two of these are
+      shifted by 8 and -8 in all coordinates, and two are uniform(-8, 8) and (-32, 32), so that
+      modes far from the origin are found. Each is drawn again, up to 32 times and nearer as they
+      fail, where the density is not finite.
     - `num_draws`, `restart_draws`: M, even.
     - `max_steps`: of Newton, for each number of draws. `deadline`: of `time.monotonic()`, at which
       it stops.
@@ -114,7 +93,7 @@ def deterministic(
     first = np.zeros(size) if start is None else _given(model, start)
     search = _Search(key, model, data, weight, max_steps, deadline)
     fixed = search.fixed(restart_draws)
-    x = _finite_starts(model, num_restarts, generator(key, 0), first, fixed)
+    x = finite_starts(model, num_restarts, generator(key, 0), first, fixed)
     found = search.run(fixed, x)
     optima = _optima(found)
 
@@ -198,34 +177,13 @@ def _optima(found: _Found) -> Optima:
     return Optima(found.elbo, found.elbo_se, loc, log_scale, found.converged, found.optimum)
 
 
-def fixed_draws(rng: np.random.Generator, num_draws: int, size: int) -> np.ndarray:
-    """M normals (M, D): half of them, and their reflection.
-
-    In each coordinate one comes from every interval of equal probability (McKay, Beckman & Conover
-    1979), and all are scaled so that each coordinate's mean square is one. Where there are enough
-    of them for it, their mean products are zero, too. These errors would otherwise be the largest
-    in the mean field's variances.
-    """
-    num = num_draws // 2
-    intervals = np.argsort(rng.random((num, size)), axis=0)
-    uniform = (intervals + rng.random((num, size))) / num
-    # SciPy's quantile function takes longer to import than these take to compute.
-    quantiles = [NormalDist().inv_cdf(p) for p in uniform.ravel()]
-    eps = np.reshape(quantiles, uniform.shape)
-    if 2 * size <= num:
-        second_moments = eps.T @ eps / num
-        eps = np.linalg.solve(np.linalg.cholesky(second_moments), eps.T).T
-    eps = eps / np.sqrt(np.mean(eps**2, axis=0, keepdims=True))
-    return np.concatenate([eps, -eps])
-
-
 @dataclass(frozen=True)
 class _Search:
     """What all descents of a fit share."""
 
     key: Array
     model: Model
-    data: Data
+    data: Any
     weight: Any
     max_steps: int
     deadline: float
@@ -269,7 +227,7 @@ class _Search:
         log_q = _log_normal(eps) - np.sum(log_scale)
         with np.errstate(over="ignore", invalid="ignore"):  # of a fit that runs away
             rows = loc + np.exp(log_scale) * eps
-            log_w = _log_p(self.model, rows, Fixed(eps, self.data, self.weight)) - log_q
+            log_w = log_p_at(self.model, rows, Fixed(eps, self.data, self.weight)) - log_q
             elbo, elbo_se = diagnostics.elbo(log_w)
         return float(elbo), float(elbo_se)
 
@@ -277,121 +235,3 @@ class _Search:
 def _log_normal(eps: np.ndarray) -> np.ndarray:
     """log N(eps; 0, I) of each row, in nats."""
     return -0.5 * np.sum(eps**2 + np.log(2 * np.pi), axis=1)
-
-
-def _log_p(
-    model: Model, rows: np.ndarray, fixed: Fixed, over: Callable[[], bool] = never
-) -> np.ndarray:
-    u = unravel_rows(model.latents, rows)
-    _, log_p = density_at_rows(model, u, len(rows), fixed.data, fixed.weight, over=over)
-    return log_p
-
-
-def expansions(
-    model: Model, fixed: Fixed, x: np.ndarray, dense: bool | None = None
-) -> list[Expansion]:
-    """f near each row of x (R, 2 D), in the units (exp(log_scale), 1); with whole Hessians if they
-    are `dense`, by default of few latents.
-
-    With w = exp(log_scale) eps, g and H the gradient and the Hessian of log p, and means over the
-    draws, f has the gradient (-mean(g), -mean(w g) - 1) and the Hessian
-
-        [ -mean(H)    -mean(H w^T)                      ]
-        [  its T      -mean(w H w^T) - diag(mean(w g))  ]
-    """
-    num, size = len(x), x.shape[1] // 2
-    is_dense = size <= MAX_DENSE if dense is None else dense
-    loc, log_scale = np.split(x, 2, axis=1)
-    with np.errstate(all="ignore"):  # of a trial too far away
-        scale = np.exp(log_scale)
-        u = loc[:, None] + scale[:, None] * fixed.eps
-        rows = u.reshape(-1, size)
-        if is_dense:
-            at = hessians(model, rows, fixed.data, fixed.weight)
-        else:
-            at = products(model, rows, rows, fixed.data, fixed.weight)
-        log_p = at.log_p.reshape(num, -1)
-        grads = scale[:, None] * at.grad.reshape(u.shape)
-        slopes = np.mean(fixed.eps * grads, axis=1)
-        values = -np.mean(log_p, axis=1) - np.sum(log_scale, axis=1) - size * Normal().entropy()
-        whole = -np.concatenate([np.mean(grads, axis=1), slopes + 1], axis=1)
-    units = np.concatenate([scale, np.ones_like(scale)], axis=1)
-    found = []
-    for r in range(num):
-        product = partial(_product, model, fixed, u[r], scale[r], slopes[r])
-        hessian = None
-        if is_dense:
-            of_draws = at.hessian.reshape(num, -1, size, size)[r]
-            hessian = _mean_hessian(scale[r], fixed.eps, of_draws, slopes[r])
-        found.append(Expansion(float(values[r]), whole[r], units[r], product, hessian))
-    return found
-
-
-def _product(
-    model: Model, fixed: Fixed, u: np.ndarray, scale: np.ndarray, slope: np.ndarray, v: np.ndarray
-) -> np.ndarray:
-    """S H S v, of f at one point; u (M, D) are its draws, and `slope` is mean(w g)."""
-    along_loc, along_log_scale = np.split(v, 2)
-    directions = scale * (along_loc + fixed.eps * along_log_scale)
-    images = scale * products(model, u, directions, fixed.data, fixed.weight).hessian
-    of_loc = -np.mean(images, axis=0)
-    of_log_scale = -np.mean(fixed.eps * images, axis=0) - slope * along_log_scale
-    return np.concatenate([of_loc, of_log_scale])
-
-
-def _mean_hessian(
-    scale: np.ndarray, eps: np.ndarray, hessian: np.ndarray, slope: np.ndarray
-) -> np.ndarray:
-    """S H S of f, (2 D, 2 D), from the Hessians (M, D, D) of log p."""
-    size = scale.size
-    with np.errstate(all="ignore"):
-        of_draws = scale[:, None] * hessian * scale
-        times_eps = eps[:, :, None] * of_draws
-        whole = np.empty((2 * size, 2 * size))
-        whole[:size, :size] = -np.mean(of_draws, axis=0)
-        whole[size:, :size] = -np.mean(times_eps, axis=0)
-        whole[:size, size:] = whole[size:, :size].T
-        whole[size:, size:] = -np.mean(times_eps * eps[:, None], axis=0) - np.diag(slope)
-    return whole
-
-
-def _finite_starts(
-    model: Model, num_restarts: int, rng: np.random.Generator, first: np.ndarray, fixed: Fixed
-) -> np.ndarray:
-    """Points x (R, 2 D) to start from; ValueError unless f is finite at one of them."""
-    loc = np.zeros((num_restarts, first.size))
-    missing = np.ones(num_restarts, bool)
-    for attempt in range(_NUM_TRIES):
-        radius = np.maximum(_radii(num_restarts) * 0.5 ** (attempt // 4), 2.0)
-        drawn = radius[:, None] * rng.uniform(-1, 1, loc.shape)
-        if attempt == 0:
-            drawn[0] = first
-        loc[missing] = drawn[missing]
-        missing[missing] = ~_is_finite(model, loc[missing], fixed)
-        if not missing.any():
-            break
-    if missing.all():
-        raise ValueError(
-            f"expected a finite log density at one of {num_restarts * _NUM_TRIES} starts, "
-            "uniform(-2, 2) and wider in unconstrained space: give a `start` where it is finite"
-            f"{finite_data.or_the_data(fixed.data)}"
-        )
-    loc = loc[~missing]
-    return np.concatenate([loc, np.full_like(loc, np.log(_START_SCALE))], axis=1)
-
-
-def _radii(num_restarts: int) -> np.ndarray:
-    """How far from the origin each start may be, (R,)."""
-    radii = np.full(num_restarts, 2.0)
-    num_far = num_restarts // 4
-    num_farthest = num_restarts // 8
-    radii[num_restarts - num_farthest - num_far :] = 8.0
-    radii[num_restarts - num_farthest :] = 32.0
-    return radii
-
-
-def _is_finite(model: Model, loc: np.ndarray, fixed: Fixed) -> np.ndarray:
-    """Whether f is finite at each location (R, D)."""
-    rows = loc[:, None] + _START_SCALE * fixed.eps
-    log_p = _log_p(model, rows.reshape(-1, loc.shape[1]), fixed)
-    return np.all(np.isfinite(log_p.reshape(len(loc), -1)), axis=1)

@@ -133,6 +133,7 @@ def start(x: np.ndarray) -> NewtonState:
     )
 
 
+@np.errstate(all="ignore")  # what is not finite is not taken
 def descend(
     expand: Callable[[np.ndarray], list[Expansion]],
     states: list[NewtonState],
@@ -231,8 +232,7 @@ def _by_eigenvalues(hessian: np.ndarray, grad: np.ndarray, damping: float) -> _S
     along = grad @ vectors
     p = -along / (np.abs(values) + damping)
     # f may not depend on some coordinate: then both the slope and the curvature are zero there.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        whole = np.where(along == 0, 0.0, along / np.abs(values))
+    whole = np.where(along == 0, 0.0, along / np.abs(values))
     return _Step(
         p=vectors @ p,
         promise=float(-np.sum(along * p + 0.5 * values * p**2)),

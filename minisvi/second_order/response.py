@@ -3,7 +3,8 @@
 import numpy as np
 from jax.typing import ArrayLike
 
-from minisvi.second_order.deterministic import Deterministic, expansions
+from minisvi.second_order.deterministic import Deterministic
+from minisvi.second_order.fixed_draws import expansions
 from minisvi.second_order.newton import Expansion
 
 
@@ -19,17 +20,18 @@ def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.
     params = [np.asarray(fit.params[name], float) for name in ("loc", "log_scale")]
     x = np.concatenate(params)
     (at,) = expansions(fit.model, fit.fixed, x[None], dense=vectors is None)
-    return _covariance(at) if vectors is None else _products(at, np.asarray(vectors, float))
+    return covariance(at) if vectors is None else _products(at, np.asarray(vectors, float))
 
 
-def _covariance(at: Expansion) -> np.ndarray:
+def covariance(at: Expansion) -> np.ndarray:
     """C, in which the loc's block of H^-1 is the inverse of a Schur complement in H."""
     size = at.grad.size // 2
     unit = at.unit[:size]
-    if not _is_positive_definite(at.hessian):
+    hessian = np.asarray(at.hessian)
+    if not _is_positive_definite(hessian):
         return np.full((size, size), np.nan)
-    of_loc, mixed = at.hessian[:size, :size], at.hessian[size:, :size]
-    complement = of_loc - mixed.T @ np.linalg.solve(at.hessian[size:, size:], mixed)
+    of_loc, mixed = hessian[:size, :size], hessian[size:, :size]
+    complement = of_loc - mixed.T @ np.linalg.solve(hessian[size:, size:], mixed)
     inverse = np.linalg.inv((complement + complement.T) / 2)
     return unit[:, None] * inverse * unit
 

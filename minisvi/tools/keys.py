@@ -35,3 +35,11 @@ def generator(key: Any, *path: int) -> np.random.Generator:
     words = np.asarray(to_integers(key)).astype(np.uint32).ravel()
     seeds = np.random.SeedSequence(words.tolist(), spawn_key=path)
     return np.random.default_rng(seeds)
+
+
+def rbg_key(key: Any, *path: int) -> jax.Array:
+    """A key of the kind "rbg", by the bits of `key` and the `path`: normals from one take a tenth
+    of the time to compile.
+    """
+    bits: Any = generator(key, *path).integers(2**32, size=4, dtype=np.uint32)
+    return jax.random.wrap_key_data(bits, impl="rbg")

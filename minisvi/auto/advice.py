@@ -1,0 +1,98 @@
+"""What to do next, where an answer is not good: what the weights lack, and the advice that follows.
+
+It is read off the largest weights: a q that lacks part of the posterior has them there.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minisvi.model import trees
+from minisvi.model.bijectors import Exp
+from minisvi.model.model import Model
+from minisvi.posterior.moments import Moment
+from minisvi.posterior.summary import entry_name
+from minisvi.tools.names import named_leaves
+
+_SHARE = 0.01  # of the draws, those with the largest weights
+_FAR = 1.0  # sds, from where a mean is called far
+_WIDE = 3.0  # mean square in sds, from where draws are called far out
+_MOST_NAMED = 3
+BLACKJAX = "or go on by NUTS: positions, mass_matrix = fit.to_blackjax(key, num_chains)"
+
+
+class Lack(NamedTuple):
+    """Where the largest weights are: the latent `name`, its dotted path `latent`, and the mean of
+    its u in sds.
+    """
+
+    name: str
+    latent: str
+    mean: float
+    mean_square: float
+
+
+def advise(
+    model: Model, u: np.ndarray, log_w: np.ndarray, moments: list[Moment], misses: bool
+) -> tuple[str, ...]:
+    """The worst latents by name; where the largest weights are; and what that asks for.
+
+    `u` (S, D) are draws and `log_w` (S,) their log weights; `misses` says whether an optimum is
+    missed.
+    """
+    lines = []
+    errors = {moment.latent: 0.0 for moment in moments}
+    for moment in moments:
+        errors[moment.latent] = max(errors[moment.latent], moment.error)
+    worst = sorted(errors, key=errors.__getitem__, reverse=True)[:_MOST_NAMED]
+    if worst:
+        lines.append("worst: " + ", ".join(f"`{name}` ({errors[name]:.2g} sd)" for name in worst))
+    if misses:
+        lines.append("the posterior has several modes: compare fits with a `start` at each")
+    elif (lack := where_it_lacks(model, u, log_w)) is not None:
+        lines += _of(model, lack)
+    return (*lines, BLACKJAX)
+
+
+def where_it_lacks(model: Model, u: np.ndarray, log_w: np.ndarray) -> Lack | None:
+    """The entry of u in which the draws of the largest weights are farthest from the others, or
+    None if they are everywhere.
+    """
+    usable = np.isfinite(log_w)
+    if not u.shape[1] or usable.sum() < 1 / _SHARE:
+        return None
+    u, log_w = u[usable], log_w[usable]
+    num = max(int(_SHARE * len(u)), 1)
+    top = np.argpartition(log_w, -num)[-num:]
+    sd = np.std(u, axis=0)
+    z = (u[top] - np.mean(u, axis=0)) / np.where(sd == 0, 1.0, sd)
+    mean, mean_square = np.mean(z, axis=0), np.mean(z**2, axis=0)
+    place = int(np.argmax(mean_square))
+    if abs(mean[place]) < _FAR and mean_square[place] < _WIDE:
+        return None
+    name, latent = _entries(model)[place]
+    return Lack(name, latent, float(mean[place]), float(mean_square[place]))
+
+
+def _entries(model: Model) -> list[tuple[str, str]]:
+    """The name of each entry of u, and that of its latent."""
+    found = []
+    for latent, leaf in named_leaves(trees.unconstrained_like(model.latents)).items():
+        found += [(entry_name(latent, index), latent) for index in np.ndindex(leaf.shape)]
+    return found
+
+
+def _of(model: Model, lack: Lack) -> list[str]:
+    if abs(lack.mean) < _FAR:
+        return [
+            f"the largest weights are far out on both sides of `{lack.name}`: q lacks its tails"
+        ]
+    side = "low" if lack.mean < 0 else "high"
+    lines = [f"the largest weights are where `{lack.name}` is {side} ({lack.mean:+.1f} sd of u)"]
+    support = named_leaves(model.latents)[lack.latent]
+    if side == "low" and isinstance(support.bijector, Exp):
+        lines.append(
+            f"if `{lack.latent}` is the scale of a group, write the group as loc + scale * z with "
+            "z ~ N(0, 1)"
+        )
+    return lines

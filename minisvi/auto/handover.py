@@ -1,0 +1,37 @@
+"""From a fit to MCMC: where its chains start, and the units of their steps."""
+
+import jax
+import numpy as np
+from jax import Array
+
+from minisvi.auto import drawing
+from minisvi.auto.cascade import MAX_DENSE
+from minisvi.model.at_rows import density_at_rows, ravel_rows
+from minisvi.posterior import diagnostics
+from minisvi.posterior.draws import Draws
+from minisvi.posterior.posterior import Posterior
+from minisvi.posterior.weighted import normalised
+from minisvi.tools.types import Draw
+
+_NUM_DRAWS = 4000
+
+
+def restart(key: Array, posterior: Posterior, num_chains: int) -> tuple[Draw, np.ndarray]:
+    """Positions u, resampled by their weights, and the weighted covariance of u: see
+    `Fit.to_blackjax`.
+    """
+    model, guide, data = posterior.model, posterior.guide, posterior.data
+    num_draws = max(_NUM_DRAWS, 10 * num_chains)
+    drawn = drawing.draw(key, model, guide, posterior.params, data, num_draws)
+    _, log_p = density_at_rows(model, drawn.u, num_draws, data)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        log_w = log_p - drawn.log_q + drawn.log_ratio
+    log_weights = diagnostics.psis(log_w).log_weights
+    positions = Draws(drawn.u, log_weights).resample(key, num_chains).theta
+    rows = ravel_rows(drawn.u, num_draws)
+    weights = normalised(log_weights)
+    z = rows - weights @ rows
+    if rows.shape[1] > MAX_DENSE:
+        return positions, weights @ z**2
+    covariance = (weights[:, None] * z).T @ z
+    return jax.tree.map(np.asarray, positions), covariance
