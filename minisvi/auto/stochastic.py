@@ -100,7 +100,7 @@ class OneVector(Wrapper):
 
     def tree(self, vector: Any) -> Params:
         """The guide's parameters, from a vector of JAX's or NumPy's."""
-        leaves, treedef = jax.tree.flatten(_form(self.guide))
+        leaves, treedef = jax.tree.flatten(_form(self.guide, jnp.result_type(float)))
         ends = np.cumsum([leaf.size for leaf in leaves])
         split = np.split if isinstance(vector, np.ndarray) else jnp.split
         parts = []
@@ -110,8 +110,9 @@ class OneVector(Wrapper):
 
 
 @lru_cache
-def _form(guide: Guide) -> Params:
-    """The tree of the shapes and dtypes of a guide's parameters."""
+def _form(guide: Guide, default_dtype: Any) -> Params:
+    """The tree of the shapes and dtypes of a guide's parameters, under JAX's default dtype."""
+    del default_dtype
     return jax.eval_shape(guide.init, jax.random.key(0))
 
 
