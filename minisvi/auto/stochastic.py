@@ -23,6 +23,7 @@ from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
 from minisvi.tools.keys import rbg_key
+from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Params
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def stochastic(
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
     optimizer = _optimizer(num_steps, learning_rates)
     objective = ELBO(num_particles, "sticking_the_landing")
-    svi = SVI(model, OneVector(guide), optimizer, objective, batches)
+    one_vector = OneVector(guide)
+    svi = SVI(model, one_vector, optimizer, objective, batches)
     state = _start(svi, key, guide.init(key) if params is None else params)
     go_on = partial(
         svi.resume,
@@ -75,8 +77,8 @@ def stochastic(
         result = go_on(state, num_left, *data, seconds=seconds, checkpoint_dir=directory)
         state = result.state
         # On the host, where nothing has to be compiled to take the vector apart.
-        vector = np.asarray(state.params)
-        yield state._replace(params=svi.guide.tree(vector))
+        vector = to_host(state.params)
+        yield state._replace(params=one_vector.tree(vector))
         if int(state.step) < end:
             return
 
@@ -102,7 +104,7 @@ class OneVector(Wrapper):
         """The guide's parameters, from a vector of JAX's or NumPy's."""
         leaves, treedef = jax.tree.flatten(_form(self.guide, jnp.result_type(float)))
         ends = np.cumsum([leaf.size for leaf in leaves])
-        split = np.split if isinstance(vector, np.ndarray) else jnp.split
+        split: Any = np.split if isinstance(vector, np.ndarray) else jnp.split
         parts = []
         for leaf, part in zip(leaves, split(vector, ends[:-1])):
             parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
@@ -150,7 +152,8 @@ def _rate(num_steps: tuple[int, ...], rates: tuple[float, ...], step: Any) -> An
         return rate * 10 * done
 
     def falling() -> Array:
-        return rate * 0.5 * (1 + jnp.cos(jnp.pi * (done - 0.1) / 0.9))
+        fallen = (done - 0.1) / 0.9
+        return rate * (1 + jnp.cos(jnp.pi * fallen)) / 2
 
-    # Not `where`, for XLA would fuse it into every kernel of the optimiser, and compile it as often.
+    # Not `where`: XLA would fuse it into every kernel of the optimiser, and compile it as often.
     return jax.lax.cond(done < 0.1, rising, falling)
