@@ -1,6 +1,7 @@
 """The stochastic fit and whitened guides against Gaussians that are known."""
 
 import itertools
+import logging
 import time
 
 import jax
@@ -14,7 +15,7 @@ from tiers import standing_for
 
 import minisvi
 from minisvi import SVI, Model, full_rank, mean_field, real, whitened
-from minisvi.auto.stochastic import _optimizer, stochastic
+from minisvi.auto.stochastic import OneVector, _optimizer, stochastic
 
 
 def test_a_run_is_yielded_at_its_last_step(key):
@@ -46,6 +47,36 @@ def test_the_rate_rises_for_a_tenth_of_each_run_and_falls_by_a_cosine():
         expected += [rate * 0.5 * (1 + np.cos(np.pi * i / (num - warm))) for i in range(num - warm)]
     assert np.allclose(taken, expected, rtol=1e-4, atol=1e-6)
     assert _optimizer(steps, rates) is optimizer
+
+
+def test_parameters_as_one_vector_are_the_guides_own(key):
+    latents = {"b": real(3), "a": real()}
+    guide = whitened(full_rank(latents))
+    one_vector = OneVector(guide)
+    params, vector = guide.init(key), one_vector.init(key)
+    assert vector.shape == (4 + 16 + 4 + 16,)
+    for form in (vector, np.asarray(vector)):
+        tree = one_vector.tree(form)
+        assert jax.tree.structure(tree) == jax.tree.structure(params)
+        jax.tree.map(np.testing.assert_array_equal, tree, params)
+    eps = jnp.array([0.3, -1.0, 2.0, 0.7])
+    draw = one_vector.distribution(vector).from_noise(eps)
+    expected = guide.distribution(params).from_noise(eps)
+    jax.tree.map(np.testing.assert_array_equal, draw, expected)
+
+
+def test_it_compiles_its_loop_and_a_copy_of_its_start(caplog, key):
+    latents = {"x": real(3)}
+    model = Model(latents, lambda theta, x: -jnp.sum((theta["x"] - x) ** 2) / 3)
+    params = {"loc": np.ones(3, FLOAT), "log_scale": np.zeros(3, FLOAT)}
+    x = jnp.zeros(3)
+    with caplog.at_level(logging.WARNING, "jax"), jax.log_compiles():
+        states = stochastic(key, model, mean_field(latents), x, params=params, num_steps=(5, 8))
+        assert [int(state.step) for state in states] == [5, 13]
+    messages = [record.getMessage() for record in caplog.records]
+    programs = [message.split()[1] for message in messages if message.startswith("Compiling")]
+    # A conversion of one number, which any fit before this one has compiled already.
+    assert sorted({*programs} - {"jit(convert_element_type)"}) == ["jit(_block)", "jit(start)"]
 
 
 def gaussian_kl(loc, cov, true_loc, true_cov):

@@ -5,6 +5,7 @@ minibatches too.
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from minisvi.data.batches import FullBatch, Minibatches
 from minisvi.guides.base import Guide
+from minisvi.guides.wrapped import Wrapper
 from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
 from minisvi.tools.keys import rbg_key
+from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Params
 
 if TYPE_CHECKING:
@@ -57,7 +61,8 @@ def stochastic(
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
     optimizer = _optimizer(num_steps, learning_rates)
     objective = ELBO(num_particles, "sticking_the_landing")
-    svi = SVI(model, guide, optimizer, objective, batches)
+    one_vector = OneVector(guide)
+    svi = SVI(model, one_vector, optimizer, objective, batches)
     state = _start(svi, key, guide.init(key) if params is None else params)
     go_on = partial(
         svi.resume,
@@ -71,18 +76,57 @@ def stochastic(
         seconds = deadline - time.monotonic()
         result = go_on(state, num_left, *data, seconds=seconds, checkpoint_dir=directory)
         state = result.state
-        yield state
-        if state.step < end:
+        # On the host, where nothing has to be compiled to take the vector apart.
+        vector = to_host(state.params)
+        yield state._replace(params=one_vector.tree(vector))
+        if int(state.step) < end:
             return
 
 
+@dataclass(frozen=True, eq=False)
+class OneVector(Wrapper):
+    """`guide`, with its parameters as one vector.
+
+    The optimiser's step and the check that it is finite are then a few kernels, and not some for
+    every array of the parameters, each of which takes XLA a while to compile.
+    """
+
+    guide: Any
+
+    def init(self, key: Array, /) -> Array:
+        vector, _ = ravel_pytree(self.guide.init(key))
+        return vector
+
+    def distribution(self, vector: Array, /, *data: Any) -> Any:
+        return self.guide.distribution(self.tree(vector), *data)
+
+    def tree(self, vector: Any) -> Params:
+        """The guide's parameters, from a vector of JAX's or NumPy's."""
+        leaves, treedef = jax.tree.flatten(_form(self.guide, jnp.result_type(float)))
+        ends = np.cumsum([leaf.size for leaf in leaves])
+        split: Any = np.split if isinstance(vector, np.ndarray) else jnp.split
+        parts = []
+        for leaf, part in zip(leaves, split(vector, ends[:-1])):
+            parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
+        return jax.tree.unflatten(treedef, parts)
+
+
+@lru_cache
+def _form(guide: Guide, default_dtype: Any) -> Params:
+    """The tree of the shapes and dtypes of a guide's parameters, under JAX's default dtype."""
+    del default_dtype
+    return jax.eval_shape(guide.init, jax.random.key(0))
+
+
 def _start(svi: SVI, key: Array, params: Params) -> SVIState:
-    """The state before the first step, made on the host."""
-    form = jax.eval_shape(svi.optimizer.init, params)
+    """The state before the first step, made on the host. All that Adam keeps is zero there."""
+    leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(params)]
+    vector = np.concatenate(leaves)
+    form = jax.eval_shape(svi.optimizer.init, vector)
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), form)
     zero: Any = np.zeros((), np.int32)
     key = rbg_key(key, 5)
-    return SVIState(params, opt_state, key, step=zero, num_skipped=zero, num_failed=zero)
+    return SVIState(vector, opt_state, key, step=zero, num_skipped=zero, num_failed=zero)
 
 
 @lru_cache
@@ -99,8 +143,17 @@ def _rate(num_steps: tuple[int, ...], rates: tuple[float, ...], step: Any) -> An
     """The rate at a step: in each run it rises for a tenth of the steps, and falls as a cosine."""
     ends = np.cumsum(num_steps)
     run = jnp.sum(step >= ends[:-1])
+    rate = jnp.asarray(rates)[run]
     length = jnp.asarray(num_steps)[run]
-    done = (step - jnp.asarray(ends - num_steps)[run]) / length
-    rises = 10 * done
-    falls = 0.5 * (1 + jnp.cos(jnp.pi * (done - 0.1) / 0.9))
-    return jnp.asarray(rates)[run] * jnp.minimum(rises, falls)
+    begin = jnp.asarray(ends - num_steps)[run]
+    done = (step - begin) / length
+
+    def rising() -> Array:
+        return rate * 10 * done
+
+    def falling() -> Array:
+        fallen = (done - 0.1) / 0.9
+        return rate * (1 + jnp.cos(jnp.pi * fallen)) / 2
+
+    # Not `where`: XLA would fuse it into every kernel of the optimiser, and compile it as often.
+    return jax.lax.cond(done < 0.1, rising, falling)

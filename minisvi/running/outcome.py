@@ -25,7 +25,7 @@ _CHOICE = 2**31 - 1  # a large number to fold in, for split(key, R)[i] is fold_i
 def result_of(outcome: Outcome, plan: Plan, begin: int) -> SVIResult:
     """The result of one start, which began at step `begin`."""
     state = outcome.state
-    num_taken = int(state.step - begin)
+    num_taken = int(state.step) - begin
     return SVIResult(
         params=outcome.params,
         state=state,
@@ -39,9 +39,10 @@ def result_of(outcome: Outcome, plan: Plan, begin: int) -> SVIResult:
 
 def _reason(outcome: Outcome, plan: Plan, num_taken: int) -> Reason:
     state = outcome.state
+    num_skipped = int(state.num_skipped)
     # Fewer than ten steps may all have failed: then nothing was fitted either.
-    all_failed = num_taken > 0 and state.num_skipped == state.step
-    if all_failed or state.num_failed >= MAX_CONSECUTIVE_FAILURES:
+    all_failed = num_taken > 0 and num_skipped == int(state.step)
+    if all_failed or int(state.num_failed) >= MAX_CONSECUTIVE_FAILURES:
         return "non-finite"
     if outcome.ended:
         return plan.stop.reason
