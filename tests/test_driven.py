@@ -1,4 +1,4 @@
-"""The guide in which some latents drive the others: its density, and posteriors inside the family."""
+"""The guide in which some latents drive the others: its density, and posteriors inside it."""
 
 import jax
 import jax.numpy as jnp
