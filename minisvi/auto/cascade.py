@@ -17,6 +17,7 @@ from jax import Array
 
 from minisvi.auto.gaussians import Gaussian, Gaussians
 from minisvi.auto.labels import with_relabelled
+from minisvi.auto.non_centring import non_centred
 from minisvi.auto.optima import mixture_of_optima
 from minisvi.auto.stochastic import stochastic
 from minisvi.auto.verdict import HIGH_ESS, MAX_MISSED, MAX_SPACING, Verdict
@@ -42,6 +43,7 @@ from minisvi.tools.types import Data, Draw, Latents, Params
 MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
 RANK = 10
 NUM_DRAWS, MAX_OPTIMISM = 32, 1.0
+B2 = 0.95  # of Adam
 MAX_KL = 0.01  # nats, of a flow that needs no more steps
 MAX_EIGHT_STARTS = 64  # latents
 _ROWS_PER_BATCH_ROW = 16  # of the deterministic fit on some of the rows
@@ -339,19 +341,51 @@ def _last_stage(
     gaussian: _Gaussian,
 ) -> Iterator[Candidate]:
     """The last guide from that Gaussian, after each run of the optimiser."""
+    start = _non_centred(key, model, data, settings, gaussian)
+    if start is not None:
+        yield from _run("non-centred flow", *start, key, model, data, settings, verdicts, det)
+        if _no_other_helps(verdicts[-1]):
+            return
     size = trees.spec(model.latents).shape[0]
     name, guide = _last_guide(model.latents, size, settings.batch_size)
-    settings.display.begin(name)
     params = _around(guide, key, gaussian)
+    yield from _run(name, guide, params, key, model, data, settings, verdicts, det)
+
+
+def _non_centred(
+    key: Array, model: Model, data: Data, settings: Settings, gaussian: _Gaussian
+) -> tuple[Guide, Params] | None:
+    """The guide in which some latents drive the others' scales, and its start, if any do so."""
+    if settings.batch_size is not None or settings.over():
+        return None
+    settings.display.begin("what drives the scales")
+    return non_centred(key, model, data, gaussian.loc, gaussian.cov)
+
+
+def _run(
+    name: str,
+    guide: Guide,
+    params: Params,
+    key: Array,
+    model: Model,
+    data: Data,
+    settings: Settings,
+    verdicts: list[Verdict],
+    det: Deterministic,
+) -> Iterator[Candidate]:
+    """The guide after each run of the optimiser."""
+    settings.display.begin(name)
+    directory = settings.checkpoint_dir
     states = stochastic(
         key,
         model,
         guide,
         *data,
         params=params,
+        b2=B2,
         batch_size=settings.batch_size,
         deadline=settings.deadline,
-        checkpoint_dir=settings.checkpoint_dir,
+        checkpoint_dir=None if directory is None else directory / name,
         checkpoint_every=settings.checkpoint_every,
     )
     for state in states:

@@ -1,0 +1,179 @@
+"""Where a Gaussian will not do: which latents drive the scales of others, read off the density, and
+the `driven` guide that starts from there.
+
+Of a funnel, u_i | h ~ N(m, exp(2 c h)), the curvature -d^2 log p / du_i^2 is exp(-2 c h), and with
+a likelihood besides it is P + exp(-2 c h): its logarithm is a softplus of h. A Gaussian posterior
+has curvatures that depend on nothing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from minisvi.guides.driven import Driven
+from minisvi.guides.flow import affine_coupling
+from minisvi.guides.flow_layers import mlp
+from minisvi.guides.gaussian import mean_field
+from minisvi.model import trees
+from minisvi.model.model import Model
+from minisvi.second_order.derivatives import hessians
+from minisvi.tools.keys import generator
+from minisvi.tools.types import Data, Draw, Latents, Params
+
+NUM_DRAWS = 256  # at which the curvatures are looked at
+MAX_SIZE = 600  # latents: so many products with a Hessian a draw
+NUM_LAYERS = 4
+_BLOCK = 32  # draws, of which all Hessians are kept at a time
+_LEAST_EFFECT = 0.1  # sd of a log curvature, for its latents to be called driven
+_NOISE = 4.0  # standard errors, below which an effect is taken for none
+_RATIOS = np.linspace(0.05, 0.95, 19)
+
+
+class Effects(NamedTuple):
+    """What each latent does to the curvatures of the others, at draws of a mean field.
+
+    `log_curvature` (S, D); `eps` (S, D), the draws in the mean field's own units; and `slope` (D,
+    D), of the log curvature of i (rows) per sd of j (columns).
+    """
+
+    log_curvature: np.ndarray
+    eps: np.ndarray
+    slope: np.ndarray
+
+
+class Gates(NamedTuple):
+    """How the curvature of each of the rest follows the drivers: exp of a softplus of `gate` w +
+    `bias`, with `gate` (R, H) and `bias` (R,).
+    """
+
+    gate: np.ndarray
+    bias: np.ndarray
+
+
+def effects(
+    key: Array, model: Model, data: Data, loc: np.ndarray, sds: np.ndarray, num_draws: int
+) -> Effects:
+    """The effects at draws of N(loc, diag(sds)^2), of which the first half are reflected."""
+    half = generator(key, 5).standard_normal((num_draws // 2, loc.size))
+    eps = np.concatenate([half, -half])
+    rows = loc + sds * eps
+    blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
+    curvature = np.concatenate([_curvatures(model, block, data) for block in blocks])
+    size = np.abs(np.where(np.isfinite(curvature), curvature, np.nan))
+    typical = np.nanmedian(size, axis=0)
+    # Where the density is flat, or bends upwards, the logarithm tells nothing of a scale.
+    size = np.clip(np.nan_to_num(size, nan=1.0), 1e-3 * typical, 1e3 * typical)
+    log_curvature = np.log(np.maximum(size, np.finfo(float).tiny))
+    centred = log_curvature - np.mean(log_curvature, axis=0)
+    slope = centred.T @ eps / len(eps)
+    error = np.std(centred, axis=0) / np.sqrt(len(eps))
+    is_noise = np.abs(slope) < _NOISE * error[:, None]
+    np.fill_diagonal(is_noise, True)  # what a latent does to itself is no driving
+    return Effects(log_curvature, eps, np.where(is_noise, 0.0, slope))
+
+
+def _curvatures(model: Model, rows: np.ndarray, data: Data) -> np.ndarray:
+    found = hessians(model, rows, data)
+    return -np.diagonal(found.hessian, axis1=1, axis2=2)
+
+
+def drivers(latents: Latents, slope: np.ndarray) -> np.ndarray:
+    """The places of the latents that come first, (H,): all that are not driven.
+
+    A leaf of the tree is driven if others bend its curvatures more than it bends theirs. Of one
+    leaf alone this is asked of each of its entries. Of several driven leaves only the largest, and
+    those at least half as large, come last: a smaller one is as a rule the mean of a larger one,
+    as that of a hierarchy's groups, and does not scale with them.
+    """
+    groups = _groups(latents)
+    mean_square = np.zeros((len(groups), len(groups)))
+    for i, driven in enumerate(groups):
+        for j, driver in enumerate(groups):
+            if i != j:
+                squares = slope[np.ix_(driven, driver)] ** 2
+                mean_square[i, j] = np.mean(np.sum(squares, axis=1))
+    received = np.sum(mean_square, axis=1)
+    given = np.sum(mean_square, axis=0)
+    is_driven = (received > given) & (received > _LEAST_EFFECT**2)
+    sizes = np.array([group.size for group in groups])
+    comes_last = is_driven & (2 * sizes >= np.max(sizes[is_driven], initial=0))
+    first = [group for group, is_last in zip(groups, comes_last) if not is_last]
+    return np.concatenate([np.zeros(0, int), *first])
+
+
+def _groups(latents: Latents) -> list[np.ndarray]:
+    """The places of the entries of each leaf; or each place alone, if there is one leaf."""
+    leaves = jax.tree.leaves(trees.unconstrained_like(latents))
+    sizes = [leaf.size for leaf in leaves if leaf.size]
+    ends = np.cumsum(sizes)
+    if len(sizes) == 1:
+        return [np.array([place]) for place in range(ends[-1])]
+    return np.split(np.arange(ends[-1]), ends[:-1])
+
+
+def gates(found: Effects, first: np.ndarray, rest: np.ndarray) -> Gates:
+    """The gates of the rest, per sd of the drivers.
+
+    The direction is that of the slopes. In it the log curvature is b + softplus(k s + a), with the
+    slope k sigmoid(a) at s = 0, which is known: so one number is left to be fitted, the ratio
+    sigmoid(a) of that slope to the steepest.
+    """
+    slope = found.slope[np.ix_(rest, first)]
+    along = found.eps[:, first] @ slope.T  # (S, R): the slope times s
+    observed = found.log_curvature[:, rest]
+    errors = []
+    for ratio in _RATIOS:
+        predicted = np.logaddexp(0.0, along / ratio + _logit(ratio))
+        errors.append(np.var(observed - predicted, axis=0))
+    best = _RATIOS[np.argmin(errors, axis=0)]
+    return Gates(slope / best[:, None], _logit(best))
+
+
+def _logit(ratio: np.ndarray) -> np.ndarray:
+    return np.log(ratio / (1 - ratio))
+
+
+def non_centred(
+    key: Array,
+    model: Model,
+    data: Data,
+    loc: Draw,
+    cov: np.ndarray,
+    num_layers: int = NUM_LAYERS,
+) -> tuple[Driven, Params] | None:
+    """A guide, and where it starts: that Gaussian, with the gates that the density has there. None
+    where no latent drives the others, or where there are too many latents to look.
+
+    `loc` is a tree u, and `cov` (D, D), or variances (D,). The guide is `driven` by what `drivers`
+    finds, over a flow of `num_layers` affine couplings. It is for `stochastic`, with b2 = 0.95.
+    """
+    vector = np.asarray(trees.ravel(model.latents, loc), float)
+    if vector.size > MAX_SIZE:
+        return None
+    found = effects(key, model, data, vector, _sds_given_others(cov), NUM_DRAWS)
+    first = drivers(model.latents, found.slope)
+    if first.size in (0, vector.size):
+        return None
+    rest = np.setdiff1d(np.arange(vector.size), first)
+    per_sd = gates(found, first, rest)
+    base = mean_field(model.latents, 1.0)
+    flow = affine_coupling(base, num_layers=num_layers, network=mlp(64, 64))
+    guide = Driven(flow, tuple(first.tolist()))
+    # The guide's unit is the sd, and that of the slopes is the sd given all others.
+    unit = _sds(cov)[first] / _sds_given_others(cov)[first]
+    params = guide.init(key, loc=loc, cov=cov, gate=per_sd.gate * unit, gate_bias=per_sd.bias)
+    return guide, params
+
+
+def _sds(cov: np.ndarray) -> np.ndarray:
+    variances = cov if cov.ndim == 1 else np.diagonal(cov)
+    return np.sqrt(variances)
+
+
+def _sds_given_others(cov: np.ndarray) -> np.ndarray:
+    """sd (D,) of each latent given all others."""
+    if cov.ndim == 1:
+        return np.sqrt(cov)
+    return np.diagonal(np.linalg.inv(cov)) ** -0.5
