@@ -51,7 +51,9 @@ def test_the_density_is_that_of_the_draws(base):
 
 def test_it_starts_at_the_gaussian():
     guide = driven(mean_field(LATENTS, 1.0), ["scale"])
-    q = guide.distribution(guide.init(KEY, loc=LOC, cov=covariance()))
+    params = guide.init(KEY, loc=LOC, cov=covariance())
+    tails = params["tails"]._replace(log_onset=jnp.array([20.0]))
+    q = guide.distribution({**params, "tails": tails})
     loc = np.asarray(trees.ravel(LATENTS, LOC), float)
     rng = np.random.default_rng(4)
     for point in loc + rng.normal(size=(3, 5)) @ np.linalg.cholesky(covariance()).T:

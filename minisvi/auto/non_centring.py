@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 
 from minisvi.guides.driven import Driven
-from minisvi.guides.flow import affine_coupling
+from minisvi.guides.flow import Flow, affine_coupling
 from minisvi.guides.flow_layers import mlp
-from minisvi.guides.gaussian import mean_field
+from minisvi.guides.gaussian import MeanField, mean_field
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.second_order.derivatives import hessians
@@ -61,17 +61,26 @@ def effects(
     rows = loc + sds * eps
     blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
     curvature = np.concatenate([_curvatures(model, block, data) for block in blocks])
-    size = np.abs(np.where(np.isfinite(curvature), curvature, np.nan))
-    typical = np.nanmedian(size, axis=0)
-    # Where the density is flat, or bends upwards, the logarithm tells nothing of a scale.
-    size = np.clip(np.nan_to_num(size, nan=1.0), 1e-3 * typical, 1e3 * typical)
-    log_curvature = np.log(np.maximum(size, np.finfo(float).tiny))
+    log_curvature = _logs(curvature)
     centred = log_curvature - np.mean(log_curvature, axis=0)
-    slope = centred.T @ eps / len(eps)
+    slope = centred.T @ eps / np.sum(eps**2, axis=0)
     error = np.std(centred, axis=0) / np.sqrt(len(eps))
     is_noise = np.abs(slope) < _NOISE * error[:, None]
     np.fill_diagonal(is_noise, True)  # what a latent does to itself is no driving
-    return Effects(log_curvature, eps, np.where(is_noise, 0.0, slope))
+    slope = np.where(is_noise, 0.0, slope)
+    return Effects(log_curvature, eps, slope)
+
+
+def _logs(curvature: np.ndarray) -> np.ndarray:
+    """log |curvature| of each draw and latent, (S, D), to within a factor of 1e6 of its median:
+    where the density is flat, or bends upwards, the logarithm tells nothing of a scale.
+    """
+    size = np.abs(curvature)
+    size[~np.isfinite(size)] = np.nan
+    typical = np.nan_to_num(np.nanmedian(size, axis=0), nan=1.0)
+    typical = np.maximum(typical, np.finfo(float).tiny)
+    relative = np.nan_to_num(size / typical, nan=1.0)
+    return np.log(np.clip(relative, 1e-6, 1e6)) + np.log(typical)
 
 
 def _curvatures(model: Model, rows: np.ndarray, data: Data) -> np.ndarray:
@@ -147,7 +156,8 @@ def non_centred(
     where no latent drives the others, or where there are too many latents to look.
 
     `loc` is a tree u, and `cov` (D, D), or variances (D,). The guide is `driven` by what `drivers`
-    finds, over a flow of `num_layers` affine couplings. It is for `stochastic`, with b2 = 0.95.
+    finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none. It is
+    for `stochastic`, with b2 = 0.95.
     """
     vector = np.asarray(trees.ravel(model.latents, loc), float)
     if vector.size > MAX_SIZE:
@@ -158,13 +168,18 @@ def non_centred(
         return None
     rest = np.setdiff1d(np.arange(vector.size), first)
     per_sd = gates(found, first, rest)
-    base = mean_field(model.latents, 1.0)
-    flow = affine_coupling(base, num_layers=num_layers, network=mlp(64, 64))
-    guide = Driven(flow, tuple(first.tolist()))
+    guide = Driven(_base(model.latents, num_layers), tuple(first.tolist()))
     # The guide's unit is the sd, and that of the slopes is the sd given all others.
     unit = _sds(cov)[first] / _sds_given_others(cov)[first]
     params = guide.init(key, loc=loc, cov=cov, gate=per_sd.gate * unit, gate_bias=per_sd.bias)
     return guide, params
+
+
+def _base(latents: Latents, num_layers: int) -> MeanField | Flow:
+    base = mean_field(latents, 1.0)
+    if num_layers == 0:
+        return base
+    return affine_coupling(base, num_layers=num_layers, network=mlp(64, 64))
 
 
 def _sds(cov: np.ndarray) -> np.ndarray:

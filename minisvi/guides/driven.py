@@ -25,6 +25,8 @@ from minisvi.model import trees
 from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Draw, Latents, Params
 
+_ONSET = 20.0  # sds, at the start
+
 
 class Frame(NamedTuple):
     """The coordinates (u - centre) / unit of the drivers and of the rest, which are fixed."""
@@ -39,32 +41,47 @@ class Frame(NamedTuple):
 
 
 class Tails(NamedTuple):
-    """The sinh-arcsinh map of each driver (Jones & Pewsey 2009, eq. 2), which gives a skew, and
-    tails lighter or heavier than the normal's:
+    """The map of each driver that gives it a skew, and tails lighter or heavier than the normal's.
 
-        w = (sinh(a) - sinh(skew)) / d,  a = d asinh(z) + skew,  d = exp(log_weight)
+    First comes y = c sinh(3 asinh(z / c)) / 3 = z + 4 z^3 / (3 c^2), with c = exp(log_onset), which
+    only the tails feel: they fall more slowly than exponentials then, as the densities of log
+    scales do. Then comes the sinh-arcsinh map (Jones & Pewsey 2009, eq. 2):
 
-    It is the identity where both parameters are zero, and takes zero to zero.
+        w = (sinh(a) - sinh(skew)) / d,  a = d asinh(y) + skew,  d = exp(log_weight)
+
+    Both take zero to zero. The second is the identity where its parameters are zero, and the first
+    where c is infinite.
     """
 
     skew: Array
     log_weight: Array
+    log_onset: Array
 
     def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
+        onset = jnp.exp(self.log_onset)
+        thrice = 3 * jnp.arcsinh(z / onset)
+        y = onset / 3 * jnp.sinh(thrice)
         weight = jnp.exp(self.log_weight)
-        a = weight * jnp.arcsinh(z) + self.skew
+        a = weight * jnp.arcsinh(y) + self.skew
         w = (jnp.sinh(a) - jnp.sinh(self.skew)) / weight
-        return w, jnp.sum(_log_slope(a, z))
+        log_det = _log_slope(thrice, z / onset) + _log_slope(a, y)
+        return w, jnp.sum(log_det)
 
     def inverse_and_log_det(self, w: Array) -> tuple[Array, Array]:
+        onset = jnp.exp(self.log_onset)
         weight = jnp.exp(self.log_weight)
         a = jnp.arcsinh(weight * w + jnp.sinh(self.skew))
-        z = jnp.sinh((a - self.skew) / weight)
-        return z, -jnp.sum(_log_slope(a, z))
+        y = jnp.sinh((a - self.skew) / weight)
+        thrice = jnp.arcsinh(3 * y / onset)
+        z = onset * jnp.sinh(thrice / 3)
+        log_det = _log_slope(thrice, z / onset) + _log_slope(a, y)
+        return z, -jnp.sum(log_det)
 
 
 def _log_slope(a: Array, z: Array) -> Array:
-    """log dw/dz = log cosh(a) - log(1 + z^2) / 2, without an overflow of cosh."""
+    """The log of the slope of sinh(d asinh(z) + c) / d, where a is its argument: log cosh(a) -
+    log(1 + z^2) / 2, without an overflow of cosh.
+    """
     log_cosh = jnp.logaddexp(a, -a) - jnp.log(2.0)
     return log_cosh - 0.5 * jnp.log1p(z * z)
 
@@ -201,7 +218,7 @@ class Driven(Wrapper):
         zeros = jnp.zeros(num, spec.dtype)
         return {
             "frame": frame,
-            "tails": Tails(zeros, zeros),
+            "tails": Tails(zeros, zeros, jnp.full_like(zeros, np.log(_ONSET))),
             "driver_factor": split.driver_factor,
             "response": response,
             "rest_factor": split.rest_factor,
