@@ -18,6 +18,7 @@ from minisvi.guides.conditional import conditional
 from minisvi.guides.custom import custom
 from minisvi.guides.delta import delta
 from minisvi.guides.discrete import categorical
+from minisvi.guides.driven import driven
 from minisvi.guides.flow import affine_coupling, inverse_autoregressive, spline_coupling
 from minisvi.guides.gaussian import full_rank, mean_field
 from minisvi.guides.joint import Dependent
@@ -106,6 +107,7 @@ __all__ = [
     "custom",
     "delta",
     "deterministic",
+    "driven",
     "finite",
     "fit",
     "full_rank",

@@ -65,15 +65,15 @@ def test_a_mean_comes_before_those_that_it_is_the_mean_of():
 
 
 def test_gates_of_a_prior_and_a_likelihood():
-    # The curvature of one is 3 + exp(2 (h_1 - h_2)), and that of the other 4 exp(-h_1) + 1e-3.
+    # The curvature of one is 3 + exp(h_1 - h_2), and that of the other 4 exp(-h_1) + 1e-3.
     eps = np.random.default_rng(1).normal(size=(4000, 2))
-    first = np.log(3.0 + np.exp(2 * (eps[:, 0] - eps[:, 1])))
+    first = np.log(3.0 + np.exp(eps[:, 0] - eps[:, 1]))
     second = np.log(4.0 * np.exp(-eps[:, 0]) + 1e-3)
     log_curvature = np.stack([np.zeros(4000), np.zeros(4000), first, second], axis=1)
     slope = np.zeros((4, 4))
     slope[2:, :2] = (log_curvature - np.mean(log_curvature, axis=0)).T[2:] @ eps / 4000
     found = gates(Effects(log_curvature, eps, slope), np.array([0, 1]), np.array([2, 3]))
-    np.testing.assert_allclose(found.gate[0], [2.0, -2.0], rtol=0.15)
+    np.testing.assert_allclose(found.gate[0], [1.0, -1.0], rtol=0.15)
     np.testing.assert_allclose(found.bias[0], -np.log(3.0), atol=0.3)
     np.testing.assert_allclose(found.gate[1], [-1.0, 0.0], atol=0.1)
     assert found.bias[1] > 2.5
@@ -106,4 +106,4 @@ def test_the_evidence_of_a_centred_hierarchy():
     exact = log_evidence_of_the_hierarchy()
     assert exact - 0.01 < verdict.elbo < exact + 0.003
     assert abs(verdict.log_evidence - exact) < 0.005
-    assert verdict.level == "good"
+    assert verdict.ess > 0.75  # 0.8 of exact q, for the draws from wider versions of it

@@ -6,6 +6,7 @@ a likelihood besides it is P + exp(-2 c h): its logarithm is a softplus of h. A 
 has curvatures that depend on nothing.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,9 @@ NUM_LAYERS = 4
 _BLOCK = 32  # draws, of which all Hessians are kept at a time
 _LEAST_EFFECT = 0.1  # sd of a log curvature, for its latents to be called driven
 _NOISE = 4.0  # standard errors, below which an effect is taken for none
-_RATIOS = np.linspace(0.05, 0.95, 19)
+# Of a gate, by how much its slope exceeds the mean one, and where it opens.
+_STEEPER = np.array([1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0])
+_BIASES = np.linspace(-4.0, 4.0, 17)
 
 
 class Effects(NamedTuple):
@@ -125,23 +128,19 @@ def _groups(latents: Latents) -> list[np.ndarray]:
 def gates(found: Effects, first: np.ndarray, rest: np.ndarray) -> Gates:
     """The gates of the rest, per sd of the drivers.
 
-    The direction is that of the slopes. In it the log curvature is b + softplus(k s + a), with the
-    slope k sigmoid(a) at s = 0, which is known: so one number is left to be fitted, the ratio
-    sigmoid(a) of that slope to the steepest.
+    The direction is that of the slopes. In it the log curvature is b + softplus(k s + a), where k
+    and a are those of a grid with the least squares.
     """
     slope = found.slope[np.ix_(rest, first)]
     along = found.eps[:, first] @ slope.T  # (S, R): the slope times s
     observed = found.log_curvature[:, rest]
+    grid = np.array(list(itertools.product(_STEEPER, _BIASES)))
     errors = []
-    for ratio in _RATIOS:
-        predicted = np.logaddexp(0.0, along / ratio + _logit(ratio))
+    for steeper, bias in grid:
+        predicted = np.logaddexp(0.0, steeper * along + bias)
         errors.append(np.var(observed - predicted, axis=0))
-    best = _RATIOS[np.argmin(errors, axis=0)]
-    return Gates(slope / best[:, None], _logit(best))
-
-
-def _logit(ratio: np.ndarray) -> np.ndarray:
-    return np.log(ratio / (1 - ratio))
+    steeper, bias = grid[np.argmin(errors, axis=0)].T
+    return Gates(slope * steeper[:, None], bias)
 
 
 def non_centred(
@@ -156,8 +155,8 @@ def non_centred(
     where no latent drives the others, or where there are too many latents to look.
 
     `loc` is a tree u, and `cov` (D, D), or variances (D,). The guide is `driven` by what `drivers`
-    finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none. It is
-    for `stochastic`, with b2 = 0.95.
+    finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none. It
+    is for `stochastic`, with b2 = 0.95.
     """
     vector = np.asarray(trees.ravel(model.latents, loc), float)
     if vector.size > MAX_SIZE:

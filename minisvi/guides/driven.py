@@ -43,9 +43,10 @@ class Frame(NamedTuple):
 class Tails(NamedTuple):
     """The map of each driver that gives it a skew, and tails lighter or heavier than the normal's.
 
-    First comes y = c sinh(3 asinh(z / c)) / 3 = z + 4 z^3 / (3 c^2), with c = exp(log_onset), which
-    only the tails feel: they fall more slowly than exponentials then, as the densities of log
-    scales do. Then comes the sinh-arcsinh map (Jones & Pewsey 2009, eq. 2):
+    First comes y = c sinh(3 asinh(z / c)) / 3 = z + 4 z^3 / (3 c^2), which only the tails feel:
+    they fall more slowly than exponentials then, as the densities of log scales do on one side. On
+    each side of zero c = exp(log_onset) is another number, (2, H). Then comes the sinh-arcsinh map
+    (Jones & Pewsey 2009, eq. 2):
 
         w = (sinh(a) - sinh(skew)) / d,  a = d asinh(y) + skew,  d = exp(log_weight)
 
@@ -57,8 +58,13 @@ class Tails(NamedTuple):
     log_weight: Array
     log_onset: Array
 
+    def _onset(self, z: Array) -> Array:
+        """c on the side of zero where z is, and y and w as well."""
+        below, above = self.log_onset
+        return jnp.exp(jnp.where(z < 0, below, above))
+
     def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
-        onset = jnp.exp(self.log_onset)
+        onset = self._onset(z)
         thrice = 3 * jnp.arcsinh(z / onset)
         y = onset / 3 * jnp.sinh(thrice)
         weight = jnp.exp(self.log_weight)
@@ -68,7 +74,7 @@ class Tails(NamedTuple):
         return w, jnp.sum(log_det)
 
     def inverse_and_log_det(self, w: Array) -> tuple[Array, Array]:
-        onset = jnp.exp(self.log_onset)
+        onset = self._onset(w)
         weight = jnp.exp(self.log_weight)
         a = jnp.arcsinh(weight * w + jnp.sinh(self.skew))
         y = jnp.sinh((a - self.skew) / weight)
@@ -218,7 +224,7 @@ class Driven(Wrapper):
         zeros = jnp.zeros(num, spec.dtype)
         return {
             "frame": frame,
-            "tails": Tails(zeros, zeros, jnp.full_like(zeros, np.log(_ONSET))),
+            "tails": Tails(zeros, zeros, jnp.full((2, num), np.log(_ONSET), spec.dtype)),
             "driver_factor": split.driver_factor,
             "response": response,
             "rest_factor": split.rest_factor,
