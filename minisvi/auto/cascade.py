@@ -343,9 +343,9 @@ def _last_stage(
     """The last guide from that Gaussian, after each run of the optimiser."""
     start = _non_centred(key, model, data, settings, gaussian)
     if start is not None:
+        # Where it was measured it left less to do than the other flow, of which it has a part.
         yield from _run("non-centred flow", *start, key, model, data, settings, verdicts, det)
-        if _no_other_helps(verdicts[-1]):
-            return
+        return
     size = trees.spec(model.latents).shape[0]
     name, guide = _last_guide(model.latents, size, settings.batch_size)
     params = _around(guide, key, gaussian)

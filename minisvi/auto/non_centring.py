@@ -7,6 +7,7 @@ has curvatures that depend on nothing.
 """
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,9 +19,10 @@ from minisvi.guides.flow import Flow, affine_coupling
 from minisvi.guides.flow_layers import mlp
 from minisvi.guides.gaussian import MeanField, mean_field
 from minisvi.model import trees
+from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.second_order.derivatives import hessians
-from minisvi.tools.keys import generator
+from minisvi.tools.keys import generator, rbg_key
 from minisvi.tools.types import Data, Draw, Latents, Params
 
 NUM_DRAWS = 256  # at which the curvatures are looked at
@@ -158,7 +160,7 @@ def non_centred(
     finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none. It
     is for `stochastic`, with b2 = 0.95.
     """
-    vector = np.asarray(trees.ravel(model.latents, loc), float)
+    vector = ravel_rows(loc, 1)[0]
     if vector.size > MAX_SIZE:
         return None
     found = effects(key, model, data, vector, _sds_given_others(cov), NUM_DRAWS)
@@ -170,8 +172,15 @@ def non_centred(
     guide = Driven(_base(model.latents, num_layers), tuple(first.tolist()))
     # The guide's unit is the sd, and that of the slopes is the sd given all others.
     unit = _sds(cov)[first] / _sds_given_others(cov)[first]
-    params = guide.init(key, loc=loc, cov=cov, gate=per_sd.gate * unit, gate_bias=per_sd.bias)
+    params = _init(guide, rbg_key(key, 6), loc, cov, per_sd.gate * unit, per_sd.bias)
     return guide, params
+
+
+@partial(jax.jit, static_argnames="guide")  # in one program, for it has dozens of operations
+def _init(
+    guide: Driven, key: Array, loc: Draw, cov: Array, gate: Array, gate_bias: Array
+) -> Params:
+    return guide.init(key, loc=loc, cov=cov, gate=gate, gate_bias=gate_bias)
 
 
 def _base(latents: Latents, num_layers: int) -> MeanField | Flow:
