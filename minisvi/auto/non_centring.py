@@ -30,6 +30,8 @@ MAX_SIZE = 600  # latents: so many products with a Hessian a draw
 NUM_LAYERS = 4
 _BLOCK = 32  # draws, of which all Hessians are kept at a time
 _LEAST_EFFECT = 0.1  # sd of a log curvature, for its latents to be called driven
+_LEAST_SHARE = 0.1  # of the latents, which are driven where that is what is the matter
+_NUM_PASSES = 4
 _NOISE = 4.0  # standard errors, below which an effect is taken for none
 # Of a gate, by how much its slope exceeds the mean one, and where it opens.
 _STEEPER = np.array([1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0])
@@ -67,13 +69,24 @@ def effects(
     blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
     curvature = np.concatenate([_curvatures(model, block, data) for block in blocks])
     log_curvature = _logs(curvature)
-    centred = log_curvature - np.mean(log_curvature, axis=0)
-    slope = centred.T @ eps / np.sum(eps**2, axis=0)
-    error = np.std(centred, axis=0) / np.sqrt(len(eps))
-    is_noise = np.abs(slope) < _NOISE * error[:, None]
-    np.fill_diagonal(is_noise, True)  # what a latent does to itself is no driving
-    slope = np.where(is_noise, 0.0, slope)
-    return Effects(log_curvature, eps, slope)
+    return Effects(log_curvature, eps, _slopes(log_curvature, eps))
+
+
+def _slopes(log_curvature: np.ndarray, eps: np.ndarray) -> np.ndarray:
+    """The regression of each log curvature on the draws, (D, D), of what stands out of the noise.
+
+    Small slopes stand out once the large ones are subtracted, and so it is done in some passes.
+    """
+    remainder = log_curvature - np.mean(log_curvature, axis=0)
+    total = np.zeros((eps.shape[1], eps.shape[1]))
+    for _ in range(_NUM_PASSES):
+        slope = remainder.T @ eps / np.sum(eps**2, axis=0)
+        error = np.std(remainder, axis=0) / np.sqrt(len(eps))
+        slope[np.abs(slope) < _NOISE * error[:, None]] = 0.0
+        total = total + slope
+        remainder = remainder - eps @ slope.T
+    np.fill_diagonal(total, 0.0)  # what a latent does to itself is no driving
+    return total
 
 
 def _logs(curvature: np.ndarray) -> np.ndarray:
@@ -154,7 +167,7 @@ def non_centred(
     num_layers: int = NUM_LAYERS,
 ) -> tuple[Driven, Params] | None:
     """A guide, and where it starts: that Gaussian, with the gates that the density has there. None
-    where no latent drives the others, or where there are too many latents to look.
+    where hardly any latent is driven by others, or where there are too many to look.
 
     `loc` is a tree u, and `cov` (D, D), or variances (D,). The guide is `driven` by what `drivers`
     finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none. It
@@ -165,9 +178,9 @@ def non_centred(
         return None
     found = effects(key, model, data, vector, _sds_given_others(cov), NUM_DRAWS)
     first = drivers(model.latents, found.slope)
-    if first.size in (0, vector.size):
-        return None
     rest = np.setdiff1d(np.arange(vector.size), first)
+    if first.size == 0 or rest.size < max(_LEAST_SHARE * vector.size, 1):
+        return None
     per_sd = gates(found, first, rest)
     guide = Driven(_base(model.latents, num_layers), tuple(first.tolist()))
     # The guide's unit is the sd, and that of the slopes is the sd given all others.
