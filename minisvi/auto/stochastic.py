@@ -77,7 +77,7 @@ def stochastic(
 
 @lru_cache
 def _optimizer(
-    num_steps: tuple[int, ...], rates: tuple[float, ...], b2: float
+    num_steps: tuple[int, ...], rates: tuple[float, ...], b2: float = 0.999
 ) -> "optax.GradientTransformation":
     import optax
 
