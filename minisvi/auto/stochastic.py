@@ -135,7 +135,7 @@ def _start(svi: SVI, key: Array, params: Params) -> SVIState:
 
 @lru_cache
 def _optimizer(
-    num_steps: tuple[int, ...], rates: tuple[float, ...], b2: float
+    num_steps: tuple[int, ...], rates: tuple[float, ...], b2: float = 0.999
 ) -> "optax.GradientTransformation":
     import optax
 
