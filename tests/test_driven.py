@@ -113,7 +113,7 @@ def test_neals_funnel_is_found():
     guide = driven(mean_field(FUNNEL.latents, 1.0), ["v"])
     loc = {"v": jnp.array(0.0), "x": jnp.zeros(9)}
     params = with_gaussian_tails(guide.init(KEY, loc=loc, cov=jnp.ones(10)))
-    options = {"num_steps": (1500,), "learning_rates": (8e-3,), "b2": 0.95}
+    options = {"num_steps": (1500,), "learning_rates": (8e-3,)}
     *_, state = stochastic(KEY, FUNNEL, guide, params=params, **options)
     verdict = minisvi.judge(KEY, FUNNEL, guide, state.params).verdict
     assert abs(verdict.elbo) < 0.01  # the log evidence is zero

@@ -27,8 +27,9 @@ from tiers import standing_for
 
 import minisvi
 from minisvi import Model, real
-from minisvi.auto import cascade
+from minisvi.auto import cascade, last_stage
 from minisvi.auto import fit as fit_file
+from minisvi.auto.stages import Settings
 from minisvi.running.progress import StageDisplay
 from minisvi.second_order import deterministic as deterministic_file
 from minisvi.tools.interrupts import deferred_interrupt, interrupted
@@ -477,12 +478,13 @@ def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(
     max_dense, shape, key, monkeypatch
 ):
     # From the mean field, whose ELBO is the higher by what the caller says.
-    started, around = [], cascade._around
+    started, around = [], last_stage._around
     monkeypatch.setattr(cascade, "MAX_DENSE", max_dense)
-    monkeypatch.setattr(cascade, "RANK", 1)
-    monkeypatch.setattr(cascade, "stochastic", lambda *_, **__: iter(()))
+    monkeypatch.setattr(last_stage, "MAX_DENSE", max_dense)
+    monkeypatch.setattr(last_stage, "RANK", 1)
+    monkeypatch.setattr(last_stage, "stochastic", lambda *_, **__: iter(()))
     monkeypatch.setattr(
-        cascade,
+        last_stage,
         "_around",
         lambda guide, key, gaussian: started.append(gaussian.cov) or around(guide, key, gaussian),
     )
@@ -490,7 +492,7 @@ def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(
         Model({"x": real(2)}, lambda theta: norm.logpdf(theta["x"], 3.0, 2.0).sum()),
         [],
     )
-    settings = cascade.Settings(None, None, np.inf, None, 60.0, StageDisplay(False))
+    settings = Settings(None, None, np.inf, None, 60.0, StageDisplay(False))
     for _ in cascade.cascade(key, model, (), settings, verdicts):
         verdicts.append(
             SimpleNamespace(

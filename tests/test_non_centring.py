@@ -100,7 +100,7 @@ def log_evidence_of_the_hierarchy():
 def test_the_evidence_of_a_centred_hierarchy():
     loc = {"a": np.array(Y), "mu": np.array(1.0), "tau": np.array(0.0)}
     guide, params = non_centred(KEY, HIERARCHY, (), loc, np.full(6, 0.25))
-    options = {"num_steps": (2000,), "learning_rates": (8e-3,), "b2": 0.95}
+    options = {"num_steps": (2000,), "learning_rates": (8e-3,)}
     *_, state = stochastic(KEY, HIERARCHY, guide, params=params, **options)
     verdict = minisvi.judge(KEY, HIERARCHY, guide, state.params).verdict
     exact = log_evidence_of_the_hierarchy()

@@ -1,86 +1,36 @@
 """The stages of a fit without tuning, one after the other as long as the caller asks for more.
 
-deterministic mean field -> N(loc, linear response) -> a flow in its coordinates
+deterministic mean field -> N(loc, linear response) -> a mixture of optima, or a flow
 """
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from minisvi.auto.gaussians import Gaussian, Gaussians
 from minisvi.auto.labels import with_relabelled
-from minisvi.auto.non_centring import non_centred
+from minisvi.auto.last_stage import last_stage
 from minisvi.auto.optima import mixture_of_optima
-from minisvi.auto.stochastic import stochastic
-from minisvi.auto.verdict import HIGH_ESS, MAX_MISSED, MAX_SPACING, Verdict
-from minisvi.guides.base import Guide
-from minisvi.guides.flow import affine_coupling
-from minisvi.guides.flow_layers import mlp
-from minisvi.guides.gaussian import full_rank, mean_field
-from minisvi.guides.low_rank import low_rank
-from minisvi.guides.whitened import Whitened, whitened
+from minisvi.auto.stages import MAX_DENSE, Around, Candidate, Settings, no_other_helps
+from minisvi.auto.verdict import MAX_MISSED, Verdict
+from minisvi.guides.gaussian import mean_field
 from minisvi.model import trees
-from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import Optima
 from minisvi.running import checkpoint
-from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
 from minisvi.second_order.response import linear_response
 from minisvi.tools.interrupts import interrupted
-from minisvi.tools.keys import generator, rbg_key
+from minisvi.tools.keys import generator
 from minisvi.tools.names import named_leaves
-from minisvi.tools.types import Data, Draw, Latents, Params
+from minisvi.tools.types import Data, Params
 
-MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
-RANK = 10
 NUM_DRAWS, MAX_OPTIMISM = 32, 1.0
-B2 = 0.95  # of Adam
-MAX_KL = 0.01  # nats, of a flow that needs no more steps
 MAX_EIGHT_STARTS = 64  # latents
 _ROWS_PER_BATCH_ROW = 16  # of the deterministic fit on some of the rows
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a fit is asked for besides its model and data."""
-
-    batch_size: int | None
-    start: Draw | None
-    deadline: float
-    checkpoint_dir: Path | None
-    checkpoint_every: float
-    display: StageDisplay
-
-    def over(self) -> bool:
-        return interrupted() or time.monotonic() >= self.deadline
-
-
-class Candidate(NamedTuple):
-    """What a stage comes to, to be judged: a fitted guide, and the deterministic fit behind it; and
-    the latents whose labels are `exchangeable`, as far as that was looked for.
-    """
-
-    name: str
-    guide: Guide
-    params: Params
-    deterministic: Deterministic
-    exchangeable: tuple[str, ...] = ()
-
-
-class _Gaussian(NamedTuple):
-    """A mean, as a tree u, and a covariance (D, D), or variances (D,)."""
-
-    loc: Draw
-    cov: np.ndarray
 
 
 def cascade(
@@ -93,30 +43,22 @@ def cascade(
     det, exchangeable = (det, ()) if settings.over() else with_relabelled(key, det)
     gaussian = _gaussian(det)
     yield _first(det, gaussian)
-    if _no_other_helps(verdicts[-1]) or runaway(det):
+    if no_other_helps(verdicts[-1]) or runaway(det):
+        return
+    if _misses_an_optimum(verdicts[-1]):
+        # No flow around one of them would find the others.
+        yield from _mixture(key, model, settings, det, exchangeable)
         return
     if det.optimism > MAX_OPTIMISM:
         det = _again("mean field on more draws", key, model, data, settings, det, 4 * NUM_DRAWS)
         gaussian = _gaussian(det)
         candidate = _first(det, gaussian)
         yield candidate._replace(name=f"{candidate.name}, {len(det.fixed.eps)} draws")
-        if _no_other_helps(verdicts[-1]):
+        if no_other_helps(verdicts[-1]):
             return
-    if _misses_an_optimum(verdicts[-1]):
-        # No flow around one of them would find the others.
-        yield from _mixture(key, model, settings, det, exchangeable)
-        return
     if verdicts[-1].elbo < det.elbo:
         gaussian = _back_to_mean_field(gaussian, det)
-    yield from _last_stage(key, model, data, settings, verdicts, det, gaussian)
-
-
-def _no_other_helps(verdict: Verdict) -> bool:
-    """Whether a better guide would be no use: it is good; or the weights are nearly equal, so that
-    what is missing is missing in theta's moments themselves; or the density is rounding.
-    """
-    nearly_equal = verdict.of_weights == "good" and verdict.ess >= HIGH_ESS
-    return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
+    yield from last_stage(key, model, data, settings, verdicts, det, gaussian)
 
 
 def runaway(det: Deterministic) -> str | None:
@@ -274,7 +216,7 @@ def _some_rows(rng: np.random.Generator, data: Data, num_rows: int) -> tuple[Dat
 # --- The Gaussian of the linear response. ---
 
 
-def _gaussian(det: Deterministic) -> _Gaussian:
+def _gaussian(det: Deterministic) -> Around:
     """The mean field's location and the linear response; or its variances, where the response is
     too large to compute, or absurd.
     """
@@ -288,10 +230,10 @@ def _gaussian(det: Deterministic) -> _Gaussian:
         # In a Gaussian no variance is smaller than the mean field's. NaN compares as False.
         is_sound = np.all(np.diagonal(response) > 0.8 * variances)
         cov = response if is_sound else variances
-    return _Gaussian(trees.unravel(det.model.latents, loc), cov)
+    return Around(trees.unravel(det.model.latents, loc), cov)
 
 
-def _first(det: Deterministic, gaussian: _Gaussian) -> Candidate:
+def _first(det: Deterministic, gaussian: Around) -> Candidate:
     if gaussian.cov.ndim == 1:
         return Candidate("mean field", det.guide, det.params, det)
     loc = np.asarray(det.params["loc"])
@@ -300,109 +242,10 @@ def _first(det: Deterministic, gaussian: _Gaussian) -> Candidate:
     return Candidate("linear response", guide, params, det)
 
 
-def _back_to_mean_field(gaussian: _Gaussian, det: Deterministic) -> _Gaussian:
+def _back_to_mean_field(gaussian: Around, det: Deterministic) -> Around:
     """The mean field in place of a Gaussian, in the same form: the next guide is then compiled
     once, whichever of the two it starts from.
     """
     variances = np.exp(2 * np.asarray(det.params["log_scale"]))
     is_dense = gaussian.cov.ndim == 2
     return gaussian._replace(cov=np.diag(variances) if is_dense else variances)
-
-
-def _around(guide: Whitened, key: Array, gaussian: _Gaussian) -> Params:
-    """The parameters of the guide's start, in the coordinates of that Gaussian."""
-    spec = trees.spec(guide.latents)
-    only = Gaussian.of(ravel_rows(gaussian.loc, 1)[0], gaussian.cov)
-    factor = np.log(only.sds()) if guide.diagonal else only.log_factor()
-    return {
-        "loc": only.loc.astype(spec.dtype),
-        "factor": factor.astype(spec.dtype),
-        "x": _init(guide.guide, rbg_key(key, 6)),
-    }
-
-
-@partial(jax.jit, static_argnames="guide")
-def _init(guide: Any, key: Array) -> Params:
-    spec = trees.spec(guide.latents)
-    origin = trees.unravel(guide.latents, jnp.zeros(spec.shape, spec.dtype))
-    return guide.init(key, loc=origin)
-
-
-# --- The stochastic fit. ---
-
-
-def _last_stage(
-    key: Array,
-    model: Model,
-    data: Data,
-    settings: Settings,
-    verdicts: list[Verdict],
-    det: Deterministic,
-    gaussian: _Gaussian,
-) -> Iterator[Candidate]:
-    """The last guide from that Gaussian, after each run of the optimiser."""
-    start = _non_centred(key, model, data, settings, gaussian)
-    if start is not None:
-        # Where it was measured it left less to do than the other flow, of which it has a part.
-        yield from _run("non-centred flow", *start, key, model, data, settings, verdicts, det)
-        return
-    size = trees.spec(model.latents).shape[0]
-    name, guide = _last_guide(model.latents, size, settings.batch_size)
-    params = _around(guide, key, gaussian)
-    yield from _run(name, guide, params, key, model, data, settings, verdicts, det)
-
-
-def _non_centred(
-    key: Array, model: Model, data: Data, settings: Settings, gaussian: _Gaussian
-) -> tuple[Guide, Params] | None:
-    """The guide in which some latents drive the others' scales, and its start, if any do so."""
-    if settings.batch_size is not None or settings.over():
-        return None
-    settings.display.begin("what drives the scales")
-    return non_centred(key, model, data, gaussian.loc, gaussian.cov)
-
-
-def _run(
-    name: str,
-    guide: Guide,
-    params: Params,
-    key: Array,
-    model: Model,
-    data: Data,
-    settings: Settings,
-    verdicts: list[Verdict],
-    det: Deterministic,
-) -> Iterator[Candidate]:
-    """The guide after each run of the optimiser."""
-    settings.display.begin(name)
-    directory = settings.checkpoint_dir
-    states = stochastic(
-        key,
-        model,
-        guide,
-        *data,
-        params=params,
-        b2=B2,
-        batch_size=settings.batch_size,
-        deadline=settings.deadline,
-        checkpoint_dir=None if directory is None else directory / name,
-        checkpoint_every=settings.checkpoint_every,
-    )
-    for state in states:
-        yield Candidate(f"{name}, {state.step} steps", guide, state.params, det)
-        verdict = verdicts[-1]
-        kl = verdict.log_evidence - verdict.elbo
-        if _no_other_helps(verdict) and kl < MAX_KL:
-            return
-        settings.display.begin(name)
-
-
-def _last_guide(latents: Latents, size: int, batch_size: int | None) -> tuple[str, Whitened]:
-    if size > MAX_DENSE:
-        return "low rank", whitened(low_rank(latents, RANK, 1.0), diagonal=True)
-    if batch_size is not None:
-        return "full rank by minibatches", whitened(full_rank(latents, 1.0))
-    # The narrower network fits small posteriors as well, in half the time.
-    width = 32 if size <= 32 else 64
-    base = mean_field(latents, 1.0)
-    return "flow", whitened(affine_coupling(base, network=mlp(width, width)))

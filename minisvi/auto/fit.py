@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
-from minisvi.auto.cascade import Candidate, Settings, cascade, runaway
+from minisvi.auto.cascade import cascade, runaway
 from minisvi.auto.handover import restart
 from minisvi.auto.judging import check_num_draws, judge, unjudged
+from minisvi.auto.stages import Candidate, Settings
 from minisvi.auto.verdict import LEVELS, Judged, Verdict
 from minisvi.data.batches import Minibatches
 from minisvi.data.streams import Stream
@@ -145,9 +146,10 @@ def fit(
        order of these.
     3. Where the fixed draws promised more than a nat too much: stage 1 on four times as many.
     4. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if
-       its ELBO is higher, by sticking the landing: 2,000 steps; and 6,000 more unless it is good
-       and within 0.01 nats of the evidence, for a flow that has only just left its Gaussian has no
-       tails yet by which it could be judged.
+       its ELBO is higher; or, where some latents drive the scales of others, the guide `driven`
+       over four couplings, from how they do so. By sticking the landing: 2,000 steps; and 6,000
+       more unless it is good and within 0.01 nats of the evidence, for a flow that has only just
+       left its Gaussian has no tails yet by which it could be judged.
 
     Compiled is what holds the density, two programs up to stage 3, or the flow's network. All else
     is NumPy on the host, in double precision, from the key's bits.

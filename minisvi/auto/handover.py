@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array
 
 from minisvi.auto import drawing
-from minisvi.auto.cascade import MAX_DENSE
+from minisvi.auto.stages import MAX_DENSE
 from minisvi.model.at_rows import density_at_rows, ravel_rows
 from minisvi.posterior import diagnostics
 from minisvi.posterior.draws import Draws

@@ -170,8 +170,7 @@ def non_centred(
     where hardly any latent is driven by others, or where there are too many to look.
 
     `loc` is a tree u, and `cov` (D, D), or variances (D,). The guide is `driven` by what `drivers`
-    finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none. It
-    is for `stochastic`, with b2 = 0.95.
+    finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none.
     """
     vector = ravel_rows(loc, 1)[0]
     if vector.size > MAX_SIZE:

@@ -29,6 +29,8 @@ from minisvi.tools.types import Params
 if TYPE_CHECKING:
     import optax
 
+_B2 = 0.95  # of Adam
+
 
 def stochastic(
     key: Array,
@@ -39,7 +41,6 @@ def stochastic(
     num_steps: tuple[int, ...] = (2000, 6000),
     learning_rates: tuple[float, ...] = (8e-3, 4e-3),
     num_particles: int = 32,
-    b2: float = 0.999,
     batch_size: int | None = None,
     deadline: float = np.inf,
     checkpoint_dir: Path | None = None,
@@ -52,9 +53,8 @@ def stochastic(
     cosine, so that the last iterate has no noise left to average. Sticking the landing has no noise
     where q is the posterior, and much far from it: start at `params` near by, of a `whitened`
     guide, for which one rate suits all latents (Kim et al. 2024); not at the guide's own start.
-    Adam forgets the squares of gradients by `b2`: where the first of them are 1e3 times the later
-    ones, as on a funnel, 0.999 leaves no steps of any size for thousands of iterations, and 0.95
-    does.
+    Adam forgets the squares of gradients by b2 = 0.95: where the first of them are 1e3 times the
+    later ones, as on a funnel, 0.999 leaves no steps of any size for thousands of iterations.
 
     At the `deadline`, of `time.monotonic()`, and at Ctrl-C it ends early, with what there is. Each
     run has its checkpoints in a directory of its own, below `checkpoint_dir`.
@@ -63,7 +63,7 @@ def stochastic(
         got = f"{learning_rates}, {num_steps}"
         raise ValueError(f"expected one of `learning_rates` for each of `num_steps`; got {got}")
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
-    optimizer = _optimizer(num_steps, learning_rates, b2)
+    optimizer = _optimizer(num_steps, learning_rates)
     objective = ELBO(num_particles, "sticking_the_landing")
     one_vector = OneVector(guide)
     svi = SVI(model, one_vector, optimizer, objective, batches)
@@ -135,12 +135,12 @@ def _start(svi: SVI, key: Array, params: Params) -> SVIState:
 
 @lru_cache
 def _optimizer(
-    num_steps: tuple[int, ...], rates: tuple[float, ...], b2: float = 0.999
+    num_steps: tuple[int, ...], rates: tuple[float, ...]
 ) -> "optax.GradientTransformation":
     import optax
 
     # Cached, for optax's optimisers compare by identity: a new one would compile the fit again.
-    return optax.adam(partial(_rate, num_steps, rates), b2=b2)
+    return optax.adam(partial(_rate, num_steps, rates), b2=_B2)
 
 
 def _rate(num_steps: tuple[int, ...], rates: tuple[float, ...], step: Any) -> Any:
