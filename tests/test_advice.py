@@ -15,6 +15,7 @@ from minisvi.posterior.moments import Moment
 
 MODEL = Model({"a": real(2), "tau": positive()}, lambda theta: jnp.zeros(()))
 U = np.random.default_rng(0).normal(size=(5000, 3)) * [1.0, 10.0, 0.1] + [3.0, -20.0, 1.0]
+DRAWS = {"a": U[:, :2], "tau": U[:, 2]}
 MOMENTS = [Moment("a", 1, 0.01, 0.1), Moment("a", 2, 0.02, 0.1), Moment("tau", 2, 0.4, 0.1)]
 
 
@@ -32,7 +33,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_it_says_where_the_largest_weights_are(name):
     log_w, said = WEIGHTS[name]
-    lines = advise(MODEL, U, log_w, MOMENTS, misses=False)
+    lines = advise(MODEL, DRAWS, log_w, MOMENTS, misses=False)
     assert lines[0] == "worst: `tau` (0.4 sd), `a` (0.02 sd)"
     assert re.search(said, lines[1])
     assert ("z ~ N(0, 1)" in " ".join(lines)) == (name == "a scale that collapses")
@@ -41,9 +42,9 @@ def test_it_says_where_the_largest_weights_are(name):
 
 def test_equal_weights_lack_nothing_and_a_missed_mode_is_named():
     noise = np.random.default_rng(1).normal(size=5000)
-    assert where_it_lacks(MODEL, U, noise) is None
-    assert where_it_lacks(MODEL, U[:50], noise[:50]) is None  # too few draws to tell
-    assert "several modes" in advise(MODEL, U, noise, [], misses=True)[0]
+    assert where_it_lacks(DRAWS, noise) is None
+    assert where_it_lacks({"tau": U[:50, 2]}, noise[:50]) is None  # too few draws to tell
+    assert "several modes" in advise(MODEL, DRAWS, noise, [], misses=True)[0]
 
 
 FUNNEL = Model(

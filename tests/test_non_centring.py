@@ -105,5 +105,5 @@ def test_the_evidence_of_a_centred_hierarchy():
     verdict = minisvi.judge(KEY, HIERARCHY, guide, state.params).verdict
     exact = log_evidence_of_the_hierarchy()
     assert exact - 0.01 < verdict.elbo < exact + 0.003
-    assert abs(verdict.log_evidence - exact) < 0.005
+    assert abs(verdict.log_evidence - exact) < 5 * verdict.log_evidence_se
     assert verdict.ess > 0.75  # 0.8 of exact q, for the draws from wider versions of it

@@ -182,6 +182,21 @@ def test_a_guide_over_both_modes_misses_none():
     assert abs(wide.draws.mean()["x"] + 2.4) < 0.03 * 5.6
 
 
+@pytest.mark.parametrize(
+    ("bad", "level"), [(np.nan, "bulk good, tails unverified"), (np.inf, "not trusted")]
+)
+def test_a_few_draws_without_a_density_count_as_zero(bad, level):
+    # Beyond six sds, where some of the wider draws are.
+    model = minisvi.Model(LATENTS, lambda t: jnp.where(t["x"][1] < 5.0, GAUSSIAN.log_joint(t), bad))
+    found = judged(4, *gaussian(), model)
+    assert 0 < found.verdict.broken <= 1e-3 * found.verdict.num_draws
+    assert found.verdict.level == level
+    assert f"{found.verdict.broken} draws have a density of NaN or +inf" in found.verdict.reason
+    if level != "not trusted":
+        assert abs(found.verdict.log_evidence - 2.5) < 5 * found.verdict.log_evidence_se
+        assert abs(found.draws.sd()["x"][1] - 1) < 4 * found.verdict.error
+
+
 def test_a_density_of_nan_is_counted_and_never_trusted():
     model = minisvi.Model(
         LATENTS, lambda t: jnp.where(t["x"][1] < 1.5, GAUSSIAN.log_joint(t), jnp.nan)
@@ -248,7 +263,11 @@ RULE = {
     "error too large": ({"khat": 0.5, "ess": 0.05, "error_u": 0.11}, "not trusted"),
     "few draws carry all": ({"khat": 0.9, "ess": 0.01, "error_u": 0.05}, "not trusted"),
     "no mean": ({"khat": 1.2, "ess": 0.95, "error_u": 0.01}, "not trusted"),
-    "broken": ({"khat": 0.1, "ess": 0.9, "error_u": 0.01, "broken": 1}, "not trusted"),
+    "broken": ({"khat": np.inf, "ess": 0.9, "error_u": 0.01, "broken": 90}, "not trusted"),
+    "a few broken": (
+        {"khat": 0.1, "ess": 0.9, "error_u": 0.01, "broken": 3},
+        "bulk good, tails unverified",
+    ),
     "a mode missed": ({"khat": 0.1, "ess": 0.9, "error_u": 0.01, "missed": 0.02}, "not trusted"),
     "a speck missed": ({"khat": 0.1, "ess": 0.9, "error_u": 0.01, "missed": 0.005}, "good"),
 }

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minisvi.model import trees
+from minisvi.model.at_rows import ravel_rows
 from minisvi.model.bijectors import Exp
 from minisvi.model.model import Model
 from minisvi.posterior.moments import Moment
 from minisvi.posterior.summary import entry_name
 from minisvi.tools.names import named_leaves
+from minisvi.tools.types import Draw
 
 _SHARE = 0.01  # of the draws, those with the largest weights
 _FAR = 1.0  # sds, from where a mean is called far
@@ -33,11 +34,11 @@ class Lack(NamedTuple):
 
 
 def advise(
-    model: Model, u: np.ndarray, log_w: np.ndarray, moments: list[Moment], misses: bool
+    model: Model, u: Draw, log_w: np.ndarray, moments: list[Moment], misses: bool
 ) -> tuple[str, ...]:
     """The worst latents by name; where the largest weights are; and what that asks for.
 
-    `u` (S, D) are draws and `log_w` (S,) their log weights; `misses` says whether an optimum is
+    u (S, ...) are draws and `log_w` (S,) their log weights; `misses` says whether an optimum is
     missed.
     """
     lines = []
@@ -49,36 +50,37 @@ def advise(
         lines.append("worst: " + ", ".join(f"`{name}` ({errors[name]:.2g} sd)" for name in worst))
     if misses:
         lines.append("the posterior has several modes: compare fits with a `start` at each")
-    elif (lack := where_it_lacks(model, u, log_w)) is not None:
+    elif (lack := where_it_lacks(u, log_w)) is not None:
         lines += _of(model, lack)
     return (*lines, BLACKJAX)
 
 
-def where_it_lacks(model: Model, u: np.ndarray, log_w: np.ndarray) -> Lack | None:
+def where_it_lacks(u: Draw, log_w: np.ndarray) -> Lack | None:
     """The entry of u in which the draws of the largest weights are farthest from the others, or
     None if they are everywhere.
     """
+    rows = ravel_rows(u, len(log_w))
     usable = np.isfinite(log_w)
-    if not u.shape[1] or usable.sum() < 1 / _SHARE:
+    if not rows.shape[1] or usable.sum() < 1 / _SHARE:
         return None
-    u, log_w = u[usable], log_w[usable]
-    num = max(int(_SHARE * len(u)), 1)
+    rows, log_w = rows[usable], log_w[usable]
+    num = max(int(_SHARE * len(rows)), 1)
     top = np.argpartition(log_w, -num)[-num:]
-    sd = np.std(u, axis=0)
-    z = (u[top] - np.mean(u, axis=0)) / np.where(sd == 0, 1.0, sd)
+    sd = np.std(rows, axis=0)
+    z = (rows[top] - np.mean(rows, axis=0)) / np.where(sd == 0, 1.0, sd)
     mean, mean_square = np.mean(z, axis=0), np.mean(z**2, axis=0)
     place = int(np.argmax(mean_square))
     if abs(mean[place]) < _FAR and mean_square[place] < _WIDE:
         return None
-    name, latent = _entries(model)[place]
+    name, latent = _entries(u)[place]
     return Lack(name, latent, float(mean[place]), float(mean_square[place]))
 
 
-def _entries(model: Model) -> list[tuple[str, str]]:
+def _entries(u: Draw) -> list[tuple[str, str]]:
     """The name of each entry of u, and that of its latent."""
     found = []
-    for latent, leaf in named_leaves(trees.unconstrained_like(model.latents)).items():
-        found += [(entry_name(latent, index), latent) for index in np.ndindex(leaf.shape)]
+    for latent, leaf in named_leaves(u).items():
+        found += [(entry_name(latent, index), latent) for index in np.ndindex(leaf.shape[1:])]
     return found
 
 

@@ -15,6 +15,8 @@ from minisvi.posterior.draws import Draws
 from minisvi.posterior.posterior import Posterior
 from minisvi.tools.types import Draw
 
+_FEW = 1e-3  # of the draws, whose density may be NaN
+
 
 class Figures(NamedTuple):
     """Scalars that the log weights give, under the names that they have in `Verdict`."""
@@ -41,10 +43,16 @@ class Measured(NamedTuple):
 def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> Measured:
     """The figures of draws u (S, ...) of q and of wider versions of it, and theta = T(u), with
     their log p/q and the log ratio of q to what they are from, both (S,): see `defensive`. The ELBO
-    is that of q's own draws.
+    is that of q's own draws. Up to a thousandth of the draws may have a density of NaN, and then
+    they count as if it were zero.
     """
     num = log_w.size
     is_plain = defensive.is_plain(num) | np.all(log_ratio == 0)
+    is_nan = np.isnan(log_w)
+    num_broken = int(np.sum(is_nan | (log_w == np.inf)))
+    if np.sum(is_nan) <= _FEW * num:  # the density may be rounding at a few draws far away
+        is_plain = is_plain & ~is_nan
+        log_w = np.where(is_nan, -np.inf, log_w).astype(log_w.dtype)
     elbo, elbo_se = diagnostics.elbo(log_w, where=is_plain)
     log_w = (log_w + log_ratio).astype(log_w.dtype)
     smoothed = diagnostics.psis(log_w)
@@ -56,7 +64,7 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
     error_of_sds = diagnostics.weighted_sd_mcse(rows, weights)
     log_evidence, log_evidence_se = diagnostics.log_evidence(log_w)
     figures = Figures(
-        broken=int(np.sum(np.isnan(log_w) | (log_w == np.inf))),
+        broken=num_broken,
         elbo=float(elbo),
         elbo_se=float(elbo_se),
         error_u=_largest(np.maximum(error_of_means, error_of_sds)),

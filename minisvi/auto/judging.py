@@ -27,7 +27,7 @@ from minisvi.auto.verdict import (
     rule_on_weights,
 )
 from minisvi.guides.base import Guide
-from minisvi.model.at_rows import density_at_rows, ravel_rows
+from minisvi.model.at_rows import density_at_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
@@ -65,8 +65,9 @@ def judge(
     - `bulk good, tails unverified`: k below the same threshold with ESS/S >= 0.02, or below 1 with
       ESS/S >= 0.1; and an error of at most 0.1 sd. The reason names the moments of theta that are
       not given: their quantiles hold;
-    - `not trusted` otherwise, and wherever a draw has a density of NaN or +inf, an optimum is
-      missed that has more than a hundredth of the best one's mass, or log p is so large that the
+    - `not trusted` otherwise, and wherever a draw has a density of +inf, or more than a thousandth
+      of them one of NaN (fewer count as zero, and leave `bulk good` at best), an optimum is missed
+      that has more than a hundredth of the best one's mass, or log p is so large that the
       dtype's numbers there are more than 0.1 nats apart, so that the weights are rounding. Of a
       likelihood by rows differences are taken before sums then, in a second pass over the draws
       (see `centred`).
@@ -107,8 +108,7 @@ def judge(
     if verdict.level != "good":
         misses = evidence.missed is not None and evidence.missed > MAX_MISSED
         target = model.over(guide.constrained)
-        rows = ravel_rows(u, len(weighed.log_w))
-        advice = advise(target, rows, measured.log_w, evidence.moments, misses)
+        advice = advise(target, u, measured.log_w, evidence.moments, misses)
         verdict = replace(verdict, advice=advice)
     return Judged(verdict, measured.draws)
 

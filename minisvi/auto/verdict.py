@@ -35,7 +35,8 @@ class Verdict:
     - `shift`: how far weighting moves the mean of the worst coordinate, in sds: how wrong q is
       without it.
     - `elbo`, `log_evidence`, each with its standard error `_se`, in nats.
-    - `broken`: how many draws have a density of NaN or +inf.
+    - `broken`: how many draws have a density of NaN or +inf. Up to a thousandth of NaN count as if
+      it were zero, and the level is not `good` then.
     - `optima`: how many distinct ones the restarts converged to, at least one; `missed`: the
       largest mass, relative to the best, of where any of them ended that q does not reach; None
       without restarts. `optimism`: nats that fixed draws promised beyond fresh ones, or None.
@@ -119,8 +120,9 @@ def rule_on_weights(
     missed: float | None = None,
 ) -> Ruling:
     """The level that the weights have by themselves; `judge` has the rule in words."""
-    if broken:
-        return Ruling("not trusted", f"{broken} draws have a density of NaN or +inf")
+    said_broken = f"{broken} draws have a density of NaN or +inf"
+    if broken and khat == np.inf:
+        return Ruling("not trusted", said_broken)
     if missed is not None and missed > MAX_MISSED:
         mass = f"{missed:.2g} of the best one's mass"
         reason = f"a restart found another optimum, with {mass}, that q misses"
@@ -130,6 +132,8 @@ def rule_on_weights(
     nearly_equal = has_mean and ess >= HIGH_ESS
     if error_u <= GOOD_ERROR and (nearly_equal or (is_light and khat < 0.35 + ess)):
         reason = f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
+        if broken:
+            return Ruling("bulk good, tails unverified", f"{said_broken}; {reason}")
         return Ruling("good", reason)
     many_enough = (is_light and ess >= LOW_ESS) or (has_mean and ess >= FAIR_ESS)
     if error_u <= BULK_ERROR and many_enough:
