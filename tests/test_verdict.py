@@ -186,8 +186,8 @@ def test_a_guide_over_both_modes_misses_none():
     ("bad", "level"), [(np.nan, "bulk good, tails unverified"), (np.inf, "not trusted")]
 )
 def test_a_few_draws_without_a_density_count_as_zero(bad, level):
-    # Beyond six sds, where some of the wider draws are.
-    model = minisvi.Model(LATENTS, lambda t: jnp.where(t["x"][1] < 5.0, GAUSSIAN.log_joint(t), bad))
+    # Beyond seven sds, where some of the wider draws are.
+    model = minisvi.Model(LATENTS, lambda t: jnp.where(t["x"][1] < 6.0, GAUSSIAN.log_joint(t), bad))
     found = judged(4, *gaussian(), model)
     assert 0 < found.verdict.broken <= 1e-3 * found.verdict.num_draws
     assert found.verdict.level == level
