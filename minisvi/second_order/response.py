@@ -3,6 +3,7 @@
 import numpy as np
 from jax.typing import ArrayLike
 
+from minisvi.model import trees
 from minisvi.second_order.deterministic import Deterministic
 from minisvi.second_order.fixed_draws import expansions
 from minisvi.second_order.newton import Expansion
@@ -20,7 +21,10 @@ def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.
     params = [np.asarray(fit.params[name], float) for name in ("loc", "log_scale")]
     x = np.concatenate(params)
     (at,) = expansions(fit.model, fit.fixed, x[None], dense=vectors is None)
-    return covariance(at) if vectors is None else _products(at, np.asarray(vectors, float))
+    if vectors is None:
+        return covariance(at)
+    tolerance = float(np.finfo(trees.spec(fit.model.latents).dtype).eps) ** 0.75
+    return _products(at, np.asarray(vectors, float), tolerance)
 
 
 def covariance(at: Expansion) -> np.ndarray:
@@ -46,7 +50,7 @@ def _is_positive_definite(matrix: np.ndarray) -> bool:
     return True
 
 
-def _products(at: Expansion, vectors: np.ndarray) -> np.ndarray:
+def _products(at: Expansion, vectors: np.ndarray, tolerance: float) -> np.ndarray:
     """C v for each row v of `vectors`, by conjugate gradients."""
     from scipy.sparse.linalg import LinearOperator, cg  # type: ignore[import-untyped]
 
@@ -54,5 +58,5 @@ def _products(at: Expansion, vectors: np.ndarray) -> np.ndarray:
     operator = LinearOperator((2 * size, 2 * size), at.product, dtype=float)
     # With zeros for log_scale.
     padded = np.pad(vectors, ((0, 0), (0, size))) * at.unit
-    solutions = [cg(operator, row, rtol=1e-6, maxiter=4 * size)[0] for row in padded]
+    solutions = [cg(operator, row, rtol=tolerance, maxiter=4 * size)[0] for row in padded]
     return np.stack(solutions)[:, :size] * at.unit[:size]
