@@ -384,7 +384,9 @@ def test_restarts_equal_separate_runs(key, capsys):
     leading = result.restarts.trace[-100:].mean(axis=0).max()
     shown = capsys.readouterr().err
     assert "700/700" in shown
-    assert np.isclose(float(re.findall(r"ELBO (-[\d.]+)", shown)[-1]), leading, rtol=1e-4)
+    assert np.isclose(
+        float(re.findall(r"ELBO (-[\d.]+)", shown)[-1]), leading, rtol=2e-3
+    )  # of the last block, however long
     restarts = result.restarts
     assert restarts.trace.shape == (700, 3)
     assert restarts.best == np.argmax(restarts.elbo)

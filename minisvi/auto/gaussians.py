@@ -72,6 +72,7 @@ class Gaussians(NamedTuple):
     log_weights: np.ndarray
     components: tuple[Gaussian, ...]
 
+    @np.errstate(over="ignore", invalid="ignore")  # of a fit that runs away
     def draw(self, rng: np.random.Generator, num_draws: int) -> Drawn:
         """S points, as rows. Each component has its share of them, to within one."""
         size = self.components[0].loc.size
@@ -101,6 +102,7 @@ class Gaussians(NamedTuple):
             of_wider.append(log_q + defensive.log_ratio(pulled) if u.shape[1] else log_q)
         return np.logaddexp.reduce(of_q), np.logaddexp.reduce(of_wider)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def log_prob(self, u: np.ndarray) -> np.ndarray:
         """log q of each row, in nats."""
         log_q, _ = self._log_probs(u, None)

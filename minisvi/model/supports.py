@@ -57,6 +57,10 @@ class Support(Record):
 
         It is smaller than theta for a simplex or a triangular matrix.
         """
+        try:
+            hash(self)
+        except TypeError:  # of a bijector with arrays
+            return _unconstrained.__wrapped__(self, self.value_dtype)
         return _unconstrained(self, self.value_dtype)
 
     def forward_and_log_det(self, u: Array) -> tuple[Array, Array]:

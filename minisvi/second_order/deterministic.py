@@ -158,7 +158,9 @@ class _Found(NamedTuple):
 
 def _result(model: Model, fixed: Fixed, found: _Found, optima: Optima) -> Deterministic:
     best = found.best
-    loc, log_scale = np.split(found.x[best].astype(trees.spec(model.latents).dtype), 2)
+    with np.errstate(over="ignore"):  # of a fit that runs away
+        x = found.x[best].astype(trees.spec(model.latents).dtype)
+    loc, log_scale = np.split(x, 2)
     return Deterministic(
         model=model,
         guide=mean_field(model.latents),
