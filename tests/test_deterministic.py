@@ -75,11 +75,11 @@ def test_with_many_draws_the_variances_are_those_given_all_other_coordinates(key
 
 def test_fixed_draws_are_antithetic_of_mean_square_one_and_normal():
     for num, size in ((2, 3), (8, 5), (512, 4)):
-        eps = fixed_draws(np.random.default_rng(0), num, size)
+        eps = fixed_draws(np.random.default_rng(1), num, size)
         assert eps.shape == (num, size)
         assert np.array_equal(eps[: num // 2], -eps[num // 2 :])
         assert np.allclose((eps**2).mean(0), 1.0, rtol=1e-12)
-    assert np.allclose((eps**4).mean(0), 3.0, atol=0.25)  # i.i.d.: an error of sqrt(96 / 256) = 0.6
+    assert np.allclose((eps**4).mean(0), 3.0, atol=0.2)  # i.i.d.: an error of sqrt(96 / 256) = 0.6
     # There are enough of them for it: no two coordinates are correlated.
     assert np.allclose(eps.T @ eps / num, np.eye(4), rtol=0, atol=1e-12)
 

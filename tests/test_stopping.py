@@ -381,12 +381,11 @@ def test_convergence_does_not_fire_on_the_plateau_of_two_moons():
 
 def test_restarts_equal_separate_runs(key, capsys):
     result = ADAM.run(key, 700, X, num_restarts=3, average=True)
-    leading = result.restarts.trace[-100:].mean(axis=0).max()
     shown = capsys.readouterr().err
     assert "700/700" in shown
-    assert np.isclose(
-        float(re.findall(r"ELBO (-[\d.]+)", shown)[-1]), leading, rtol=2e-3
-    )  # of the last block, however long
+    # The mean over the last block, up to a hundred steps: its length follows the clock.
+    leading = [result.restarts.trace[-num:].mean(axis=0).max() for num in range(1, 101)]
+    assert np.any(np.isclose(float(re.findall(r"ELBO (-[\d.]+)", shown)[-1]), leading, rtol=1e-5))
     restarts = result.restarts
     assert restarts.trace.shape == (700, 3)
     assert restarts.best == np.argmax(restarts.elbo)
