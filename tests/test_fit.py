@@ -263,7 +263,7 @@ def press_now(function):
 
 
 def test_ctrl_c_before_anything_is_judged_returns_what_there_is(monkeypatch):
-    monkeypatch.setattr(deterministic_file, "expansions", press_now(deterministic_file.expansions))
+    monkeypatch.setattr(deterministic_file, "minimised", press_now(deterministic_file.minimised))
     fit = fitted(14, minisvi.Model({"x": minisvi.real(2)}, banana))
     assert [stage.name for stage in fit.stages] == ["mean field"]
     assert fit.verdict.level == "not trusted"
@@ -285,7 +285,7 @@ def test_ctrl_c_while_a_stage_is_judged_keeps_it(monkeypatch):
 def test_an_interrupted_fit_remembers_nothing_that_is_not_finished(monkeypatch, tmp_path):
     model = minisvi.Model({"x": minisvi.real(2)}, banana)
     with monkeypatch.context() as patch:
-        patch.setattr(deterministic_file, "expansions", press_now(deterministic_file.expansions))
+        patch.setattr(deterministic_file, "minimised", press_now(deterministic_file.minimised))
         fitted(14, model, checkpoint_dir=tmp_path)
     assert not (tmp_path / "mean field").exists()
 

@@ -22,7 +22,7 @@ from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import Optima
 from minisvi.running import checkpoint
 from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
-from minisvi.second_order.response import linear_response
+from minisvi.second_order.response import is_sound, linear_response
 from minisvi.tools.interrupts import interrupted
 from minisvi.tools.keys import generator
 from minisvi.tools.names import named_leaves
@@ -227,9 +227,7 @@ def _gaussian(det: Deterministic) -> Around:
     cov = variances
     if loc.size <= MAX_DENSE and not interrupted():
         response = np.asarray(linear_response(det))
-        # In a Gaussian no variance is smaller than the mean field's. NaN compares as False.
-        is_sound = np.all(np.diagonal(response) > 0.8 * variances)
-        cov = response if is_sound else variances
+        cov = response if is_sound(response, variances) else variances
     return Around(trees.unravel(det.model.latents, loc), cov)
 
 

@@ -1,8 +1,8 @@
 """Can it be trusted? A fitted guide is judged by its importance weights."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ from minisvi.posterior.diagnostics import Optima
 from minisvi.posterior.moments import Moment, moments
 from minisvi.posterior.posterior import Posterior
 from minisvi.tools import checks
-from minisvi.tools.interrupts import interrupted
+from minisvi.tools.interrupts import time_is_up
 from minisvi.tools.types import Draw, Params
 
 
@@ -83,10 +83,7 @@ def judge(
     data = posterior.data
     key = checks.prng_key(key)
     drawn = drawing.draw(key, model, guide, params, data, num_draws)
-
-    def over() -> bool:
-        return interrupted() or time.monotonic() >= deadline
-
+    over = partial(time_is_up, deadline)
     weighed = _weighed(posterior, drawn, over)
     u, log_ratio = _first((drawn.u, drawn.log_ratio), len(weighed.log_w))
     measured = measure(u, weighed.theta, weighed.log_w, log_ratio)

@@ -13,11 +13,12 @@ import numpy as np
 from jax import Array
 
 from minisvi.model import trees
-from minisvi.model.at_rows import density_at_rows, ravel_rows, unravel_rows
+from minisvi.model.at_rows import ravel_rows, unravel_rows
 from minisvi.model.bijectors import Exp, Identity, Sigmoid, StickBreaking
 from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import Optima
 from minisvi.second_order.deterministic import Deterministic
+from minisvi.second_order.fixed_draws import log_p_at
 from minisvi.tools.keys import generator
 from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Draw
@@ -94,16 +95,10 @@ def _is_symmetry(
 ) -> bool:
     """Whether p(theta, D) is the same with the labels in another order, at all points."""
     moved, log_dets = _reordered(det.model, points, labels, order)
-    log_p = _log_p(det, points)
-    difference = _log_p(det, moved) - log_p - log_dets
+    log_p = log_p_at(det.model, points, det.fixed)
+    difference = log_p_at(det.model, moved, det.fixed) - log_p - log_dets
     tolerance = 1e3 * np.finfo(log_p.dtype).eps * (1 + np.abs(log_p))
     return bool(np.all(np.abs(difference) < tolerance))
-
-
-def _log_p(det: Deterministic, rows: np.ndarray) -> np.ndarray:
-    u = unravel_rows(det.model.latents, rows)
-    _, log_p = density_at_rows(det.model, u, len(rows), det.fixed.data, det.fixed.weight)
-    return log_p
 
 
 def _reordered(

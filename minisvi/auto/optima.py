@@ -7,20 +7,17 @@ by the ELBO).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 from jax import Array
 
 from minisvi.auto.gaussians import Gaussian, Gaussians
-from minisvi.model import trees
-from minisvi.model.at_rows import density_at_rows, never, unravel_rows
+from minisvi.model.at_rows import never
 from minisvi.posterior import diagnostics
-from minisvi.second_order import newton
 from minisvi.second_order.deterministic import Deterministic
-from minisvi.second_order.fixed_draws import expansions
-from minisvi.second_order.response import covariance
+from minisvi.second_order.fixed_draws import expansions, log_p_at, minimised
+from minisvi.second_order.response import covariance, is_sound
 from minisvi.tools.keys import generator
 
 _MOST = 24  # components: the labels of four
@@ -65,22 +62,15 @@ def _expansions(det: Deterministic, x: np.ndarray) -> list[Any]:
 
 def _refined(det: Deterministic, x: np.ndarray, over: Callable[[], bool]) -> np.ndarray:
     """Where Newton ends from there on the draws of the fit."""
-    expand = partial(expansions, det.model, det.fixed)
-    eps = float(np.finfo(trees.spec(det.model.latents).dtype).eps)
-    states = newton.descend(expand, [newton.start(row) for row in x], eps, 50, over)
+    states = minimised(det.model, det.fixed, x, 50, over)
     return np.stack([state.x for state in states])
 
 
 def _distinct(x: np.ndarray, log_mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each optimum once, the first of those that are alike."""
     loc, log_scale = np.split(x, 2, axis=1)
-    scale = np.exp(log_scale)
-    kept: list[int] = []
-    for k in range(len(x)):
-        distances = [np.max(np.abs(loc[k] - loc[j]) / scale[j]) for j in kept]
-        if min(distances, default=np.inf) > 0.5:
-            kept.append(k)
-    return x[kept[:_MOST]], log_mass[kept[:_MOST]]
+    kept = np.unique(diagnostics.distinct_optima(log_mass, loc, np.exp(log_scale)))
+    return x[kept], log_mass[kept]
 
 
 def _gaussian(at: Any, x: np.ndarray) -> Gaussian:
@@ -88,7 +78,7 @@ def _gaussian(at: Any, x: np.ndarray) -> Gaussian:
     loc, log_scale = np.split(x, 2)
     variances = np.exp(2 * log_scale)
     cov = covariance(at)
-    if not np.all(np.diagonal(cov) > 0.8 * variances):
+    if not is_sound(cov, variances):
         cov = np.diag(variances)
     return Gaussian.of(loc, cov)
 
@@ -105,10 +95,9 @@ def _weights(
     num = len(components)
     equal = Gaussians(np.full(num, -np.log(num)), components)
     u = equal.draw(rng, _NUM_DRAWS * num).u
-    points = unravel_rows(det.model.latents, u)
-    _, log_p = density_at_rows(det.model, points, len(u), det.fixed.data, det.fixed.weight)
+    log_p = log_p_at(det.model, u, det.fixed)
     log_q = np.stack([part.log_prob(part.pull(u)) for part in components], axis=1)
-    log_w = log_p.astype(float) - np.logaddexp.reduce(log_q, axis=1)
+    log_w = log_p - np.logaddexp.reduce(log_q, axis=1)
     log_importance = diagnostics.psis(log_w).log_weights
     num_worth = diagnostics.importance_ess(log_importance)
     prior = _PRIOR_DRAWS * num * np.exp(log_mass - np.logaddexp.reduce(log_mass))

@@ -1,6 +1,5 @@
 """What the stages of a fit share: what is asked of them, and what they come to."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from minisvi.auto.verdict import HIGH_ESS, MAX_SPACING, Verdict
 from minisvi.guides.base import Guide
 from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic
-from minisvi.tools.interrupts import interrupted
+from minisvi.tools.interrupts import time_is_up
 from minisvi.tools.types import Draw, Params
 
 MAX_DENSE = 2000  # latents, for a D x D covariance: docs/did_it_work.md says what it takes
@@ -29,7 +28,7 @@ class Settings:
     display: StageDisplay
 
     def over(self) -> bool:
-        return interrupted() or time.monotonic() >= self.deadline
+        return time_is_up(self.deadline)
 
 
 class Candidate(NamedTuple):

@@ -16,9 +16,9 @@ from jax import Array
 from jax.lax import stop_gradient
 from jax.typing import ArrayLike
 
-from minisvi.guides.flow import Flow
+from minisvi.guides.flow import check_about_standard
 from minisvi.guides.foreign import member
-from minisvi.guides.gaussian import Family, log_cholesky
+from minisvi.guides.gaussian import log_cholesky
 from minisvi.guides.location_scale import Triangular
 from minisvi.guides.wrapped import Pushed, Wrapper
 from minisvi.model import trees
@@ -313,14 +313,7 @@ def driven(guide: Any, drivers: Sequence[str]) -> Driven:
     TypeError for a guide that is no Gaussian and no flow over one; ValueError for drivers that are
     no latents, or that are none or all of them.
     """
-    innermost = guide
-    while isinstance(innermost, Flow):
-        innermost = innermost.base
-    if not isinstance(innermost, Family):
-        raise TypeError(
-            "driven: expected a Gaussian, such as `mean_field(latents, 1.0)`, or a flow over one; "
-            f"got {guide!r}"
-        )
+    check_about_standard("driven", "mean_field(latents, 1.0)", guide)
     return Driven(guide, _places(guide.latents, drivers))
 
 

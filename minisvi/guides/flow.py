@@ -27,6 +27,7 @@ from minisvi.guides.flow_layers import (
     mlp,
 )
 from minisvi.guides.foreign import member
+from minisvi.guides.gaussian import Family
 from minisvi.guides.weights import Init, pair
 from minisvi.guides.wrapped import Pushed
 from minisvi.model import trees
@@ -74,7 +75,7 @@ class Pushforward(Pushed):
             return Distribution.draw_on_path(self, noise, stopped)
         x, log_q = self.base.draw(noise)
         score = jax.grad(stopped.base.log_prob)(stop_gradient(x))
-        loc, factor = self.base.affine() or (0.0, _Identity())
+        loc, factor = _affine(self.base)
 
         def step(passed: Any, layer: Any) -> tuple[Any, None]:
             z, score, total = passed
@@ -109,7 +110,7 @@ class Pushforward(Pushed):
             log_det = jnp.sum(log_det).astype(total.dtype)
             return (z, total + log_det), None
 
-        loc, factor = self.base.affine() or (0.0, _Identity())
+        loc, factor = _affine(self.base)
         z = factor.solve(trees.ravel(self.latents, tree) - loc)
         start = (z, jnp.zeros((), z.dtype))
         layers = (self.params, self.orders)
@@ -119,8 +120,13 @@ class Pushforward(Pushed):
 
 def _stopped_solve(base: Distribution, latents: Latents, u: Draw) -> Array:
     """A^-1(u), with A's parameters stopped."""
-    loc, factor = base.affine() or (0.0, _Identity())
+    loc, factor = _affine(base)
     return factor.solve(trees.ravel(latents, u) - loc)
+
+
+def _affine(base: Distribution) -> tuple[Any, Any]:
+    """A's location and factor."""
+    return base.affine() or (0.0, _Identity())
 
 
 def _forward(bijector: Bijector, z: Array) -> tuple[Array, Array]:
@@ -251,3 +257,14 @@ def _flow(guide: Any, layer: Layer, num_layers: int) -> Flow:
             f"got {guide!r}"
         )
     return Flow(guide, layer, checks.positive_integer("num_layers", num_layers))
+
+
+def check_about_standard(name: str, example: str, guide: Any) -> None:
+    """TypeError unless `guide` is a Gaussian or a flow over one, which can start about N(0, I)."""
+    innermost = guide
+    while isinstance(innermost, Flow):
+        innermost = innermost.base
+    if not isinstance(innermost, Family):
+        raise TypeError(
+            f"{name}: expected a Gaussian, such as `{example}`, or a flow over one; got {guide!r}"
+        )

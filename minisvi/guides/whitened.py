@@ -11,9 +11,9 @@ from jax.lax import stop_gradient
 from jax.typing import ArrayLike
 
 from minisvi.guides.base import Distribution
-from minisvi.guides.flow import Flow
+from minisvi.guides.flow import check_about_standard
 from minisvi.guides.foreign import member
-from minisvi.guides.gaussian import Family, log_cholesky
+from minisvi.guides.gaussian import log_cholesky
 from minisvi.guides.location_scale import Diagonal, Factor, Triangular
 from minisvi.guides.wrapped import Pushed, Wrapper
 from minisvi.model import trees
@@ -94,12 +94,5 @@ def whitened(guide: Any, diagonal: bool = False) -> Whitened:
     `x`, are fitted. One learning rate then suits all latents, and a gradient sees no correlation
     (Kim et al. 2024, section 4).
     """
-    innermost = guide
-    while isinstance(innermost, Flow):
-        innermost = innermost.base
-    if not isinstance(innermost, Family):
-        raise TypeError(
-            "whitened: expected a Gaussian, such as `full_rank(latents)`, or a flow over one; "
-            f"got {guide!r}"
-        )
+    check_about_standard("whitened", "full_rank(latents)", guide)
     return Whitened(guide, diagonal)

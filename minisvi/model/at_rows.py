@@ -45,8 +45,8 @@ def density_at_rows(
     """
 
     def compute(block: tuple[Draw, Array], num_chunks: int) -> tuple[Draw, Array]:
-        points, _ = block
-        return _densities(model, points, block[1], num_chunks, data, weight, reference)
+        points, places = block
+        return _densities(model, points, places, num_chunks, data, weight, reference)
 
     # A tree without leaves would not say how many points there are.
     places = np.zeros(num, np.float32)

@@ -209,12 +209,6 @@ def log_evidence(log_w: ArrayLike) -> tuple[float, float]:
     return total - log_size, _standard_error(relative)
 
 
-def per_draw(values: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """`values` (S,) with as many axes as the draws x (S, ...), so that they broadcast."""
-    ones = (1,) * (x.ndim - 1)
-    return values.reshape(-1, *ones)
-
-
 def weighted_moments(x: ArrayLike, log_weights: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of draws x (S, ...) under weights (S,). A draw of weight zero
     never counts.

@@ -231,19 +231,17 @@ def weigh(
     data: Data,
     noise: Array,
     batch_size: int = _BATCH_SIZE,
-    reference: tuple[Array, ...] = (),
 ) -> tuple[Draw, Array]:
     """Draws made from `noise` (S, ...) and their log weights (S,), as `log_weights` has them.
 
-    The noise of a draw is a key, or the normals that q is made from. `reference` is what a model
-    that is `centred` takes after the data.
+    The noise of a draw is a key, or the normals that q is made from.
     """
     q = member(guide, params, *data)
     target = model.over(guide.constrained)
 
     def one(noise: Array) -> tuple[Draw, Array]:
         u, log_q = q.draw(noise)
-        log_p = target.log_density(u, *data, *reference)
+        log_p = target.log_density(u, *data)
         return u, log_p - log_q
 
     return in_batches(one, noise, batch_size)

@@ -3,12 +3,9 @@
 Its function is that of `fixed_draws`, and its starts are those of `starts`.
 """
 
-import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -18,12 +15,10 @@ from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
-from minisvi.second_order import newton
-from minisvi.second_order.fixed_draws import Fixed, expansions, fixed_draws, log_p_at
-from minisvi.second_order.newton import NewtonState
+from minisvi.second_order.fixed_draws import Fixed, fixed_draws, log_p_at, minimised
 from minisvi.second_order.starts import finite_starts
 from minisvi.tools import checks, inputs, noise
-from minisvi.tools.interrupts import interrupted
+from minisvi.tools.interrupts import interrupted, time_is_up
 from minisvi.tools.keys import generator
 from minisvi.tools.types import Draw, Params
 
@@ -191,7 +186,7 @@ class _Search:
     deadline: float
 
     def over(self) -> bool:
-        return time.monotonic() >= self.deadline or interrupted()
+        return time_is_up(self.deadline)
 
     def fixed(self, num_draws: int) -> Fixed:
         size = trees.spec(self.model.latents).shape[0]
@@ -199,7 +194,7 @@ class _Search:
 
     def run(self, fixed: Fixed, x: np.ndarray) -> _Found:
         """Newton from the rows of x to its end, and the ELBO at fresh draws there."""
-        states = self._descend(fixed, x)
+        states = minimised(self.model, fixed, x, self.max_steps, self.over)
         ends = np.stack([state.x for state in states])
         value = np.array([state.value for state in states])
         loc, log_scale = np.split(ends, 2, axis=1)
@@ -215,12 +210,6 @@ class _Search:
         # for convergence.
         converged = np.array([state.converged for state in states]) & np.isfinite(elbo)
         return _Found(ends, value, converged, optimum, elbo, elbo_se)
-
-    def _descend(self, fixed: Fixed, x: np.ndarray) -> list[NewtonState]:
-        expand = partial(expansions, self.model, fixed)
-        eps = float(jnp.finfo(trees.spec(self.model.latents).dtype).eps)
-        states = [newton.start(row) for row in x]
-        return newton.descend(expand, states, eps, self.max_steps, self.over)
 
     def _fresh(self, x: np.ndarray) -> tuple[float, float]:
         """The ELBO at fresh draws and its standard error, in nats."""

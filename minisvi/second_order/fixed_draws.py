@@ -7,6 +7,7 @@ Of the log density's gradient and Hessian at the points loc + exp(log_scale) eps
 compiled, the host makes those of f.
 """
 
+from collections.abc import Callable
 from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minisvi.guides.location_scale import Normal
-from minisvi.model.at_rows import density_at_rows, unravel_rows
+from minisvi.model import trees
+from minisvi.model.at_rows import density_at_rows, never, unravel_rows
 from minisvi.model.model import Model
+from minisvi.second_order import newton
 from minisvi.second_order.derivatives import hessians, products
-from minisvi.second_order.newton import Expansion
+from minisvi.second_order.newton import Expansion, NewtonState
 from minisvi.tools.types import Data
 
 # Latents. With more of them conjugate gradients take less time than whole Hessians.
@@ -123,8 +126,22 @@ def _mean_hessian(
     return whole
 
 
+def minimised(
+    model: Model,
+    fixed: Fixed,
+    x: np.ndarray,
+    max_steps: int,
+    over: Callable[[], bool] = never,
+) -> list[NewtonState]:
+    """Where Newton's method ends from each row of x (R, 2 D)."""
+    expand = partial(expansions, model, fixed)
+    eps = float(np.finfo(trees.spec(model.latents).dtype).eps)
+    states = [newton.start(row) for row in x]
+    return newton.descend(expand, states, eps, max_steps, over)
+
+
 def log_p_at(model: Model, rows: np.ndarray, fixed: Fixed) -> np.ndarray:
-    """The log density at each row, (S,), in nats."""
+    """The log density at each row, (S,), in nats and in the model's dtype."""
     u = unravel_rows(model.latents, rows)
     _, log_p = density_at_rows(model, u, len(rows), fixed.data, fixed.weight)
-    return log_p.astype(float)
+    return log_p

@@ -27,6 +27,13 @@ def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.
     return _products(at, np.asarray(vectors, float), tolerance)
 
 
+def is_sound(response: np.ndarray, variances: np.ndarray) -> bool:
+    """Whether a linear response may be used: in a Gaussian no variance is smaller than the mean
+    field's `variances`. One that is NaN may not.
+    """
+    return bool(np.all(np.diagonal(response) > 0.8 * variances))
+
+
 def covariance(at: Expansion) -> np.ndarray:
     """C, in which the loc's block of H^-1 is the inverse of a Schur complement in H."""
     size = at.grad.size // 2

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +17,11 @@ def interrupted() -> bool:
     It is False where there is none.
     """
     return _in_main_thread() and any(event.is_set() for event in _listening)
+
+
+def time_is_up(deadline: float) -> bool:
+    """Whether work is to end: at Ctrl-C, or at the `deadline`, of `time.monotonic()`."""
+    return interrupted() or time.monotonic() >= deadline
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from minisvi.tools.sharding import along
 Sampling = Literal["independent", "antithetic", "quasi"]
 Particle = Callable[[Array], Any]
 """A function of one draw's noise."""
-MAX_QUASI = 21_201  # dimensions of SciPy's Sobol' nets
 
 
 def check(sampling: str, num_particles: int) -> None:
