@@ -6,13 +6,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from minisvi.posterior.draws import Draws
-from minisvi.posterior.moments import MAX_KHAT, Moment
+from minisvi.posterior.moments import MAX_KHAT, MAX_UNSEEN, Moment
 
 Level = Literal["not trusted", "bulk good, tails unverified", "good"]
 LEVELS: tuple[Level, ...] = get_args(Level)  # from the worst to the best
 NUM_BATCHES = 4
 GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
-HIGH_ESS, FAIR_ESS, LOW_ESS = 0.85, 0.1, 0.02  # of S
+HIGH_ESS = 0.85  # of S
 MAX_SPACING = 0.1  # nats
 MAX_MISSED = 0.01  # of the best optimum's mass
 _MOST_NAMED = 3
@@ -25,7 +25,9 @@ class Verdict:
     - `level`, `reason`: `good`: the weighted draws may be used as the posterior's; `bulk good,
       tails unverified`: their quantiles, means and sds may, to about a tenth of an sd, but for the
       moments that the reason names; `not trusted`. The reason is one line.
-    - `khat`: the largest of four batches', beside its `threshold`; `ess`: the weights' ESS / S.
+    - `khat`: the largest of four batches' and of all; `ess`: the weights' ESS / S.
+    - `unseen`: how far the posterior beyond the draws may move anything: a probability, or a mean
+      or an sd of theta, in sds.
     - `error`: the standard error of the weighted means and sds of theta, in sds, of the `worst`
       latent, by its name; `error_u`: the same of u, of which quantiles are those of theta.
     - `unreached`: the means and sds of theta that the draws do not give to 0.03 sd, in words: a
@@ -48,8 +50,8 @@ class Verdict:
     level: Level
     reason: str
     khat: float
-    threshold: float
     ess: float
+    unseen: float
     error: float
     worst: str
     error_u: float
@@ -75,13 +77,13 @@ class Verdict:
         return "\n".join(lines)
 
     def _rows(self) -> dict[str, str]:
-        compared = f"threshold {self.threshold:.2f}, largest of {NUM_BATCHES} batches"
         where = f"of weighted means and sds at the worst latent, `{self.worst}`"
         evidence = f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}"
         rows = {}
         rows["verdict"] = f"{self.level}: {self.reason}"
-        rows["k-hat"] = f"{self.khat:.2f} ({compared})"
+        rows["k-hat"] = f"{self.khat:.2f}, largest of {NUM_BATCHES} batches and all draws"
         rows["ESS / S"] = f"{self.ess:.3f} of {self.num_draws} draws"
+        rows["unseen"] = f"{self.unseen:.3f}, which the posterior beyond the draws may change"
         rows["error"] = f"{self.error:.3f} sd, {where}"
         rows["shift"] = f"{self.shift:.3f} sd, from q's means to the weighted ones"
         rows["ELBO"] = f"{self.elbo:.3f} +- {self.elbo_se:.3f} nats"
@@ -113,8 +115,8 @@ class Ruling(NamedTuple):
 
 def rule_on_weights(
     khat: float,
-    threshold: float,
     ess: float,
+    unseen: float,
     error_u: float,
     broken: int,
     missed: float | None = None,
@@ -127,22 +129,17 @@ def rule_on_weights(
         mass = f"{missed:.2g} of the best one's mass"
         reason = f"a restart found another optimum, with {mass}, that q misses"
         return Ruling("not trusted", reason)
-    is_light = khat < threshold
-    has_mean = khat < 1
-    nearly_equal = has_mean and ess >= HIGH_ESS
-    if error_u <= GOOD_ERROR and (nearly_equal or (is_light and khat < 0.35 + ess)):
+    if not unseen <= MAX_UNSEEN:
+        share = f"{unseen:.2g} of the posterior may lie beyond the draws"
+        return Ruling("not trusted", f"k-hat {khat:.2f}: {share}, so q lacks part of it")
+    if error_u <= GOOD_ERROR:
         reason = f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
         if broken:
             return Ruling("bulk good, tails unverified", f"{said_broken}; {reason}")
         return Ruling("good", reason)
-    many_enough = (is_light and ess >= LOW_ESS) or (has_mean and ess >= FAIR_ESS)
-    if error_u <= BULK_ERROR and many_enough:
-        reason = f"k-hat {khat:.2f}, ESS/S {ess:.2f}, error {error_u:.2f} sd"
-        return Ruling("bulk good, tails unverified", reason)
-    if not has_mean:
-        reason = f"k-hat {khat:.2f}: the weights have no mean, so q lacks part of the posterior"
-        return Ruling("not trusted", reason)
     figures = f"k-hat {khat:.2f}, ESS/S {ess:.3f}, error {error_u:.2f} sd"
+    if error_u <= BULK_ERROR:
+        return Ruling("bulk good, tails unverified", figures)
     return Ruling("not trusted", f"{figures}: too few draws carry the weight")
 
 
@@ -194,9 +191,16 @@ def _of_moments(failing: list[Moment], ess: float) -> str:
     if num_others > 0:
         names += f" and {num_others} more"
     worst = failing[0]
-    if worst.khat < max_khat(ess):
-        return f"quantiles hold, but not {names}: the error is {worst.error:.2f} sd"
-    why = "the weights do not reach it"
-    if ess >= HIGH_ESS:
-        why = "it may not exist, or rare draws decide it"
-    return f"quantiles hold, but not {names}: {why} (a tail of shape {worst.khat:.2f})"
+    return f"quantiles hold, but not {names}: {_of_the_worst(worst, ess)}"
+
+
+def _of_the_worst(moment: Moment, ess: float) -> str:
+    """Why that moment fails."""
+    if moment.khat >= max_khat(ess):
+        why = "the weights do not reach it"
+        if ess >= HIGH_ESS:
+            why = "it may not exist, or rare draws decide it"
+        return f"{why} (a tail of shape {moment.khat:.2f})"
+    if moment.unseen > MAX_UNSEEN:
+        return f"what lies beyond the draws may move it by {moment.unseen:.2f} sd"
+    return f"the error is {moment.error:.2f} sd"

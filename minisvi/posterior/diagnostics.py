@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from minisvi.posterior.weighted import doubles, entries, normalised
+from minisvi.posterior.weighted import doubles, entries, normalised, softmax
 from minisvi.tools.sharding import to_host
 
 _LEAST_TAIL = 5  # weights; a shape cannot be fitted to fewer
@@ -100,6 +100,45 @@ def positive_exceedances(tail: np.ndarray, cutoff: float) -> np.ndarray:
     above = tail - cutoff
     least = np.min(above, where=above > 0, initial=np.inf)
     return np.maximum(above, 0.5 * least)
+
+
+def unseen_weights(log_w: ArrayLike, khat: float) -> np.ndarray:
+    """What the posterior beyond all draws may add to the weight of each of them, (S,), in shares of
+    all weight.
+
+    The T largest weights are the tail, as in `psis`, and what they exceed the next one by, c, is
+    E[(w - c)+]: the mass that q lacks where c times q is too little. `excess_beyond` says how much
+    of that no draw has reached. It is added to the draws of the tail in proportion to their excess,
+    for the rest of a tail is taken to lie where its draws do. The weights are raw here: smoothing
+    hides a single large one.
+    """
+    given = doubles(log_w)
+    weights = softmax(np.where(given < np.inf, given, -np.inf))  # zero where it is NaN, too
+    size = weights.size
+    if np.isnan(weights[0]):  # none is positive, so that nothing was seen
+        return np.full(size, 1 / size)
+    num = tail_size(size)
+    cutoff = np.partition(weights, size - num - 1)[size - num - 1]
+    return excess_beyond(khat, num) * np.maximum(weights - cutoff, 0.0)
+
+
+def excess_beyond(k: float, num: int) -> float:
+    """How much of E[(w - c)+] the largest of T weights above c are expected not to reach.
+
+    The excess is generalised Pareto, of shape k. Of its mean sigma / (1 - k) the part
+
+        (T^(k - 1) - (1 - k) / T) / k
+
+    lies beyond the level that one of T draws exceeds on average. It is all of it at k = 1. For
+    k > 1 there is no mean, and it is taken to be as much again.
+    """
+    if k >= 1:
+        return 1.0
+    if k == -np.inf:  # the tail is constant
+        return 0.0
+    if abs(k) < 1e-6:
+        return (1 + math.log(num)) / num
+    return (num ** (k - 1) - (1 - k) / num) / k
 
 
 def khat_threshold(num_samples: int) -> float:
