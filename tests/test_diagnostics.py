@@ -102,6 +102,59 @@ def test_weights_of_the_exact_posterior(key):
         assert d.psis(size * noise - 1600.0).khat < 0.2
 
 
+@pytest.mark.parametrize("k", [-2.0, -0.5, 0.0, 1e-7, 0.3, 0.7, 0.95])
+def test_the_excess_beyond_the_draws_is_that_of_a_pareto_tail(k):
+    """Of the excess, whose quantile function is Q, beyond its level at 1 - 1/T."""
+    num = 424
+    # Midpoints in log(1 - p) resolve the end, where Q is infinite.
+    edges = np.linspace(np.log(1e-200), 0.0, 200_001)
+    log_rest = (edges[1:] + edges[:-1]) / 2
+    quantile = -log_rest if k == 0 else np.expm1(-k * log_rest) / k
+    parts = np.diff(np.exp(edges)) * quantile
+    expected = np.sum(parts[log_rest < -np.log(num)]) / np.sum(parts)
+    assert d.excess_beyond(k, num) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("k", [1.0, 1.3, np.inf])
+def test_a_tail_without_an_end_is_taken_to_hold_as_much_again(k):
+    assert d.excess_beyond(k, 100) == 1.0
+
+
+@pytest.mark.parametrize("k", [0.3, 0.5, 0.6])
+def test_the_unseen_weight_is_the_mass_beyond_the_draws(k, key):
+    # P(w > x) = x^(-1/k), so that E[w] = 1 / (1 - k); beyond x = S^k, which one of S draws exceeds
+    # on average, E[(w - c)+] has S^(k-1) / (1 - k) - c / S, where T of S draws exceed c.
+    size = 4000
+    c = (d.tail_size(size) / size) ** -k
+    beyond = size ** (k - 1) - (1 - k) * c / size
+    found = [np.sum(d.unseen_weights(w, k)) for w in pareto(key, k, BATCHES, size)]
+    se = np.std(found) / BATCHES**0.5
+    # The share of the tail in a sum of few heavy weights is too low on average.
+    assert -0.1 * beyond - 3 * se < np.mean(found) - beyond < 3 * se
+
+
+def test_unseen_weights_are_those_of_the_tail_and_of_one_large_draw():
+    log_w = np.log(np.concatenate([np.linspace(1.0, 2.0, 999), [150.0]]))
+    found = d.unseen_weights(log_w - 1600.0, 1.5)
+    num = d.tail_size(1000)
+    weights = np.exp(log_w) / np.sum(np.exp(log_w))
+    expected = np.maximum(weights - np.sort(weights)[-num - 1], 0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert np.sum(found > 0) == num
+    assert found[-1] > 0.08  # however much smoothing takes from it
+    assert np.exp(d.psis(log_w).log_weights[-1]) < 0.04
+
+
+@pytest.mark.parametrize("bad", [-np.inf, np.inf, np.nan])
+def test_a_weight_that_is_not_finite_is_none_for_what_is_unseen(bad):
+    log_w = np.linspace(-1.0, 1.0, 1000)
+    got, rest = log_w.copy(), log_w.copy()
+    got[17], rest[17] = bad, -1e4
+    found = d.unseen_weights(got, 0.5)
+    np.testing.assert_array_equal(found, d.unseen_weights(rest, 0.5))
+    assert np.sum(d.unseen_weights(np.full(1000, bad), 0.5)) == pytest.approx(1.0)
+
+
 def test_what_counts_as_a_constant_tail_depends_on_the_dtype_that_the_weights_come_in():
     # A spread of two spacings of float32 is rounding there; in float64 it is a tail of its own.
     spread = 2 * np.finfo("float32").eps * np.linspace(-1.0, 0.0, 1000)

@@ -30,6 +30,7 @@ class Figures(NamedTuple):
     log_evidence: Any
     log_evidence_se: Any
     shift: Any
+    tail: Any
     unseen: Any
 
 
@@ -64,7 +65,9 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
     batches = np.split(log_w[: num // NUM_BATCHES * NUM_BATCHES], NUM_BATCHES)
     khats = [diagnostics.psis(batch).khat for batch in batches]
     khat = float(max(*khats, smoothed.khat))
-    unseen = diagnostics.unseen_weights(log_w, khat)
+    excess = diagnostics.tail_excess(log_w)
+    beyond = diagnostics.excess_beyond(khat, diagnostics.tail_size(num))
+    unseen = beyond * excess
     rows = ravel_rows(u, num)
     error_of_means = diagnostics.weighted_mcse(rows, weights)
     error_of_sds = diagnostics.weighted_sd_mcse(rows, weights)
@@ -79,6 +82,7 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
         log_evidence=float(log_evidence),
         log_evidence_se=float(log_evidence_se),
         shift=_largest(diagnostics.mean_shift(rows, weights)),
+        tail=float(np.sum(excess)),
         unseen=float(np.sum(unseen)),
     )
     return Measured(Draws(theta, weights), log_w, unseen, figures)

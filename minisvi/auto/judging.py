@@ -53,16 +53,16 @@ def judge(
     four times as many, up to `max_draws`, where that alone would make it good.
 
     Weighted draws err in two ways: by chance, which standard errors tell, and by what no draw has
-    reached, which the tail of the weights tells and is called `unseen`. It is a part of what the
-    largest weights exceed the next one by: the part that a generalised Pareto tail of shape k has
-    beyond its draws, where k is the largest k-hat of four batches and all draws; and as much again
-    as the tail holds where k is 1 or more, so that a heavy tail does no harm if it holds next to
-    nothing. This is a share of the posterior, and added to the weights it moves each mean and sd of
-    theta by so many sds (`diagnostics.unseen_weights`). The level is
+    reached, which the `tail` of the weights tells: the share of all by which the largest exceed the
+    next one. `unseen` is the part of it that a generalised Pareto tail of shape k has beyond its
+    draws, where k is the largest k-hat of four batches and all draws; and as much again as the tail
+    where k is 1 or more, so that a heavy tail does no harm if it holds next to nothing
+    (`diagnostics.excess_beyond`). It is a share of the posterior, and added to the weights it moves
+    each mean and sd of theta by so many sds. The level is
 
     - `good`: of the weights and of each mean and sd of theta, `unseen` is at most 0.03, and the
-      error at most 0.03 sd; and the terms of each moment have a tail of shape below 0.7 (1 where
-      ESS/S < 0.85; see `moments`);
+      error at most 0.03 sd; the tail holds at most 0.1; and the terms of each moment have a tail of
+      shape below 0.7 (1 where ESS/S < 0.85; see `moments`);
     - `bulk good, tails unverified`: `unseen` of the weights at most 0.03, and the error of u at
       most 0.1 sd. The reason names the moments of theta that are not given: their quantiles hold;
     - `not trusted` otherwise, and wherever a draw has a density of +inf, or more than a thousandth
@@ -211,6 +211,7 @@ def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:
     by_weights = rule_on_weights(
         khat=figures.khat,
         ess=figures.ess,
+        tail=figures.tail,
         unseen=figures.unseen,
         error_u=figures.error_u,
         broken=figures.broken,
@@ -227,21 +228,27 @@ def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:
 
 
 def _only_draws_are_missing(evidence: _Evidence) -> bool:
-    """Whether it is not good, but would be if all errors were half as large, as they are with four
-    times as many draws.
+    """Whether it is not good, but would be with four times as many draws: then all errors are half
+    as large, and of a Pareto tail of shape k so many draws leave 4^(k - 1) of what is unseen. The
+    tail is the largest half of what it was then, which is 2^(k - 1) of its share.
     """
     figures = evidence.figures
-    halved = evidence._replace(
-        figures=figures._replace(error_u=figures.error_u / 2),
-        moments=[_halved(moment) for moment in evidence.moments],
+    still_unseen = 4 ** (min(figures.khat, 1.0) - 1)
+    of_more = evidence._replace(
+        figures=figures._replace(
+            error_u=figures.error_u / 2,
+            tail=figures.tail * np.sqrt(still_unseen),
+            unseen=figures.unseen * still_unseen,
+        ),
+        moments=[_of_more_draws(moment, still_unseen) for moment in evidence.moments],
     )
     _, now = _rulings(evidence)
-    _, then = _rulings(halved)
+    _, then = _rulings(of_more)
     return now.level != "good" and then.level == "good"
 
 
-def _halved(moment: Moment) -> Moment:
-    return moment._replace(error=moment.error / 2)
+def _of_more_draws(moment: Moment, still_unseen: float) -> Moment:
+    return moment._replace(error=moment.error / 2, unseen=moment.unseen * still_unseen)
 
 
 def _verdict(evidence: _Evidence, offset: float, optimism: float | None) -> Verdict:

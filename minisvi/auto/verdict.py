@@ -13,6 +13,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)  # from the worst to the best
 NUM_BATCHES = 4
 GOOD_ERROR, BULK_ERROR = 0.03, 0.1  # sds
 HIGH_ESS = 0.85  # of S
+MAX_TAIL = 0.1  # of all weight
 MAX_SPACING = 0.1  # nats
 MAX_MISSED = 0.01  # of the best optimum's mass
 _MOST_NAMED = 3
@@ -26,6 +27,7 @@ class Verdict:
       tails unverified`: their quantiles, means and sds may, to about a tenth of an sd, but for the
       moments that the reason names; `not trusted`. The reason is one line.
     - `khat`: the largest of four batches' and of all; `ess`: the weights' ESS / S.
+    - `tail`: the share of all weight by which the largest exceed the next one.
     - `unseen`: how far the posterior beyond the draws may move anything: a probability, or a mean
       or an sd of theta, in sds.
     - `error`: the standard error of the weighted means and sds of theta, in sds, of the `worst`
@@ -51,6 +53,7 @@ class Verdict:
     reason: str
     khat: float
     ess: float
+    tail: float
     unseen: float
     error: float
     worst: str
@@ -83,7 +86,7 @@ class Verdict:
         rows["verdict"] = f"{self.level}: {self.reason}"
         rows["k-hat"] = f"{self.khat:.2f}, largest of {NUM_BATCHES} batches and all draws"
         rows["ESS / S"] = f"{self.ess:.3f} of {self.num_draws} draws"
-        rows["unseen"] = f"{self.unseen:.3f}, which the posterior beyond the draws may change"
+        rows["tail"] = f"{self.tail:.3f} of all weight, {self.unseen:.3f} may lie beyond the draws"
         rows["error"] = f"{self.error:.3f} sd, {where}"
         rows["shift"] = f"{self.shift:.3f} sd, from q's means to the weighted ones"
         rows["ELBO"] = f"{self.elbo:.3f} +- {self.elbo_se:.3f} nats"
@@ -116,6 +119,7 @@ class Ruling(NamedTuple):
 def rule_on_weights(
     khat: float,
     ess: float,
+    tail: float,
     unseen: float,
     error_u: float,
     broken: int,
@@ -132,12 +136,12 @@ def rule_on_weights(
     if not unseen <= MAX_UNSEEN:
         share = f"{unseen:.2g} of the posterior may lie beyond the draws"
         return Ruling("not trusted", f"k-hat {khat:.2f}: {share}, so q lacks part of it")
-    if error_u <= GOOD_ERROR:
+    if error_u <= GOOD_ERROR and tail <= MAX_TAIL:
         reason = f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
         if broken:
             return Ruling("bulk good, tails unverified", f"{said_broken}; {reason}")
         return Ruling("good", reason)
-    figures = f"k-hat {khat:.2f}, ESS/S {ess:.3f}, error {error_u:.2f} sd"
+    figures = f"k-hat {khat:.2f}, ESS/S {ess:.3f}, tail {tail:.2f}, error {error_u:.2f} sd"
     if error_u <= BULK_ERROR:
         return Ruling("bulk good, tails unverified", figures)
     return Ruling("not trusted", f"{figures}: too few draws carry the weight")

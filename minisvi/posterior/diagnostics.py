@@ -102,28 +102,25 @@ def positive_exceedances(tail: np.ndarray, cutoff: float) -> np.ndarray:
     return np.maximum(above, 0.5 * least)
 
 
-def unseen_weights(log_w: ArrayLike, khat: float) -> np.ndarray:
-    """What the posterior beyond all draws may add to the weight of each of them, (S,), in shares of
-    all weight.
+def tail_excess(log_w: ArrayLike) -> np.ndarray:
+    """By how much each of the T largest weights exceeds the next one, c, (S,), in shares of all
+    weight; zero for the others.
 
-    The T largest weights are the tail, as in `psis`, and what they exceed the next one by, c, is
-    E[(w - c)+]: the mass that q lacks where c times q is too little. `excess_beyond` says how much
-    of that no draw has reached. It is added to the draws of the tail in proportion to their excess,
-    for the rest of a tail is taken to lie where its draws do. The weights are raw here: smoothing
-    hides a single large one.
+    The T largest are the tail, as in `psis`. The sum is that of E[(w - c)+]: the mass that q lacks
+    where c times q is too little. The weights are raw, for smoothing hides a single large one.
     """
     given = doubles(log_w)
     weights = softmax(np.where(given < np.inf, given, -np.inf))  # zero where it is NaN, too
     size = weights.size
     if np.isnan(weights[0]):  # none is positive, so that nothing was seen
         return np.full(size, 1 / size)
-    num = tail_size(size)
-    cutoff = np.partition(weights, size - num - 1)[size - num - 1]
-    return excess_beyond(khat, num) * np.maximum(weights - cutoff, 0.0)
+    first = size - tail_size(size)
+    cutoff = np.partition(weights, first - 1)[first - 1]
+    return np.maximum(weights - cutoff, 0.0)
 
 
 def excess_beyond(k: float, num: int) -> float:
-    """How much of E[(w - c)+] the largest of T weights above c are expected not to reach.
+    """How much there is beyond T weights above c, as a share of their `tail_excess`.
 
     The excess is generalised Pareto, of shape k. Of its mean sigma / (1 - k) the part
 

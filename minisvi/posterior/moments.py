@@ -30,8 +30,7 @@ class Moment(NamedTuple):
     `power` p is 1 for the mean and 2 for the sd. `error` is its standard error in sds. `khat` is
     the shape of the tail of the terms w |z|^p. From 1 on the terms have no mean: the moment does
     not exist, or draws do not give it. `khat` is -inf where the largest term has next to no share
-    in the sum of all. `unseen` is how far, in sds, what lies beyond the draws may move it: see
-    `diagnostics.unseen_weights`.
+    in the sum of all. `unseen` is how far, in sds, what lies beyond the draws may move it.
     """
 
     latent: str
