@@ -121,38 +121,38 @@ def test_a_tail_without_an_end_is_taken_to_hold_as_much_again(k):
 
 
 @pytest.mark.parametrize("k", [0.3, 0.5, 0.6])
-def test_the_unseen_weight_is_the_mass_beyond_the_draws(k, key):
-    # P(w > x) = x^(-1/k), so that E[w] = 1 / (1 - k); beyond x = S^k, which one of S draws exceeds
-    # on average, E[(w - c)+] has S^(k-1) / (1 - k) - c / S, where T of S draws exceed c.
+def test_the_excess_of_the_tail_is_that_of_the_density_ratio(k, key):
+    # P(w > x) = x^(-1/k), so that E[w] = 1 / (1 - k), and E[(w - c)+] is k times the mass above c,
+    # which is (T / S)^(1 - k) of all where T of S draws exceed c.
     size = 4000
-    c = (d.tail_size(size) / size) ** -k
-    beyond = size ** (k - 1) - (1 - k) * c / size
-    found = [np.sum(d.unseen_weights(w, k)) for w in pareto(key, k, BATCHES, size)]
+    share = d.tail_size(size) / size
+    expected = k * share ** (1 - k)
+    found = [np.sum(d.tail_excess(log_w)) for log_w in pareto(key, k, BATCHES, size)]
     se = np.std(found) / BATCHES**0.5
-    # The share of the tail in a sum of few heavy weights is too low on average.
-    assert -0.1 * beyond - 3 * se < np.mean(found) - beyond < 3 * se
+    # A sum of few heavy weights is too low on average, and most of all that of the tail.
+    assert -0.05 * expected - 3 * se < np.mean(found) - expected < 3 * se
 
 
-def test_unseen_weights_are_those_of_the_tail_and_of_one_large_draw():
+def test_the_excess_is_that_of_the_tail_alone_and_of_raw_weights():
     log_w = np.log(np.concatenate([np.linspace(1.0, 2.0, 999), [150.0]]))
-    found = d.unseen_weights(log_w - 1600.0, 1.5)
+    found = d.tail_excess(log_w - 1600.0)
     num = d.tail_size(1000)
     weights = np.exp(log_w) / np.sum(np.exp(log_w))
     expected = np.maximum(weights - np.sort(weights)[-num - 1], 0.0)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert np.sum(found > 0) == num
-    assert found[-1] > 0.08  # however much smoothing takes from it
+    assert found[-1] > 0.08  # smoothing leaves less of the largest weight
     assert np.exp(d.psis(log_w).log_weights[-1]) < 0.04
 
 
 @pytest.mark.parametrize("bad", [-np.inf, np.inf, np.nan])
-def test_a_weight_that_is_not_finite_is_none_for_what_is_unseen(bad):
-    log_w = np.linspace(-1.0, 1.0, 1000)
-    got, rest = log_w.copy(), log_w.copy()
+def test_a_weight_that_is_not_finite_has_no_excess(bad):
+    got = np.linspace(-1.0, 1.0, 1000)
+    rest = got.copy()
     got[17], rest[17] = bad, -1e4
-    found = d.unseen_weights(got, 0.5)
-    np.testing.assert_array_equal(found, d.unseen_weights(rest, 0.5))
-    assert np.sum(d.unseen_weights(np.full(1000, bad), 0.5)) == pytest.approx(1.0)
+    np.testing.assert_array_equal(d.tail_excess(got), d.tail_excess(rest))
+    nothing = d.tail_excess(np.full(1000, bad))
+    assert np.sum(nothing) == pytest.approx(1.0)  # all is unseen
 
 
 def test_what_counts_as_a_constant_tail_depends_on_the_dtype_that_the_weights_come_in():

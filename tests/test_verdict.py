@@ -16,7 +16,7 @@ import minisvi
 from minisvi.auto import verdict
 from minisvi.auto.figures import measure
 from minisvi.auto.verdict import NUM_BATCHES
-from minisvi.posterior.diagnostics import Optima, excess_beyond, psis
+from minisvi.posterior.diagnostics import Optima, excess_beyond, psis, tail_size
 from minisvi.posterior.moments import Moment
 
 LOC, SD = jnp.array([3.0, -1.0, 0.5]), jnp.array([0.1, 1.0, 20.0])
@@ -132,19 +132,20 @@ def test_a_heavy_tail_is_judged_by_what_it_holds(share, start, level, key):
     assert (max(mean_error, sd_error) < 0.03) == (level == "good")
 
 
-def test_one_draw_that_has_much_of_all_weight_is_not_trusted():
-    # Smoothing takes its weight, and so the errors are small.
+def test_one_draw_that_has_much_of_all_weight_is_not_good():
+    # Smoothing takes its weight from it, so that k-hat and the errors are small.
     rng = np.random.default_rng(0)
     draws = {"x": rng.normal(size=(20_000, 3))}
     log_w = 0.1 * rng.normal(size=20_000)
-    log_w[7] = np.log(2000)
+    log_w[7] = np.log(4000)
     found = measure(draws, draws, log_w, np.zeros(20_000)).figures
     assert found.error_u < 0.01
     assert found.khat < 0.7
-    assert found.unseen == pytest.approx(excess_beyond(found.khat, 424) / 11, rel=0.1)
-    names = ("khat", "ess", "unseen", "error_u", "broken")
-    asked = {name: getattr(found, name) for name in names}
-    assert (verdict.rule_on_weights(**asked).level == "not trusted") == (found.unseen > 0.03)
+    np.testing.assert_allclose(found.tail, 4000 / 24_000, rtol=0.05)
+    beyond = excess_beyond(found.khat, tail_size(20_000))
+    np.testing.assert_allclose(found.unseen, beyond * found.tail, rtol=1e-9)
+    asked = {name: getattr(found, name) for name in SOUND}
+    assert verdict.rule_on_weights(**asked).level == BULK
 
 
 @pytest.mark.slow
@@ -295,10 +296,11 @@ def test_any_guide_can_be_judged():
 
 RULE = {
     "good": ({"unseen": 0.03, "error_u": 0.03}, "good"),
-    "a heavy tail that holds little": ({"khat": 1.5, "unseen": 0.02}, "good"),
-    "few draws with a light tail": ({"khat": 0.2, "ess": 0.05, "error_u": 0.029}, "good"),
-    "a tail that holds much": ({"khat": 0.5, "unseen": 0.031}, "not trusted"),
-    "a tail that is not known": ({"unseen": np.nan}, "not trusted"),
+    "a heavy tail that holds little": ({"khat": 1.5, "tail": 0.02, "unseen": 0.02}, "good"),
+    "few draws with a light tail": ({"ess": 0.05, "tail": 0.1, "error_u": 0.029}, "good"),
+    "much beyond the draws": ({"khat": 0.5, "unseen": 0.031}, "not trusted"),
+    "it is not known what is": ({"unseen": np.nan}, "not trusted"),
+    "a tail that holds much": ({"tail": 0.11}, "bulk good, tails unverified"),
     "error too large for good": ({"error_u": 0.04}, "bulk good, tails unverified"),
     "error too large": ({"error_u": 0.11}, "not trusted"),
     "broken": ({"khat": np.inf, "broken": 90}, "not trusted"),
@@ -306,7 +308,7 @@ RULE = {
     "a mode missed": ({"missed": 0.02}, "not trusted"),
     "a speck missed": ({"missed": 0.005}, "good"),
 }
-SOUND = {"khat": 0.1, "ess": 0.9, "unseen": 0.001, "error_u": 0.01, "broken": 0}
+SOUND = {"khat": 0.1, "ess": 0.9, "tail": 0.01, "unseen": 0.001, "error_u": 0.01, "broken": 0}
 
 
 @pytest.mark.parametrize("name", RULE)
