@@ -55,6 +55,11 @@ TAILS = {
     "log-normal, sd 0.5": (lambda rng: np.exp(0.5 * rng.normal(size=SIZE)), True, True),
     "log-normal, sd 2": (lambda rng: np.exp(2.0 * rng.normal(size=SIZE)), True, False),
     "inverse gamma with 1.9": (lambda rng: 1 / rng.gamma(1.9, size=SIZE), True, False),
+    "Neal's funnel": (
+        lambda rng: np.exp(1.5 * rng.normal(size=SIZE)) * rng.normal(size=SIZE),
+        True,
+        False,
+    ),
     "half Cauchy": (lambda rng: np.abs(rng.standard_cauchy(SIZE)), False, False),
 }
 

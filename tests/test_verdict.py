@@ -343,10 +343,24 @@ HELD = {
     ),
     "a tail of the weights": (
         "good",
-        [MEAN, SD_OF_A._replace(khat=0.9)],
+        [MEAN, SD_OF_A._replace(khat=0.85)],
         0.5,
         "good",
         "^by weights$",
+    ),
+    "a tail beyond that of the weights": (
+        "good",
+        [MEAN, SD_OF_A._replace(khat=0.95)],
+        0.5,
+        BULK,
+        r"the weights do not reach it .*shape 0.95",
+    ),
+    "a tail where the weights are not good either": (
+        BULK,
+        [MEAN, SD_OF_A._replace(khat=0.85)],
+        0.5,
+        BULK,
+        r"but not the sd of `a`: the weights do not reach it .*shape 0.85",
     ),
     "a heavy tail": (
         BULK,

@@ -62,9 +62,10 @@ def judge(
 
     - `good`: of the weights and of each mean and sd of theta, `unseen` is at most 0.03, and the
       error at most 0.03 sd; the tail holds at most 0.1; and the terms of each moment have a tail of
-      shape below 0.7 (1 where ESS/S < 0.85; see `moments`);
+      shape below 0.7 (0.9 where ESS/S < 0.85; see `moments`);
     - `bulk good, tails unverified`: `unseen` of the weights at most 0.03, and the error of u at
-      most 0.1 sd. The reason names the moments of theta that are not given: their quantiles hold;
+      most 0.1 sd. The reason names the moments of theta that are not given, to a tenth of an sd by
+      terms of a shape below 0.7: their quantiles hold;
     - `not trusted` otherwise, and wherever a draw has a density of +inf, or more than a thousandth
       of them one of NaN (fewer count as zero, and leave `bulk good` at best), one of the `optima`
       of `deterministic` is missed that has more than a hundredth of the best one's mass: q gives it
@@ -254,13 +255,13 @@ def _of_more_draws(moment: Moment, still_unseen: float) -> Moment:
 def _verdict(evidence: _Evidence, offset: float, optimism: float | None) -> Verdict:
     by_weights, of_all = _rulings(evidence)
     figures = evidence.figures
-    unseen = max(figures.unseen, *(moment.unseen for moment in evidence.moments))
+    unseen = max([figures.unseen, *(moment.unseen for moment in evidence.moments)])
     in_full = figures._replace(
         elbo=figures.elbo + offset, log_evidence=figures.log_evidence + offset, unseen=unseen
     )
     nothing = Moment("none", 1, 0.0, 0.0)
     worst = max(evidence.moments, key=lambda moment: moment.error, default=nothing)
-    khat = max_khat(figures.ess)
+    khat = max_khat(by_weights.level, figures.ess)
     unreached = [moment for moment in evidence.moments if not moment.holds(GOOD_ERROR, khat)]
     return Verdict(
         level=of_all.level,
