@@ -68,7 +68,8 @@ STATISTICS = {
     "mcse": lambda: diagnostics.weighted_mcse(THETA["x"], LOG_W),
     "sd mcse": lambda: diagnostics.weighted_sd_mcse(THETA["x"], LOG_W),
     "optima": lambda: diagnostics.distinct_optima(LOG_W, LOC, LOC),
-    "moments": lambda: moments(THETA, LOG_W, LOG_W),
+    "moments": lambda: moments(THETA, LOG_W, LOG_W, np.zeros(len(LOG_W))),
+    "tail": lambda: diagnostics.tail_excess(LOG_W),
 }
 
 
