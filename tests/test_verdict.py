@@ -13,8 +13,8 @@ from jax.scipy.stats import norm
 from tiers import standing_for
 
 import minisvi
-from minisvi.auto import verdict
-from minisvi.auto.figures import measure
+from minisvi.auto import judging, verdict
+from minisvi.auto.figures import Figures, measure
 from minisvi.auto.verdict import NUM_BATCHES
 from minisvi.posterior.diagnostics import Optima, excess_beyond, psis, tail_size
 from minisvi.posterior.moments import Moment
@@ -278,6 +278,28 @@ def test_more_draws_are_taken_where_they_are_all_that_is_missing():
     assert more.num_draws == 2400
 
 
+SOUND = {"khat": 0.1, "ess": 0.9, "tail": 0.01, "unseen": 0.001, "error_u": 0.01, "broken": 0}
+MORE_DRAWS = {
+    "good already": ({}, False),
+    "the error": ({"error_u": 0.05}, True),
+    "too large an error": ({"error_u": 0.07}, False),
+    "what is unseen": ({"khat": 0.5, "unseen": 0.05}, True),  # halved, as 4^(k - 1) is
+    "too much is unseen": ({"khat": 0.5, "unseen": 0.07}, False),
+    "a tail without a mean": ({"khat": 1.2, "unseen": 0.04}, False),
+    "the tail": ({"khat": 0.5, "tail": 0.13}, True),  # 2^(k - 1) of it is 0.092
+    "too much in the tail": ({"khat": 0.5, "tail": 0.15}, False),
+}
+
+
+@pytest.mark.parametrize("name", MORE_DRAWS)
+def test_more_draws_help_where_errors_and_a_pareto_tail_say_so(name):
+    changed, helps = MORE_DRAWS[name]
+    known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, **changed}
+    of_moments = [Moment("a", 1, known["error_u"], -np.inf, known["unseen"])]
+    evidence = judging._Evidence(Figures(**known), of_moments, 20_000, 0.0, None, None)
+    assert judging._only_draws_are_missing(evidence) == helps
+
+
 @pytest.mark.slow
 @pytest.mark.foreign
 def test_any_guide_can_be_judged():
@@ -308,7 +330,6 @@ RULE = {
     "a mode missed": ({"missed": 0.02}, "not trusted"),
     "a speck missed": ({"missed": 0.005}, "good"),
 }
-SOUND = {"khat": 0.1, "ess": 0.9, "tail": 0.01, "unseen": 0.001, "error_u": 0.01, "broken": 0}
 
 
 @pytest.mark.parametrize("name", RULE)
