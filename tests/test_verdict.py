@@ -283,7 +283,7 @@ MORE_DRAWS = {
     "good already": ({}, False),
     "the error": ({"error_u": 0.05}, True),
     "too large an error": ({"error_u": 0.07}, False),
-    "what is unseen": ({"khat": 0.5, "unseen": 0.05}, True),  # halved, as 4^(k - 1) is
+    "what is unseen": ({"khat": 0.5, "unseen": 0.05}, True),  # 4^(k - 1) of it is 0.025
     "too much is unseen": ({"khat": 0.5, "unseen": 0.07}, False),
     "a tail without a mean": ({"khat": 1.2, "unseen": 0.04}, False),
     "the tail": ({"khat": 0.5, "tail": 0.13}, True),  # 2^(k - 1) of it is 0.092
