@@ -111,9 +111,10 @@ def drivers(latents: Latents, slope: np.ndarray) -> np.ndarray:
 
     A leaf of the tree is driven if others bend its curvatures more than it bends theirs, by the
     mean square over pairs of entries, so that a leaf counts no more for being large: many effects
-    each tell a little of their scale. Of one leaf alone this is asked of each of its entries. Of several driven leaves only the largest, and
-    those at least half as large, come last: a smaller one is as a rule the mean of a larger one,
-    as that of a hierarchy's groups, and does not scale with them.
+    each tell a little of their scale. Of one leaf alone this is asked of each of its entries. Of
+    several driven leaves only the largest, and those at least half as large, come last: a smaller
+    one is as a rule the mean of a larger one, as that of a hierarchy's groups, and does not scale
+    with them.
     """
     groups = _groups(latents)
     of_pairs = np.zeros((len(groups), len(groups)))
