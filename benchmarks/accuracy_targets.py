@@ -280,28 +280,51 @@ def brownian_motion() -> Target:
     return from_gym(package, Model(names, log_joint), data=data, **reference("brownian_motion"))
 
 
+@dataclass(frozen=True)
+class LorenzData:
+    """One coordinate of 30 places, some of which are masked; `scales` are those that the data were
+    made with.
+    """
+
+    seen: Array
+    mask: Array
+    index: int
+    step: float
+    scales: tuple[float, float]  # of the innovations, of the observations
+
+
+@cache
+def lorenz_data() -> LorenzData:
+    found = gym_data().convection_lorenz_bridge()
+    mask = np.asarray(found["observation_mask"])
+    # What is not observed is not a number, which the gradient of a `where` keeps.
+    seen = np.where(mask, np.asarray(found["observed_values"], np.float64), 0.0)
+    index, step = int(found["observation_index"]), float(found["step_size"])
+    scales = float(found["innovation_scale"]), float(found["observation_scale"])
+    return LorenzData(jnp.asarray(seen, float), jnp.asarray(mask), index, step, scales)
+
+
+def log_lorenz(path: Array, drift: Any, noise: Any, data: LorenzData) -> Array:
+    """log p(path, observations) given both scales, with Euler steps."""
+    x, y, z = path[:-1].T
+    slope = jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], axis=-1)
+    moved = path[:-1] + data.step * slope
+    log_path = jnp.sum(norm.logpdf(path[0]))
+    log_path += jnp.sum(norm.logpdf(path[1:], moved, jnp.sqrt(data.step) * drift))
+    terms = norm.logpdf(data.seen, path[:, data.index], noise)
+    return log_path + jnp.sum(jnp.where(data.mask, terms, 0.0))
+
+
 def lorenz() -> Target:
     """A noisy Lorenz system of 30 steps with one coordinate seen, both scales unknown, D = 92."""
-    found = gym_data().convection_lorenz_bridge()
-    seen, mask = (
-        np.asarray(found["observed_values"], np.float64),
-        np.asarray(found["observation_mask"]),
-    )
-    seen = np.where(
-        mask, seen, 0.0
-    )  # what is not observed is not a number, which the gradient of a `where` keeps
-    step, index = float(found["step_size"]), int(found["observation_index"])
     package = gym().ConvectionLorenzBridgeUnknownScales(use_markov_chain=True)
     path = next(name for name in package.dtype._fields if "scale" not in name)
+    data = lorenz_data()
 
-    def log_joint(theta: Theta, seen: Array, mask: Array) -> Array:
-        drift, noise, path_ = theta["innovation_scale"], theta["observation_scale"], theta[path]
+    def log_joint(theta: Theta) -> Array:
+        drift, noise = theta["innovation_scale"], theta["observation_scale"]
         prior = sum(norm.logpdf(jnp.log(s), -1.0, 1.0) - jnp.log(s) for s in (drift, noise))
-        x, y, z = path_[:-1].T
-        slope = jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], axis=-1)
-        prior += jnp.sum(norm.logpdf(path_[0]))
-        prior += jnp.sum(norm.logpdf(path_[1:], path_[:-1] + step * slope, jnp.sqrt(step) * drift))
-        return prior + jnp.sum(jnp.where(mask, norm.logpdf(seen, path_[:, index], noise), 0.0))
+        return prior + log_lorenz(theta[path], drift, noise, data)
 
     names = {"innovation_scale": positive(), "observation_scale": positive(), path: real((30, 3))}
     truth = package.sample_transformations["identity"].ground_truth_mean
@@ -311,12 +334,10 @@ def lorenz() -> Target:
     near |= {path: jnp.asarray(truth["latents"], float)}
     # The package's truth calls the path "latents": put the quantities in the order of its names.
     order = lambda theta: flat({n if n != path else "latents": v for n, v in theta.items()})
-    data = jnp.asarray(seen, float), jnp.asarray(mask)
     model = Model(names, log_joint)
     return from_gym(
         package,
         model,
-        data=data,
         log_evidence=-30.0,
         near=near,
         quantities=order,
