@@ -25,7 +25,7 @@ from field_engines.figures import (
 )
 
 FLOWS = ("AutoIAFNormal", "AutoBNAFNormal")
-LARGEST_BNAF = 150  # its layers are 8 D x 8 D, and it has three of them
+LARGEST_BNAF = 50  # its layers are 8 D x 8 D
 
 
 def constraint(support: Any) -> Any:

@@ -1,5 +1,6 @@
-"""TFP on JAX: `fit_surrogate_posterior_stateless` with the affine surrogate posteriors that it
-builds, in one jitted program.
+"""TFP on JAX: `fit_surrogate_posterior_stateless` with a trainable multivariate normal, in one
+jitted program. The affine surrogates that TFP builds itself cannot be drawn from under `jax.jit`
+with the JAX of today.
 """
 
 from functools import partial
@@ -12,27 +13,28 @@ from field_engines import budgets
 from field_engines.figures import NUM_DRAWS, Answer, Fit, Method, constrain, log_density, of_q
 
 
-def surrogate(operators: str, target: Target, effort: float) -> Fit:
-    """`operators` is "diag" for a mean field and "tril" for a full rank."""
+def surrogate(family: str, target: Target, effort: float) -> Fit:
+    """A trainable distribution of TFP, by its name."""
     from tensorflow_probability.substrates import jax as tfp
 
     budget = budgets.of(budgets.GAUSSIAN, target, effort)
     density, to_theta = jax.vmap(log_density(target)), constrain(target)
-    init, build = tfp.experimental.vi.build_affine_surrogate_posterior_stateless(
-        [target.dim], operators=operators, dtype=jnp.zeros(()).dtype
+    init, build = tfp.experimental.util.make_trainable_stateless(
+        getattr(tfp.distributions, family),
+        batch_and_event_shape=[target.dim],
+        parameter_dtype=jnp.zeros(()).dtype,
     )
 
     @jax.jit
-    def fit(key: Any) -> Any:
-        init_key, fit_key = jax.random.split(key)
+    def fit(key: Any, start: Any) -> Any:
         params, _ = tfp.vi.fit_surrogate_posterior_stateless(
             density,
             build_surrogate_posterior_fn=build,
-            initial_parameters=init(seed=init_key),
+            initial_parameters=start,
             optimizer=budgets.adam(budget),
             num_steps=budget.steps,
             sample_size=budget.particles,
-            seed=fit_key,
+            seed=key,
         )
         return params
 
@@ -41,8 +43,8 @@ def surrogate(operators: str, target: Target, effort: float) -> Fit:
         return build(*params).experimental_sample_and_log_prob(NUM_DRAWS, seed=key)
 
     def run(seed: int) -> Answer:
-        fit_key, draw_key = jax.random.split(jax.random.key(seed))
-        u, log_q = sample(draw_key, fit(fit_key))
+        init_key, fit_key, draw_key = jax.random.split(jax.random.PRNGKey(seed), 3)
+        u, log_q = sample(draw_key, fit(fit_key, init(seed=init_key)))
         draws = jax.device_get(to_theta(u))
         return Answer(draws, figures=budget._asdict(), judge=lambda: of_q(target, u, log_q))
 
@@ -50,6 +52,6 @@ def surrogate(operators: str, target: Target, effort: float) -> Fit:
 
 
 METHODS: dict[str, Method] = {
-    "mean field": partial(surrogate, "diag"),
-    "full rank": partial(surrogate, "tril"),
+    "mean field": partial(surrogate, "MultivariateNormalDiag"),
+    "full rank": partial(surrogate, "MultivariateNormalTriL"),
 }
