@@ -29,7 +29,7 @@ The figures of a cell:
 - k-hat of log p - log q.
 - cold: seconds from a first call to draws and their moments on the host, compilation included,
   imports not. warm: a second call in the same process with a new key, by the same objects; it is
-  left out where the first took more than a minute.
+  left out where the first took more than half a minute.
 - it says: what the library says of the quality of its own answer, without knowing the truth.
 
 NUTS starts at the truth on the Lorenz system, where it needs that. An engine is marked best by

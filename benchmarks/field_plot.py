@@ -29,10 +29,13 @@ def plot(cells: list[Cell], path: Path) -> None:
     from matplotlib import pyplot
 
     shown = [cell for cell in cells if cell["status"] == "ok" and error(cell) < float("inf")]
-    figure, axes = pyplot.subplots(figsize=(8.0, 5.5))
-    for library in COLOURS:
+    figure, axes = pyplot.subplots(figsize=(9.5, 5.5))
+    for library, colour in COLOURS.items():
         others = [c for c in shown if c["library"] == library and c["engine"] != "minisvi.fit"]
-        scatter(axes, others, library, COLOURS[library], marker="o", s=22, alpha=0.6)
+        sampled = [c for c in others if c["engine"].endswith("NUTS")]
+        fitted = [c for c in others if not c["engine"].endswith("NUTS")]
+        scatter(axes, fitted, library, colour, marker="o", s=22, alpha=0.6)
+        scatter(axes, sampled, f"{library} NUTS", colour, marker="s", s=26, alpha=0.8)
     for verdict, marker in VERDICTS.items():
         judged = [c for c in shown if c["engine"] == "minisvi.fit" and c["said"] == verdict]
         style = {"s": 150, "edgecolors": "black", "linewidths": 0.7, "zorder": 3}
@@ -40,7 +43,7 @@ def plot(cells: list[Cell], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="seconds of a first call, compilation included")
     axes.set_ylabel("error of means and sds, in posterior sds (root mean square)")
     axes.grid(alpha=0.2)
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

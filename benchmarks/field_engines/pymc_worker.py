@@ -118,7 +118,7 @@ def dadvi(name: str, model: pm.Model, effort: float) -> Callable[[int], Found]:
 
 
 def pathfinder(name: str, model: pm.Model, effort: float) -> Callable[[int], Found]:
-    """The four paths in turn: this process has no more cores than one to count on."""
+    """Four paths in worker processes, one a core, as is the default; resampled by PSIS."""
     del effort  # L-BFGS ends by itself
 
     def fit(seed: int) -> Found:

@@ -21,7 +21,7 @@ from field_engines.figures import (
     of_q,
 )
 
-FEWER_STEPS, MORE_PARTICLES = 5, 5
+FEWER_STEPS, MORE_PARTICLES = 10, 5
 
 
 def autoregressive(target: Target, effort: float) -> Fit:
