@@ -44,7 +44,7 @@ TARGETS = (
     "two_moons",
 )  # by name, so that the driver loads no JAX
 ENGINES = tuple(catalogue.ENGINES)
-LONG = 30.0  # seconds of a first call after which there is no second one
+LONG = 15.0  # seconds of a first call after which there is no second one
 
 Cell = dict[str, Any]
 

@@ -18,7 +18,7 @@ from pyro.optim import ClippedAdam
 from torch.nn.functional import softplus
 from worker import NUM_DRAWS, Found, gaussian, serve
 
-STEPS, RATE, DECAY = 10_000, 0.02, 0.01
+STEPS, RATE, DECAY = 5_000, 0.02, 0.01
 
 Theta = dict[str, torch.Tensor]
 Data = dict[str, torch.Tensor]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 NUM_DRAWS = 10_000
-LONG = 30.0  # seconds of a first call after which there is no second one
+LONG = 15.0  # seconds of a first call after which there is no second one
 
 
 @dataclass(frozen=True)
