@@ -86,7 +86,7 @@ def main():
     print(f"A mean field by Adam\n{judged.verdict}\n")
     if quick:
         return
-    fit = minisvi.fit(jax.random.key(1), MODEL, EFFECTS, ERRORS)
+    fit = minisvi.fit(jax.random.key(2), MODEL, EFFECTS, ERRORS)
     print(f"minisvi.fit\n{fit}\n")
     mean = fit.draws.mean()
     sd = fit.draws.sd()

@@ -102,6 +102,59 @@ def test_weights_of_the_exact_posterior(key):
         assert d.psis(size * noise - 1600.0).khat < 0.2
 
 
+@pytest.mark.parametrize("k", [-2.0, -0.5, 0.0, 1e-7, 0.3, 0.7, 0.95])
+def test_the_excess_beyond_the_draws_is_that_of_a_pareto_tail(k):
+    """Of the excess, whose quantile function is Q, beyond its level at 1 - 1/T."""
+    num = 424
+    # Midpoints in log(1 - p) resolve the end, where Q is infinite.
+    edges = np.linspace(np.log(1e-200), 0.0, 200_001)
+    log_rest = (edges[1:] + edges[:-1]) / 2
+    quantile = -log_rest if k == 0 else np.expm1(-k * log_rest) / k
+    parts = np.diff(np.exp(edges)) * quantile
+    expected = np.sum(parts[log_rest < -np.log(num)]) / np.sum(parts)
+    assert d.excess_beyond(k, num) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("k", [1.0, 1.3, np.inf])
+def test_a_tail_without_an_end_is_taken_to_hold_as_much_again(k):
+    assert d.excess_beyond(k, 100) == 1.0
+
+
+@pytest.mark.parametrize("k", [0.3, 0.5, 0.6])
+def test_the_excess_of_the_tail_is_that_of_the_density_ratio(k, key):
+    # P(w > x) = x^(-1/k), so that E[w] = 1 / (1 - k), and E[(w - c)+] is k times the mass above c,
+    # which is (T / S)^(1 - k) of all where T of S draws exceed c.
+    size = 4000
+    share = d.tail_size(size) / size
+    expected = k * share ** (1 - k)
+    found = [np.sum(d.tail_excess(log_w)) for log_w in pareto(key, k, BATCHES, size)]
+    se = np.std(found) / BATCHES**0.5
+    # A sum of few heavy weights is too low on average, and most of all that of the tail.
+    assert -0.05 * expected - 3 * se < np.mean(found) - expected < 3 * se
+
+
+def test_the_excess_is_that_of_the_tail_alone_and_of_raw_weights():
+    log_w = np.log(np.concatenate([np.linspace(1.0, 2.0, 999), [150.0]]))
+    found = d.tail_excess(log_w - 1600.0)
+    num = d.tail_size(1000)
+    weights = np.exp(log_w) / np.sum(np.exp(log_w))
+    expected = np.maximum(weights - np.sort(weights)[-num - 1], 0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert np.sum(found > 0) == num
+    assert found[-1] > 0.08  # smoothing leaves less of the largest weight
+    assert np.exp(d.psis(log_w).log_weights[-1]) < 0.04
+
+
+@pytest.mark.parametrize("bad", [-np.inf, np.inf, np.nan])
+def test_a_weight_that_is_not_finite_has_no_excess(bad):
+    got = np.linspace(-1.0, 1.0, 1000)
+    rest = got.copy()
+    got[17], rest[17] = bad, -1e4
+    np.testing.assert_array_equal(d.tail_excess(got), d.tail_excess(rest))
+    nothing = d.tail_excess(np.full(1000, bad))
+    assert np.sum(nothing) == pytest.approx(1.0)  # all is unseen
+
+
 def test_what_counts_as_a_constant_tail_depends_on_the_dtype_that_the_weights_come_in():
     # A spread of two spacings of float32 is rounding there; in float64 it is a tail of its own.
     spread = 2 * np.finfo("float32").eps * np.linspace(-1.0, 0.0, 1000)

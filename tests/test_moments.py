@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from minisvi.posterior import diagnostics
-from minisvi.posterior.moments import MAX_KHAT, moments, tail_shape
+from minisvi.posterior.moments import MAX_KHAT, MAX_UNSEEN, Moment, moments, tail_shape
 
 SIZE = 20_000
 EQUAL = np.zeros(SIZE)
+NONE = np.zeros(SIZE)  # is added to the weights
 
 
 def normalised(log_w):
@@ -19,7 +20,7 @@ def normalised(log_w):
 
 def of(x, log_w=EQUAL):
     """The mean and the sd of one latent."""
-    return moments({"x": x}, log_w, normalised(log_w))
+    return moments({"x": x}, log_w, normalised(log_w), NONE)
 
 
 def test_errors_are_those_of_the_diagnostics():
@@ -30,7 +31,7 @@ def test_errors_are_those_of_the_diagnostics():
     }
     log_w = rng.normal(size=500)
     log_weights = jnp.asarray(normalised(log_w))
-    found = moments(theta, log_w, log_weights)
+    found = moments(theta, log_w, log_weights, np.zeros(500))
     assert [(moment.latent, moment.power) for moment in found] == [
         ("a", 1),
         ("a", 2),
@@ -54,6 +55,11 @@ TAILS = {
     "log-normal, sd 0.5": (lambda rng: np.exp(0.5 * rng.normal(size=SIZE)), True, True),
     "log-normal, sd 2": (lambda rng: np.exp(2.0 * rng.normal(size=SIZE)), True, False),
     "inverse gamma with 1.9": (lambda rng: 1 / rng.gamma(1.9, size=SIZE), True, False),
+    "Neal's funnel": (
+        lambda rng: np.exp(1.5 * rng.normal(size=SIZE)) * rng.normal(size=SIZE),
+        True,
+        False,
+    ),
     "half Cauchy": (lambda rng: np.abs(rng.standard_cauchy(SIZE)), False, False),
 }
 
@@ -65,6 +71,26 @@ def test_a_moment_holds_where_it_exists_and_is_reached(name, seed):
     mean, sd = of(draw(np.random.default_rng(seed)))
     assert mean.holds(0.03) == mean_holds
     assert sd.holds(0.03) == sd_holds
+
+
+def test_what_is_unseen_is_how_far_added_weights_move_a_moment():
+    rng = np.random.default_rng(8)
+    x = rng.gamma(2.0, size=(SIZE, 2)) * [1.0, 50.0]
+    log_w = rng.normal(size=SIZE)
+    added = 1e-6 * rng.random(SIZE) * (x[:, 1] > 150.0)
+    mean, sd = moments({"x": x}, log_w, normalised(log_w), added)
+    before, spread = diagnostics.weighted_moments(x, log_w)
+    after, spread_after = diagnostics.weighted_moments(x, np.log(np.exp(normalised(log_w)) + added))
+    # To first order, of the entry that moves the most.
+    np.testing.assert_allclose(mean.unseen, np.max(np.abs(after - before) / spread), rtol=0.01)
+    np.testing.assert_allclose(sd.unseen, np.max(np.abs(spread_after / spread - 1)), rtol=0.01)
+
+
+def test_a_moment_that_the_unseen_may_move_does_not_hold():
+    moment = Moment("a", 2, 0.01, -np.inf, MAX_UNSEEN)
+    assert moment.holds(0.03)
+    assert not moment._replace(unseen=1.01 * MAX_UNSEEN).holds(0.03)
+    assert not moment._replace(unseen=np.nan).holds(0.03)
 
 
 @pytest.mark.parametrize("shape", [0.2, 0.5, 1.0, 2.0])
@@ -90,7 +116,8 @@ def test_draws_of_weight_zero_never_count():
     spoiled, log_w = x.copy(), EQUAL.copy()
     spoiled[::7], log_w[::7] = np.inf, -np.inf
     kept = np.delete(x, slice(None, None, 7))
-    without = moments({"x": kept}, np.zeros(kept.size), np.zeros(kept.size))
+    none = np.zeros(kept.size)
+    without = moments({"x": kept}, none, none, none)
     for found, expected in zip(of(spoiled, log_w), without, strict=True):
         assert np.allclose(found[2:], expected[2:])
 
@@ -113,7 +140,10 @@ def test_a_constant_under_heavy_weights_holds():
     # 0.1 is no sum of powers of two, and neither are its weighted sums that constant.
     log_w = 1.5 * np.random.default_rng(6).exponential(size=SIZE)
     mean, sd = of(np.full(SIZE, 0.1), log_w)
-    assert (mean.error, mean.khat) == (sd.error, sd.khat) == (0.0, -np.inf)
+    assert mean[2:] == sd[2:] == (0.0, -np.inf, 0.0)
+    added = np.full(SIZE, 1e-6)
+    of_constant = moments({"x": np.full(SIZE, 7.0)}, log_w, normalised(log_w), added)
+    assert [moment.unseen for moment in of_constant] == [0.0, 0.0]
 
 
 def test_an_infinite_draw_of_the_least_weight_leaves_no_moment():
@@ -138,5 +168,5 @@ def test_no_tail_can_be_seen_where_the_largest_term_is_not_finite(largest):
 def test_a_spread_beyond_the_floats_leaves_no_moment():
     draws = {"a": np.linspace(-1.0, 1.0, 1000) * 1e200}
     even = np.full(1000, -np.log(1000))
-    for moment in moments(draws, np.zeros(1000), even):
+    for moment in moments(draws, np.zeros(1000), even, np.zeros(1000)):
         assert moment.error == np.inf

@@ -30,13 +30,18 @@ class Figures(NamedTuple):
     log_evidence: Any
     log_evidence_se: Any
     shift: Any
+    tail: Any
+    unseen: Any
 
 
 class Measured(NamedTuple):
-    """Weighted draws of theta, their log weights before they are smoothed (S,), and the figures."""
+    """Weighted draws of theta, their log weights before they are smoothed (S,), what the posterior
+    beyond the draws may add to each (S,), and the figures.
+    """
 
     draws: Draws
     log_w: np.ndarray
+    unseen: np.ndarray
     figures: Figures
 
 
@@ -59,6 +64,10 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
     weights = np.asarray(smoothed.log_weights)
     batches = np.split(log_w[: num // NUM_BATCHES * NUM_BATCHES], NUM_BATCHES)
     khats = [diagnostics.psis(batch).khat for batch in batches]
+    khat = float(max(*khats, smoothed.khat))
+    excess = diagnostics.tail_excess(log_w)
+    beyond = diagnostics.excess_beyond(khat, diagnostics.tail_size(num))
+    unseen = beyond * excess
     rows = ravel_rows(u, num)
     error_of_means = diagnostics.weighted_mcse(rows, weights)
     error_of_sds = diagnostics.weighted_sd_mcse(rows, weights)
@@ -69,12 +78,14 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
         elbo_se=float(elbo_se),
         error_u=_largest(np.maximum(error_of_means, error_of_sds)),
         ess=float(diagnostics.importance_ess(weights)) / num,
-        khat=float(max(*khats, smoothed.khat)),
+        khat=khat,
         log_evidence=float(log_evidence),
         log_evidence_se=float(log_evidence_se),
         shift=_largest(diagnostics.mean_shift(rows, weights)),
+        tail=float(np.sum(excess)),
+        unseen=float(np.sum(unseen)),
     )
-    return Measured(Draws(theta, weights), log_w, figures)
+    return Measured(Draws(theta, weights), log_w, unseen, figures)
 
 
 def _largest(values: Any) -> float:

@@ -29,7 +29,6 @@ from minisvi.auto.verdict import (
 from minisvi.guides.base import Guide
 from minisvi.model.at_rows import density_at_rows
 from minisvi.model.model import Model
-from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
 from minisvi.posterior.moments import Moment, moments
 from minisvi.posterior.posterior import Posterior
@@ -53,30 +52,33 @@ def judge(
     """The verdict on any fitted guide, from `num_draws` draws of it and their log weights; from
     four times as many, up to `max_draws`, where that alone would make it good.
 
-    k-hat alone errs both ways: it refuses flows whose weights are nearly equal, and does not see a
-    mode that no draw reached. So the rule also has ESS, errors and, where the `optima` of
-    `deterministic` are given, those that q gives less density than the posterior does at any of its
-    draws. Let k be the largest k-hat of four batches, S the number of draws, and the error the
-    standard error of the weighted means and sds of u at the worst latent:
+    Weighted draws err in two ways: by chance, which standard errors tell, and by what no draw has
+    reached, which the `tail` of the weights tells: the share of all by which the largest exceed the
+    next one. `unseen` is the part of it that a generalised Pareto tail of shape k has beyond its
+    draws, where k is the largest k-hat of four batches and all draws; and as much again as the tail
+    where k is 1 or more, so that a heavy tail does no harm if it holds next to nothing
+    (`diagnostics.excess_beyond`). It is a share of the posterior, and added to the weights it moves
+    each mean and sd of theta by so many sds. The level is
 
-    - `good`: k below min(1 - 1/log10(S/4), 0.7) and 0.35 + ESS/S, or below 1 with ESS/S >= 0.85; an
-      error of at most 0.03 sd; and for each mean and sd of theta the same error, and terms with a
-      tail of shape below 0.7 (1 where ESS/S < 0.85; see `moments`);
-    - `bulk good, tails unverified`: k below the same threshold with ESS/S >= 0.02, or below 1 with
-      ESS/S >= 0.1; and an error of at most 0.1 sd. The reason names the moments of theta that are
-      not given: their quantiles hold;
+    - `good`: of the weights and of each mean and sd of theta, `unseen` is at most 0.03, and the
+      error at most 0.03 sd; the tail holds at most 0.1; and the terms of each moment have a tail of
+      shape below 0.7 (0.9 where ESS/S < 0.85; see `moments`);
+    - `bulk good, tails unverified`: `unseen` of the weights at most 0.03, and the error of u at
+      most 0.1 sd. The reason names the moments of theta that are not given, to a tenth of an sd by
+      terms of a shape below 0.7: their quantiles hold;
     - `not trusted` otherwise, and wherever a draw has a density of +inf, or more than a thousandth
-      of them one of NaN (fewer count as zero, and leave `bulk good` at best), an optimum is missed
-      that has more than a hundredth of the best one's mass, or log p is so large that the
-      dtype's numbers there are more than 0.1 nats apart, so that the weights are rounding. Of a
-      likelihood by rows differences are taken before sums then, in a second pass over the draws
-      (see `centred`).
+      of them one of NaN (fewer count as zero, and leave `bulk good` at best), one of the `optima`
+      of `deterministic` is missed that has more than a hundredth of the best one's mass: q gives it
+      less density than the posterior does at any draw; or log p is so large that the dtype's
+      numbers there are more than 0.1 nats apart, so that the weights are rounding. Of a likelihood
+      by rows differences are taken before sums then, in a second pass over the draws (see
+      `centred`).
 
     At the `deadline`, of `time.monotonic()`, and at Ctrl-C it makes do with the draws whose
     densities are known, which are some 2,000 at least.
 
-    `benchmarks/verdicts.py` taught that few draws may carry the weight only where their tail is
-    light. TypeError or ValueError unless num_draws is an integer >= 100.
+    A mode that neither a draw nor a start has come near is not seen. TypeError or ValueError
+    unless num_draws is an integer >= 100.
     """
     check_num_draws(num_draws)
     posterior = Posterior(model, guide, params, data)
@@ -163,7 +165,6 @@ class _Evidence(NamedTuple):
     figures: Figures
     moments: list[Moment]
     num_draws: int
-    threshold: float
     spacing: float
     optima: int | None
     missed: float | None
@@ -181,9 +182,8 @@ def _evidence(
         missed = _missed(posterior, weighed, optima)
     return _Evidence(
         figures=figures,
-        moments=moments(draws.theta, measured.log_w, draws.log_weights),
+        moments=moments(draws.theta, measured.log_w, draws.log_weights, measured.unseen),
         num_draws=num_draws,
-        threshold=diagnostics.khat_threshold(num_draws // NUM_BATCHES),
         spacing=_spacing(weighed.log_w.dtype, figures.log_evidence),
         optima=num_optima,
         missed=missed,
@@ -211,8 +211,9 @@ def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:
     figures = evidence.figures
     by_weights = rule_on_weights(
         khat=figures.khat,
-        threshold=evidence.threshold,
         ess=figures.ess,
+        tail=figures.tail,
+        unseen=figures.unseen,
         error_u=figures.error_u,
         broken=figures.broken,
         missed=evidence.missed,
@@ -228,38 +229,44 @@ def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:
 
 
 def _only_draws_are_missing(evidence: _Evidence) -> bool:
-    """Whether it is not good, but would be if all errors were half as large, as they are with four
-    times as many draws.
+    """Whether it is not good, but would be with four times as many draws: then all errors are half
+    as large, and of a Pareto tail of shape k so many draws leave 4^(k - 1) of what is unseen. The
+    tail is the largest half of what it was then, which is 2^(k - 1) of its share.
     """
     figures = evidence.figures
-    halved = evidence._replace(
-        figures=figures._replace(error_u=figures.error_u / 2),
-        moments=[_halved(moment) for moment in evidence.moments],
+    still_unseen = 4 ** (min(figures.khat, 1.0) - 1)
+    of_more = evidence._replace(
+        figures=figures._replace(
+            error_u=figures.error_u / 2,
+            tail=figures.tail * np.sqrt(still_unseen),
+            unseen=figures.unseen * still_unseen,
+        ),
+        moments=[_of_more_draws(moment, still_unseen) for moment in evidence.moments],
     )
     _, now = _rulings(evidence)
-    _, then = _rulings(halved)
+    _, then = _rulings(of_more)
     return now.level != "good" and then.level == "good"
 
 
-def _halved(moment: Moment) -> Moment:
-    return moment._replace(error=moment.error / 2)
+def _of_more_draws(moment: Moment, still_unseen: float) -> Moment:
+    return moment._replace(error=moment.error / 2, unseen=moment.unseen * still_unseen)
 
 
 def _verdict(evidence: _Evidence, offset: float, optimism: float | None) -> Verdict:
     by_weights, of_all = _rulings(evidence)
     figures = evidence.figures
+    unseen = max([figures.unseen, *(moment.unseen for moment in evidence.moments)])
     in_full = figures._replace(
-        elbo=figures.elbo + offset, log_evidence=figures.log_evidence + offset
+        elbo=figures.elbo + offset, log_evidence=figures.log_evidence + offset, unseen=unseen
     )
     nothing = Moment("none", 1, 0.0, 0.0)
     worst = max(evidence.moments, key=lambda moment: moment.error, default=nothing)
-    khat = max_khat(figures.ess)
+    khat = max_khat(by_weights.level, figures.ess)
     unreached = [moment for moment in evidence.moments if not moment.holds(GOOD_ERROR, khat)]
     return Verdict(
         level=of_all.level,
         reason=of_all.reason,
         of_weights=by_weights.level,
-        threshold=evidence.threshold,
         spacing=evidence.spacing,
         num_draws=evidence.num_draws,
         error=worst.error,
@@ -281,7 +288,6 @@ def unjudged(key: Array, posterior: Posterior, reason: str, num_draws: int = 100
         level="not trusted",
         reason=reason,
         of_weights="not trusted",
-        threshold=np.nan,
         spacing=np.nan,
         num_draws=num_draws,
         error=np.nan,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from minisvi.posterior.weighted import doubles, entries, normalised
+from minisvi.posterior.weighted import doubles, entries, normalised, softmax
 from minisvi.tools.sharding import to_host
 
 _LEAST_TAIL = 5  # weights; a shape cannot be fitted to fewer
@@ -100,6 +100,42 @@ def positive_exceedances(tail: np.ndarray, cutoff: float) -> np.ndarray:
     above = tail - cutoff
     least = np.min(above, where=above > 0, initial=np.inf)
     return np.maximum(above, 0.5 * least)
+
+
+def tail_excess(log_w: ArrayLike) -> np.ndarray:
+    """By how much each of the T largest weights exceeds the next one, c, (S,), in shares of all
+    weight; zero for the others.
+
+    The T largest are the tail, as in `psis`. The sum is that of E[(w - c)+]: the mass that q lacks
+    where c times q is too little. The weights are raw, for smoothing hides a single large one.
+    """
+    given = doubles(log_w)
+    weights = softmax(np.where(given < np.inf, given, -np.inf))  # zero where it is NaN, too
+    size = weights.size
+    if np.isnan(weights[0]):  # none is positive, so that nothing was seen
+        return np.full(size, 1 / size)
+    first = size - tail_size(size)
+    cutoff = np.partition(weights, first - 1)[first - 1]
+    return np.maximum(weights - cutoff, 0.0)
+
+
+def excess_beyond(k: float, num: int) -> float:
+    """How much there is beyond T weights above c, as a share of their `tail_excess`.
+
+    The excess is generalised Pareto, of shape k. Of its mean sigma / (1 - k) the part
+
+        (T^(k - 1) - (1 - k) / T) / k
+
+    lies beyond the level that one of T draws exceeds on average. It is all of it at k = 1. For
+    k > 1 there is no mean, and it is taken to be as much again.
+    """
+    if k >= 1:
+        return 1.0
+    if k == -np.inf:  # the tail is constant
+        return 0.0
+    if abs(k) < 1e-6:
+        return (1 + math.log(num)) / num
+    return (num ** (k - 1) - (1 - k) / num) / k
 
 
 def khat_threshold(num_samples: int) -> float:

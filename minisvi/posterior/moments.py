@@ -8,6 +8,7 @@ are w_s |z_s|^p with z = (theta - mean) / sd.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from minisvi.posterior.weighted import Entry, doubles, entries, have_weight, sof
 from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Draw
 
+MAX_UNSEEN = 0.03  # sds
 MAX_KHAT = 0.7  # as for the weights themselves (Vehtari et al. 2024, section 3)
 _SMALL_SHARE = 0.003  # the largest of 80,000 terms of shape 0.7 has a share of 0.03 in their sum
 _LEAST_TAIL = 50  # the shape that is fitted to fewer draws is a guess
@@ -28,13 +30,14 @@ class Moment(NamedTuple):
     `power` p is 1 for the mean and 2 for the sd. `error` is its standard error in sds. `khat` is
     the shape of the tail of the terms w |z|^p. From 1 on the terms have no mean: the moment does
     not exist, or draws do not give it. `khat` is -inf where the largest term has next to no share
-    in the sum of all.
+    in the sum of all. `unseen` is how far, in sds, what lies beyond the draws may move it.
     """
 
     latent: str
     power: int
     error: float
     khat: float
+    unseen: float = 0.0
 
     def __str__(self) -> str:
         kind = "mean" if self.power == 1 else "sd"
@@ -42,52 +45,59 @@ class Moment(NamedTuple):
 
     def holds(self, error: float, khat: float = MAX_KHAT) -> bool:
         """Whether the draws give the moment to within `error` sds, by terms whose tail is lighter
-        than that of `khat`.
+        than that of `khat`, and what lies beyond them would not move it.
         """
-        return self.error <= error and self.khat < khat
+        return self.error <= error and self.khat < khat and self.unseen <= MAX_UNSEEN
 
 
-def moments(theta: Draw, log_w: Any, log_weights: Any) -> list[Moment]:
+def moments(theta: Draw, log_w: Any, log_weights: Any, unseen: np.ndarray) -> list[Moment]:
     """The mean and the sd of each leaf of theta (S, ...). `log_w` (S,) are the raw log weights and
-    `log_weights` (S,) the normalised ones, in nats.
+    `log_weights` (S,) the normalised ones, in nats; `unseen` (S,) is what may be added to these.
 
     The errors are those of `diagnostics.weighted_mcse` and `weighted_sd_mcse`.
     """
     # However small a weight is: the terms of a moment may still be large.
     weights = softmax(log_weights)
-    log_w = doubles(log_w)[have_weight(weights)]
+    counts = have_weight(weights)
+    log_w, unseen = doubles(log_w)[counts], unseen[counts]
     found = []
     for latent, leaf in named_leaves(theta).items():
         if not leaf.size:
             continue
-        worst = _worst([_figures(entry, log_w) for entry in entries(leaf, weights)])
-        found.append(Moment(latent, 1, worst.mean_error, worst.mean_khat))
-        found.append(Moment(latent, 2, worst.sd_error, worst.sd_khat))
+        of_entries = [_figures(entry, log_w, unseen) for entry in entries(leaf, weights)]
+        mean, sd = zip(*of_entries)
+        found.append(Moment(latent, 1, *_worst(mean)))
+        found.append(Moment(latent, 2, *_worst(sd)))
     return found
 
 
 class _Figures(NamedTuple):
-    """The errors and the k-hats of a mean and an sd."""
+    """What is known of one moment of one entry; `Moment` says what each is."""
 
-    mean_error: float
-    mean_khat: float
-    sd_error: float
-    sd_khat: float
+    error: float
+    khat: float
+    unseen: float
 
 
-def _worst(of_entries: list[_Figures]) -> _Figures:
+_NO_MOMENT = _Figures(math.inf, math.inf, math.inf)
+
+
+def _worst(of_entries: Iterable[_Figures]) -> _Figures:
     """The largest of each figure over the entries of a leaf."""
     return _Figures(*map(max, zip(*of_entries)))
 
 
-def _figures(entry: Entry, log_w: np.ndarray) -> _Figures:
+def _figures(entry: Entry, log_w: np.ndarray, unseen: np.ndarray) -> tuple[_Figures, _Figures]:
+    """Those of the mean and those of the sd."""
     if not (math.isfinite(entry.mean) and math.isfinite(entry.sd)):
         # An infinite draw, or spread, leaves no moment.
-        return _Figures(math.inf, math.inf, math.inf, math.inf)
+        return _NO_MOMENT, _NO_MOMENT
     # The share of the largest term of the sd in the sum of all, which is one.
     share = np.max(entry.weights * entry.z**2)
     mean_khat, sd_khat = _khats(log_w, entry.z, share)
-    return _Figures(entry.mean_error(), mean_khat, entry.sd_error(), sd_khat)
+    mean = _Figures(entry.mean_error(), mean_khat, entry.mean_change(unseen))
+    sd = _Figures(entry.sd_error(), sd_khat, entry.sd_change(unseen))
+    return mean, sd
 
 
 def _khats(log_w: np.ndarray, z: np.ndarray, share: float) -> tuple[float, float]:

@@ -76,6 +76,20 @@ class Entry(NamedTuple):
         terms = self.weights * (self.z**2 - 1)
         return 0.5 * math.sqrt(np.sum(terms**2))
 
+    @np.errstate(all="ignore")
+    def mean_change(self, added: np.ndarray) -> float:
+        """By how many sds the mean moves where small weights (S,) are added: |sum_s a_s z_s|."""
+        return abs(np.sum(added * self.z))
+
+    @np.errstate(all="ignore")
+    def sd_change(self, added: np.ndarray) -> float:
+        """The same of the sd, relative to it: |sum_s a_s (z_s^2 - 1)| / 2, and zero for a
+        constant.
+        """
+        if self.sd == 0:
+            return 0.0
+        return 0.5 * abs(np.sum(added * (self.z**2 - 1)))
+
 
 def entries(x: ArrayLike, weights: np.ndarray) -> Iterator[Entry]:
     """Each scalar entry of draws x (S, ...), in their order, under normalised weights (S,)."""
