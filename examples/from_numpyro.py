@@ -26,7 +26,7 @@ SHARED = "real", "positive", "unit_interval", "simplex", "lower_cholesky", "corr
 
 @dataclass(frozen=True, eq=False)
 class Bijection:
-    """NumPyro's bijection onto a constraint that has no entry in the table."""
+    """NumPyro's bijection onto a constraint that minisvi has no support for."""
 
     transform: dist.transforms.Transform
 
