@@ -468,6 +468,7 @@ def test_an_improper_posterior_is_not_trusted(key):
     assert fit.verdict.level == "not trusted"
 
 
+@pytest.mark.whole
 def test_one_state_takes_data_of_other_sizes(key):
     """NumPyro starts from all rows and updates by half of them; so does this, as a fit of half."""
     x = 5 + jax.random.normal(key, (20,))
