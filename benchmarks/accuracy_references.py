@@ -1,7 +1,7 @@
 """Truths that no package has, or has wrong: quadrature where the model allows it, long NUTS where
 it does not.
 
-`python benchmarks/accuracy.py --references` writes them to results/accuracy_references.json, in
+`python benchmarks/field.py --references` writes them to results/accuracy_references.json, in
 float64; with names, of these targets only.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from accuracy_engines import numpyro_model, start
 from accuracy_targets import REFERENCES, TARGETS, Target, brownian_data
 from common import significant, versions
+from field_engines.with_numpyro import model_of, start
 
 from minisvi.model import trees
 
@@ -190,9 +190,7 @@ def long_nuts(
     from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
     from numpyro.infer import MCMC, NUTS
 
-    kernel = NUTS(
-        numpyro_model(target), init_strategy=start(target, near=True), target_accept_prob=0.9
-    )
+    kernel = NUTS(model_of(target), init_strategy=start(target, near=True), target_accept_prob=0.9)
     mcmc = MCMC(
         kernel,
         num_warmup=warmup,

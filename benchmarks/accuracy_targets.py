@@ -7,13 +7,13 @@ compares them with the package's own, and the log determinants with closed forms
 
 Means and standard deviations are those of `quantities(theta)`, a vector: the constrained latents,
 flattened, unless the package says otherwise. Where a truth had to be computed, it is read from
-results/accuracy_references.json, which `python benchmarks/accuracy.py --references` makes; it says
+results/accuracy_references.json, which `python benchmarks/field.py --references` makes; it says
 how.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from minisvi import Model, interval, positive, real
 
 REFERENCES = Path(__file__).parent / "results" / "accuracy_references.json"
 
-SMALLER = {"AutoIAFNormal": {"rate": 0.002}}  # at 0.01 its draws overflow on these targets
+SMALLER_RATE = 0.002  # of flows: at 0.01 their draws overflow on these targets
 
 Theta = dict[str, Array]
 
@@ -56,9 +56,8 @@ class Target:
         None  # of draws and their weights, on test data
     )
     neutral: bool = True  # start guides at u = 0, not at uniform(-2, 2)
-    guides: dict[str, dict[str, float]] | None = (
-        None  # what a NumPyro guide needs here: steps, particles, rate
-    )
+    budget: dict[str, int] = field(default_factory=dict)  # fewer steps where gradients are costly
+    flow_rate: float | None = None  # of flows, where the usual one is too large
 
     @property
     def dim(self) -> int:
@@ -206,7 +205,7 @@ def item_response() -> Target:
         Model(names, log_joint),
         data=data,
         log_evidence=-16959.46,
-        guides={"AutoIAFNormal": {"steps": 6_000, "particles": 4}},
+        budget={"steps": 2_000, "particles": 4},
     )
 
 
@@ -238,7 +237,13 @@ def cox_process() -> Target:
         {"amplitude": positive(), "length_scale": positive(), "log_intensity": real(100)}, log_joint
     )
     data = tuple(jnp.asarray(v, float) for v in (counts, log_extents, distance))
-    return from_gym(gym().SyntheticLogGaussianCoxProcess(), model, data=data, log_evidence=-490.53)
+    return from_gym(
+        gym().SyntheticLogGaussianCoxProcess(),
+        model,
+        data=data,
+        log_evidence=-490.53,
+        budget={"steps": 2_000},
+    )
 
 
 def brownian_data() -> np.ndarray:
@@ -275,28 +280,51 @@ def brownian_motion() -> Target:
     return from_gym(package, Model(names, log_joint), data=data, **reference("brownian_motion"))
 
 
+@dataclass(frozen=True)
+class LorenzData:
+    """One coordinate of 30 places, some of which are masked; `scales` are those that the data were
+    made with.
+    """
+
+    seen: Array
+    mask: Array
+    index: int
+    step: float
+    scales: tuple[float, float]  # of the innovations, of the observations
+
+
+@cache
+def lorenz_data() -> LorenzData:
+    found = gym_data().convection_lorenz_bridge()
+    mask = np.asarray(found["observation_mask"])
+    # What is not observed is not a number, which the gradient of a `where` keeps.
+    seen = np.where(mask, np.asarray(found["observed_values"], np.float64), 0.0)
+    index, step = int(found["observation_index"]), float(found["step_size"])
+    scales = float(found["innovation_scale"]), float(found["observation_scale"])
+    return LorenzData(jnp.asarray(seen, float), jnp.asarray(mask), index, step, scales)
+
+
+def log_lorenz(path: Array, drift: Any, noise: Any, data: LorenzData) -> Array:
+    """log p(path, observations) given both scales, with Euler steps."""
+    x, y, z = path[:-1].T
+    slope = jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], axis=-1)
+    moved = path[:-1] + data.step * slope
+    log_path = jnp.sum(norm.logpdf(path[0]))
+    log_path += jnp.sum(norm.logpdf(path[1:], moved, jnp.sqrt(data.step) * drift))
+    terms = norm.logpdf(data.seen, path[:, data.index], noise)
+    return log_path + jnp.sum(jnp.where(data.mask, terms, 0.0))
+
+
 def lorenz() -> Target:
     """A noisy Lorenz system of 30 steps with one coordinate seen, both scales unknown, D = 92."""
-    found = gym_data().convection_lorenz_bridge()
-    seen, mask = (
-        np.asarray(found["observed_values"], np.float64),
-        np.asarray(found["observation_mask"]),
-    )
-    seen = np.where(
-        mask, seen, 0.0
-    )  # what is not observed is not a number, which the gradient of a `where` keeps
-    step, index = float(found["step_size"]), int(found["observation_index"])
     package = gym().ConvectionLorenzBridgeUnknownScales(use_markov_chain=True)
     path = next(name for name in package.dtype._fields if "scale" not in name)
+    data = lorenz_data()
 
-    def log_joint(theta: Theta, seen: Array, mask: Array) -> Array:
-        drift, noise, path_ = theta["innovation_scale"], theta["observation_scale"], theta[path]
+    def log_joint(theta: Theta) -> Array:
+        drift, noise = theta["innovation_scale"], theta["observation_scale"]
         prior = sum(norm.logpdf(jnp.log(s), -1.0, 1.0) - jnp.log(s) for s in (drift, noise))
-        x, y, z = path_[:-1].T
-        slope = jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], axis=-1)
-        prior += jnp.sum(norm.logpdf(path_[0]))
-        prior += jnp.sum(norm.logpdf(path_[1:], path_[:-1] + step * slope, jnp.sqrt(step) * drift))
-        return prior + jnp.sum(jnp.where(mask, norm.logpdf(seen, path_[:, index], noise), 0.0))
+        return prior + log_lorenz(theta[path], drift, noise, data)
 
     names = {"innovation_scale": positive(), "observation_scale": positive(), path: real((30, 3))}
     truth = package.sample_transformations["identity"].ground_truth_mean
@@ -306,10 +334,14 @@ def lorenz() -> Target:
     near |= {path: jnp.asarray(truth["latents"], float)}
     # The package's truth calls the path "latents": put the quantities in the order of its names.
     order = lambda theta: flat({n if n != path else "latents": v for n, v in theta.items()})
-    data = jnp.asarray(seen, float), jnp.asarray(mask)
     model = Model(names, log_joint)
     return from_gym(
-        package, model, data=data, log_evidence=-30.0, near=near, quantities=order, guides=SMALLER
+        package,
+        model,
+        log_evidence=-30.0,
+        near=near,
+        quantities=order,
+        flow_rate=SMALLER_RATE,
     )
 
 
@@ -391,7 +423,7 @@ def stochastic_volatility(centered: bool = True) -> Target:
         quantities=quantities,
         # accuracy_references.stochastic_volatility: two runs, 222.963 and 222.955, each +- 0.012
         log_evidence=222.96,
-        guides=SMALLER,
+        flow_rate=SMALLER_RATE,
     )
 
 
@@ -558,10 +590,10 @@ def check(name: str, points: int = 4) -> dict[str, float]:
     Against the package's density with the log determinants by hand, which is a float32 computation
     for most; and against NumPyro's potential of the model that its guides and NUTS get.
     """
-    from accuracy_engines import numpyro_potential
+    from field_engines import with_numpyro
 
     target, rng = TARGETS[name](), np.random.default_rng(1)
-    potential, errors = numpyro_potential(target), {"package": 0.0, "numpyro": 0.0}
+    potential, errors = with_numpyro.potential(target), {"package": 0.0, "numpyro": 0.0}
     slope = jax.grad(target.model.log_density)
     for _ in range(points):
         u = {n: rng.uniform(-1, 1, s.unconstrained.shape) for n, s in target.model.latents.items()}

@@ -19,7 +19,7 @@ Guides are judged beside the optima of eight restarts of the deterministic fit, 
 them.
 
 The truth of an answer is that of its draws with their weights, which is what a user gets:
-"accurate" if mean_err and sd_err (root mean squares over the quantities, as in accuracy.py) are at
+"accurate" if mean_err and sd_err (root mean squares over the quantities, as in field.py) are at
 most 0.03; "bad" if any quantity's mean is off by more than 0.1 reference sd or its sd by more than
 a tenth; "middle" otherwise. A verdict sees nothing of it.
 
@@ -44,8 +44,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from accuracy import short, tidy
-from accuracy_engines import moments
 from accuracy_targets import (
     SCHOOL_EFFECTS,
     SCHOOL_ERRORS,
@@ -54,6 +52,9 @@ from accuracy_targets import (
     Theta,
 )
 from common import machine, versions
+from field_cells import tidy
+from field_engines.figures import moments
+from field_table import short
 from jax import Array
 from jax.scipy.stats import norm
 
@@ -74,7 +75,7 @@ OPTIMIZER = optax.adam(optax.exponential_decay(0.02, STEPS, 0.01))
 Record = dict[str, Any]
 
 
-# Targets beside those of accuracy.py; all are cheap, and their moments are exact or by quadrature.
+# Targets beside those of field.py; all are cheap, and their moments are exact or by quadrature.
 
 
 def hierarchy(

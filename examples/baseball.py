@@ -18,6 +18,11 @@ from plotting import save
 import minisvi
 
 AT_BATS = 45
+BATTERS = (
+    *("Clemente", "F. Robinson", "F. Howard", "Johnstone", "Berry", "Spencer", "Kessinger"),
+    *("Alvarado", "Santo", "Swoboda", "Unser", "Williams", "Scott", "Petrocelli"),
+    *("E. Rodriguez", "Campaneris", "Munson", "Alvis"),
+)
 HITS = np.array([18, 17, 16, 15, 14, 14, 13, 12, 11, 11, 10, 10, 10, 10, 10, 9, 8, 7])
 SEASON_AVERAGE = np.array(
     [
@@ -73,16 +78,17 @@ for name, prediction in errors.items():
     print(f"{name:14} RMSE over the season {rmse:.4f}")
 
 # %% The picture: averages, shrunk skills with 90 % intervals, and the season.
-figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
-batters = np.arange(len(HITS))
+figure, ax = plt.subplots(figsize=(7, 5.5), layout="constrained")
+batters = np.arange(len(HITS))[::-1]
 low, high = np.quantile(np.asarray(skill), [0.05, 0.95], axis=0)
 ax.hlines(batters, low, high, color="C0", lw=3, alpha=0.4)
 ax.plot(mean, batters, "o", color="C0", label="posterior mean, 90 % interval")
 ax.plot(own, batters, "x", color="C1", label="first 45 at bats")
 ax.plot(SEASON_AVERAGE, batters, "d", color="C2", mfc="none", label="rest of the season")
 ax.axvline(own.mean(), color="grey", lw=1, ls=":")
-ax.set(xlabel="batting average", ylabel="batter", title="Batting averages are pulled together")
-ax.legend()
+ax.set(xlabel="batting average", title="Batting averages are pulled together")
+ax.set_yticks(batters, BATTERS)
+figure.legend(loc="outside lower center", ncols=3)
 save(figure, "baseball")
 
 # %% For your own data: hits and trials are arrays of one length, and `AT_BATS` may be an array.

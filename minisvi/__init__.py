@@ -63,7 +63,7 @@ from minisvi.stopping.patience import Patience
 from minisvi.svi import SVI, StepInfo, SVIState
 from minisvi.tools.sharding import mesh, shard_rows
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CUBO",

@@ -64,6 +64,21 @@ def test_a_mean_comes_before_those_that_it_is_the_mean_of():
     assert list(drivers(HIERARCHY.latents, found.slope)) == [4, 5]
 
 
+def test_many_small_effects_do_not_drive_their_scale():
+    # The 20 bend the curvature of tau by more in sum, 20 * 0.05^2, than tau bends theirs, 0.2^2.
+    slope = np.zeros((21, 21))
+    slope[:20, 20] = 0.2
+    slope[20, :20] = 0.05
+    assert list(drivers({"a": real(20), "tau": positive()}, slope)) == [20]
+
+
+def test_each_has_its_own_driver():
+    # The mean square over all pairs, 1 / 200, is small, as it is in a horseshoe.
+    slope = np.zeros((400, 400))
+    slope[np.arange(200), 200 + np.arange(200)] = 1.0
+    assert list(drivers({"a": real(200), "tau": positive(200)}, slope)) == [*range(200, 400)]
+
+
 def test_gates_of_a_prior_and_a_likelihood():
     # The curvature of one is 3 + exp(h_1 - h_2), and that of the other 4 exp(-h_1) + 1e-3.
     eps = np.random.default_rng(1).normal(size=(4000, 2))

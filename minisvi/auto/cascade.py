@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from minisvi.auto.gaussians import Gaussian, Gaussians
+from minisvi.auto.gaussians import Gaussians
 from minisvi.auto.labels import with_relabelled
 from minisvi.auto.last_stage import last_stage
 from minisvi.auto.optima import mixture_of_optima
@@ -22,6 +22,7 @@ from minisvi.model.model import Model
 from minisvi.posterior.diagnostics import Optima
 from minisvi.running import checkpoint
 from minisvi.second_order.deterministic import Deterministic, Fixed, deterministic
+from minisvi.second_order.gaussian import Gaussian
 from minisvi.second_order.response import is_sound, linear_response
 from minisvi.tools.interrupts import interrupted
 from minisvi.tools.keys import generator

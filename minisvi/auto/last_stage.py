@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi.auto.gaussians import Gaussian
 from minisvi.auto.non_centring import non_centred
 from minisvi.auto.stages import MAX_DENSE, Around, Candidate, Settings, no_other_helps
 from minisvi.auto.stochastic import stochastic
@@ -24,6 +23,7 @@ from minisvi.model import trees
 from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.second_order.deterministic import Deterministic
+from minisvi.second_order.gaussian import Gaussian
 from minisvi.tools.keys import rbg_key
 from minisvi.tools.types import Data, Latents, Params
 

@@ -109,21 +109,25 @@ def _curvatures(model: Model, rows: np.ndarray, data: Data) -> np.ndarray:
 def drivers(latents: Latents, slope: np.ndarray) -> np.ndarray:
     """The places of the latents that come first, (H,): all that are not driven.
 
-    A leaf of the tree is driven if others bend its curvatures more than it bends theirs. Of one
-    leaf alone this is asked of each of its entries. Of several driven leaves only the largest, and
-    those at least half as large, come last: a smaller one is as a rule the mean of a larger one,
-    as that of a hierarchy's groups, and does not scale with them.
+    A leaf of the tree is driven if others bend its curvatures more than it bends theirs, by the
+    mean square over pairs of entries, so that a leaf counts no more for being large: many effects
+    each tell a little of their scale. Of one leaf alone this is asked of each of its entries. Of
+    several driven leaves only the largest, and those at least half as large, come last: a smaller
+    one is as a rule the mean of a larger one, as that of a hierarchy's groups, and does not scale
+    with them.
     """
     groups = _groups(latents)
-    mean_square = np.zeros((len(groups), len(groups)))
+    of_pairs = np.zeros((len(groups), len(groups)))
+    of_entries = np.zeros(len(groups))
     for i, driven in enumerate(groups):
         for j, driver in enumerate(groups):
             if i != j:
                 squares = slope[np.ix_(driven, driver)] ** 2
-                mean_square[i, j] = np.mean(np.sum(squares, axis=1))
-    received = np.sum(mean_square, axis=1)
-    given = np.sum(mean_square, axis=0)
-    is_driven = (received > given) & (received > _LEAST_EFFECT**2)
+                of_pairs[i, j] = np.mean(squares)
+                of_entries[i] += np.mean(np.sum(squares, axis=1))
+    received = np.sum(of_pairs, axis=1)
+    given = np.sum(of_pairs, axis=0)
+    is_driven = (received > given) & (of_entries > _LEAST_EFFECT**2)
     sizes = np.array([group.size for group in groups])
     comes_last = is_driven & (2 * sizes >= np.max(sizes[is_driven], initial=0))
     first = [group for group, is_last in zip(groups, comes_last) if not is_last]

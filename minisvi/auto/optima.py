@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from minisvi.auto.gaussians import Gaussian, Gaussians
+from minisvi.auto.gaussians import Gaussians
 from minisvi.model.at_rows import never
 from minisvi.posterior import diagnostics
 from minisvi.second_order.deterministic import Deterministic
 from minisvi.second_order.fixed_draws import expansions, log_p_at, minimised
+from minisvi.second_order.gaussian import Gaussian
 from minisvi.second_order.response import covariance, is_sound
 from minisvi.tools.keys import generator
 

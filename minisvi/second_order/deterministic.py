@@ -55,7 +55,7 @@ def deterministic(
     restart_draws: int = 8,
     max_draws: int = 512,
     max_optimism: float = 1.0,
-    max_steps: int = 100,
+    max_steps: int = 400,
     deadline: float = np.inf,
 ) -> Deterministic:
     """The mean field that maximises the ELBO on fixed antithetic draws (Giordano, Ingram &

@@ -6,20 +6,21 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from minisvi.guides.gaussian import Family, FullRank, full_rank, mean_field
 from minisvi.guides.low_rank import LowRank, low_rank
 from minisvi.model import trees
+from minisvi.model.at_rows import ravel_rows, unravel_rows
 from minisvi.model.model import Model
 from minisvi.second_order import curvature
 from minisvi.second_order.curvature import Eigenpairs, Mode
+from minisvi.second_order.gaussian import Gaussian
 from minisvi.tools import checks, inputs
-from minisvi.tools.noise import normals
+from minisvi.tools.keys import generator
 from minisvi.tools.sharding import check_axes
-from minisvi.tools.types import Data, Draw, Params
+from minisvi.tools.types import Data, Draw, Latents, Params
 
 _NUM_REPORTED = 5
 
@@ -29,7 +30,7 @@ class IndefiniteHessianError(ValueError):
     smallest ones, ascending.
     """
 
-    def __init__(self, eigenvalues: Array) -> None:
+    def __init__(self, eigenvalues: np.ndarray) -> None:
         self.eigenvalues = eigenvalues
         smallest = ", ".join(f"{value:.3g}" for value in eigenvalues)
         super().__init__(
@@ -52,10 +53,10 @@ class Laplace(NamedTuple):
     guide: Family
     params: Params
     loc: Draw
-    cov: Array
-    eigenvalues: Array
-    grad_norm: Array
-    log_evidence: Array
+    cov: np.ndarray
+    eigenvalues: np.ndarray
+    grad_norm: float
+    log_evidence: float
 
 
 def laplace(
@@ -69,8 +70,11 @@ def laplace(
     min_eigenvalue: float | None = None,
     max_steps: int = 1000,
 ) -> Laplace:
-    """The Gaussian at the mode of log p(T(u), D) + log|det J_T(u)|, which L-BFGS and Newton find,
+    """The Gaussian at the mode of log p(T(u), D) + log|det J_T(u)|, which Newton's method finds,
     with the curvature there (MacKay 2003, chapter 27).
+
+    The density's derivatives are compiled, by whole Hessians or by products with them; all else is
+    on the host, in double precision.
 
     **Arguments**
 
@@ -82,7 +86,7 @@ def laplace(
     - `num_probes`: the diagonal is exact for D up to this, else estimated from as many random signs
       (Bekas 2007).
     - `min_eigenvalue`: None, or what smaller eigenvalues of the scaled Hessian are raised to.
-    - `max_steps`: of L-BFGS, and of Newton after it.
+    - `max_steps`: of Newton's method, and of L-BFGS before it where there are many latents.
 
     IndefiniteHessianError, with the smallest eigenvalues, for a singular or indefinite Hessian,
     unless they are raised; TypeError or ValueError for other values of these, a rank outside 1..D,
@@ -101,20 +105,35 @@ def laplace(
     data = inputs.arrays(data)
     check_axes(data)
     guide = families[hessian](model.latents)
-    start_key, mode_key, basis_key = jax.random.split(checks.prng_key(key), 3)
-    first = trees.start(model.latents, start_key, start)
-    mode = curvature.mode(mode_key, model, first, data, num_probes, max_steps)
-    known, kept = _eigenpairs(guide, model, mode, data, basis_key, min_eigenvalue)
-    gaussian = _at_mode(guide, mode.x, mode.log_density, mode.grad, *kept)
+    rng = generator(checks.prng_key(key))
+    first = _start(rng, model.latents, start)
+    mode = curvature.mode(rng, model, first, data, num_probes, max_steps)
+    known, kept = _eigenpairs(guide, model, mode, data, rng, min_eigenvalue)
+    gaussian = _gaussian(guide, mode, kept)
+    dtype = trees.spec(model.latents).dtype
+    log_q = -0.5 * (gaussian.log_det + mode.x.size * np.log(2 * np.pi))
     return Laplace(
         guide=guide,
-        params=gaussian.params,
-        loc=gaussian.loc,
-        cov=gaussian.cov,
-        eigenvalues=jnp.sort(known)[:_NUM_REPORTED],
-        grad_norm=gaussian.grad_norm,
-        log_evidence=gaussian.log_evidence,
+        params={name: leaf.astype(dtype) for name, leaf in gaussian.params.items()},
+        loc=_tree(model.latents, mode.x),
+        cov=gaussian.cov.astype(dtype),
+        eigenvalues=np.sort(known)[:_NUM_REPORTED],
+        grad_norm=float(gaussian.grad_norm),
+        log_evidence=float(mode.log_p - log_q),
     )
+
+
+def _start(rng: np.random.Generator, latents: Latents, start: Draw | None) -> np.ndarray:
+    """The vector (D,) of `start`, or a draw of uniform(-2, 2)."""
+    if start is None:
+        return rng.uniform(-2, 2, trees.spec(latents).shape)
+    checks.same_tree("loc", trees.unconstrained_like(latents), start)
+    return ravel_rows(start, 1)[0]
+
+
+def _tree(latents: Latents, x: np.ndarray) -> Draw:
+    rows = unravel_rows(latents, x[None])
+    return jax.tree.map(lambda leaf: leaf[0], rows)
 
 
 def _eigenpairs(
@@ -122,99 +141,92 @@ def _eigenpairs(
     model: Model,
     mode: Mode,
     data: Data,
-    key: Array,
+    rng: np.random.Generator,
     min_eigenvalue: float | None,
-) -> tuple[Array, Eigenpairs]:
+) -> tuple[np.ndarray, Eigenpairs]:
     """The eigenvalues of S H S that are known; and the eigenpairs that make the Gaussian, with
     their values raised to `min_eigenvalue`.
     """
-    if isinstance(guide, FullRank):
-        found = curvature.eigenpairs(model, mode.x, data, mode.diag)
-        return found.values, found._replace(values=_positive(found.values, min_eigenvalue))
+    eps = float(np.finfo(trees.spec(model.latents).dtype).eps)
     if isinstance(guide, LowRank):
-        return _widest(guide.rank, model, mode, data, key, min_eigenvalue)
-    values = jnp.sign(mode.diag)
-    scale = curvature.unit_scale(mode.diag)
-    no_vectors = jnp.zeros((mode.x.size, 0))
-    return values, Eigenpairs(scale, _positive(values, min_eigenvalue), no_vectors)
+        return _widest(guide.rank, model, mode, data, rng, min_eigenvalue)
+    if isinstance(guide, FullRank):
+        found = curvature.eigenpairs(model, mode.x, data)
+    else:
+        no_vectors = np.zeros((mode.x.size, 0))
+        found = Eigenpairs(curvature.unit_scale(mode.diag), np.sign(mode.diag), no_vectors)
+    return found.values, found._replace(values=_positive(found.values, min_eigenvalue, eps))
 
 
 def _widest(
-    rank: int, model: Model, mode: Mode, data: Data, key: Array, min_eigenvalue: float | None
-) -> tuple[Array, Eigenpairs]:
+    rank: int,
+    model: Model,
+    mode: Mode,
+    data: Data,
+    rng: np.random.Generator,
+    min_eigenvalue: float | None,
+) -> tuple[np.ndarray, Eigenpairs]:
     """What `_eigenpairs` gives, of the directions in which the posterior is widest."""
-    basis = normals(key, (mode.x.size, 3 * rank), mode.x.dtype)
-    found = curvature.widest(model, mode.x, data, mode.diag, basis, False)
-    values = _positive(found.values, min_eigenvalue)
+    basis = rng.standard_normal((mode.x.size, 3 * rank))
+    found = curvature.widest(model, mode.x, data, mode.diag, basis, refine=False)
+    eps = float(np.finfo(trees.spec(model.latents).dtype).eps)
+    values = _positive(found.values, min_eigenvalue, eps)
     directions = found._replace(values=values)
     if np.all(values == found.values):
-        directions = curvature.widest(model, mode.x, data, mode.diag, found.vectors, True)
+        directions = curvature.widest(model, mode.x, data, mode.diag, found.vectors, refine=True)
     first = Eigenpairs(directions.scale, directions.values[:rank], directions.vectors[:, :rank])
     return found.values, first
 
 
 class _Gaussian(NamedTuple):
-    """Parameters of the guide, the mode as a tree, the covariance or variances, |L^T grad|, and the
-    log evidence.
+    """Parameters of the guide, the covariance or the variances, its log-determinant, and |L^T grad|
+    for any L with L L^T the covariance.
     """
 
-    params: Params
-    loc: Draw
-    cov: Array
-    grad_norm: Array
-    log_evidence: Array
+    params: dict[str, np.ndarray]
+    cov: np.ndarray
+    log_det: Any
+    grad_norm: Any
 
 
-@partial(jax.jit, static_argnames="guide")
-def _at_mode(
-    guide: Any,
-    x: Array,
-    log_density: Array,
-    grad: Array,
-    scale: Array,
-    eigenvalues: Array,
-    vectors: Array,
-) -> _Gaussian:
-    """The Gaussian at the mode x with these eigenpairs."""
-    loc = trees.unravel(guide.latents, x)
-    params: Params
+def _gaussian(guide: Family, mode: Mode, pairs: Eigenpairs) -> _Gaussian:
+    """The member of the guide's family at the mode that has these eigenpairs."""
     if isinstance(guide, LowRank):
-        factor = vectors * jnp.sqrt(jnp.maximum(1 / eigenvalues - 1, 0.0))[None, :]
-        cov = scale**2 * (1 + jnp.sum(factor**2, 1))
-        params = {"loc": x, "log_scale": jnp.log(scale), "factor": factor}
-    else:
-        cov = _covariance(guide, scale, eigenvalues, vectors)
-        unused = jax.random.key(0)  # the start is given
-        params = guide.init(unused, loc=loc, cov=cov)
-    q = guide.distribution(params)
-
-    def from_noise(eps: Array) -> Array:
-        u, _ = q.from_noise(eps)
-        return trees.ravel(guide.latents, u)
-
-    _, pull = jax.vjp(from_noise, jnp.zeros(q.noise_size, x.dtype))
-    (scaled_grad,) = pull(grad)
-    grad_norm = jnp.linalg.norm(scaled_grad)
-    return _Gaussian(params, loc, cov, grad_norm, log_density - q.log_prob(loc))
+        return _low_rank(mode, pairs)
+    log_det = 2 * np.sum(np.log(pairs.scale)) - np.sum(np.log(pairs.values))
+    if isinstance(guide, FullRank):
+        half = pairs.scale[:, None] * pairs.vectors / np.sqrt(pairs.values)
+        cov = half @ half.T
+        params = {"loc": mode.x, "scale_tril": Gaussian.of(mode.x, cov).log_factor()}
+        return _Gaussian(params, cov, log_det, np.linalg.norm(half.T @ mode.grad))
+    sd = pairs.scale / np.sqrt(pairs.values)
+    params = {"loc": mode.x, "log_scale": np.log(sd)}
+    return _Gaussian(params, sd**2, log_det, np.linalg.norm(sd * mode.grad))
 
 
-def _covariance(guide: Family, scale: Array, eigenvalues: Array, vectors: Array) -> Array:
-    """H^-1 of a full-rank guide, (D, D), or the variances of a mean field, (D,)."""
-    if not isinstance(guide, FullRank):
-        return scale**2 / eigenvalues
-    half = scale[:, None] * vectors / jnp.sqrt(eigenvalues)[None, :]
-    return half @ half.T
+def _low_rank(mode: Mode, pairs: Eigenpairs) -> _Gaussian:
+    """N(x, S (I + F F^T) S): the variance along the eigenvectors is 1 / lambda, or 1 if that is
+    less.
+    """
+    widened = np.maximum(1 / pairs.values, 1.0)
+    factor = pairs.vectors * np.sqrt(widened - 1)
+    params = {"loc": mode.x, "log_scale": np.log(pairs.scale), "factor": factor}
+    cov = pairs.scale**2 * (1 + np.sum(factor**2, axis=1))
+    log_det = 2 * np.sum(np.log(pairs.scale)) + np.sum(np.log(widened))
+    scaled = pairs.scale * mode.grad
+    grad_norm = np.hypot(np.linalg.norm(scaled), np.linalg.norm(factor.T @ scaled))
+    return _Gaussian(params, cov, log_det, grad_norm)
 
 
-def _positive(values: Array, min_eigenvalue: float | None) -> Any:
+def _positive(values: np.ndarray, min_eigenvalue: float | None, eps: float) -> np.ndarray:
     """The eigenvalues, raised to `min_eigenvalue` if there is one; otherwise IndefiniteHessianError
-    unless all are positive.
+    unless all are positive. `eps` is the precision of the dtype that H was computed in.
     """
     if min_eigenvalue is not None:
         return np.maximum(values, min_eigenvalue)
     largest = np.max(values, initial=1.0)
     # What the rounding of sums over the data may leave of a zero.
-    rounding = 100 * largest * np.finfo(values.dtype).eps
+    rounding = 100 * largest * eps
     if np.min(values, initial=1.0) < rounding:
-        raise IndefiniteHessianError(jnp.sort(values)[:_NUM_REPORTED])
+        raise IndefiniteHessianError(np.sort(values)[:_NUM_REPORTED])
     return values
