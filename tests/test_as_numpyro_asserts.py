@@ -207,6 +207,19 @@ class FakeGamma(dist.Gamma):
     reparametrized_params = ()
 
 
+def test_no_gradient_goes_through_a_draw_that_is_not_reparameterised(key):
+    def draw(loc, family):
+        guide = minisvi.custom(lambda key: {}, lambda loc: {"x": family(loc, 1.0)})
+        u, log_q = guide.distribution(loc).sample_and_log_prob(seed=key)
+        return u["x"], log_q
+
+    for family, gradient in ((dist.Normal, 1.0), (FakeNormal, 0.0)):
+        of_draw, of_log_q = jax.jacobian(draw)(0.3, family)
+        x, _ = draw(0.3, family)
+        assert of_draw == gradient
+        assert np.allclose(of_log_q, (1 - gradient) * (x - 0.3), atol=1e-6)
+
+
 def by_score_function(key, model, guide, params, num_steps, *data):
     """The parameters that a fit by score functions reaches from these."""
     svi = SVI(model, guide, adam(0.02, num_steps), ELBO(20, "score_function"))
