@@ -60,6 +60,10 @@ class Foreign(Distribution):
 
     def sample_and_log_prob(self, *, seed: Array) -> tuple[Draw, Array]:
         u, log_q = self._sample_and_log_prob(seed)
+        if not self.reparameterised:
+            # A library may let a gradient through all the same, which the score would count again.
+            u = jax.lax.stop_gradient(u)
+            log_q = self.q.log_prob(u)
         return u, self._total(log_q)
 
     def _total(self, terms: Array) -> Array:
