@@ -61,6 +61,7 @@ model = minisvi.Model(latents, log_likelihood=log_likelihood_inflated, prior=pri
 
 # %% The fits and their verdicts, with NUTS beside the second.
 data = (days, x, y)
+num_samples = 100 if QUICK else 2000
 limits = {"num_draws": 2000, "seconds": 1} if QUICK else {}
 
 
@@ -93,7 +94,7 @@ seen = histogram([y])[0]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
 two = {"negative binomial": (without, "C1", -0.18), "with zero inflation": (fit, "C0", 0.18)}
 for name, (one, colour, shift) in two.items():
-    replicated = one.draws.predictive(jax.random.key(2), new_traps, 2000, days, x)
+    replicated = one.draws.predictive(jax.random.key(2), new_traps, num_samples, days, x)
     low, high = np.quantile(histogram(np.asarray(replicated)), [0.05, 0.95], axis=0)
     print(f"{name:20} traps with one: seen {seen[1]}, 90 % from {low[1]:.0f} to {high[1]:.0f}")
     left.vlines(bars + shift, low, high, color=colour, lw=4, alpha=0.5, label=name)

@@ -66,8 +66,7 @@ def log_likelihood(theta, x, y):
     return line(theta, x).log_prob(y)
 
 
-scales = {name: minisvi.positive() for name in ["sigma", "nu", "tau"]}
-rest = scales | {"a": minisvi.real()}
+rest = {"a": minisvi.real()} | {name: minisvi.positive() for name in ["sigma", "nu", "tau"]}
 of_horseshoe = rest | {"z": minisvi.real(D), "l": minisvi.positive(D)}
 horseshoe = minisvi.Model(of_horseshoe, prior=prior_horseshoe, log_likelihood=log_likelihood)
 of_student = rest | {"b": minisvi.real(D)}
@@ -79,12 +78,11 @@ def answers(theta):
     return {"b": coefficients(theta), "sigma": theta["sigma"], "nu": theta["nu"]}
 
 
-key = jax.random.key(0)
-limits = {"num_draws": 2000, "seconds": 1} if QUICK else {}
+key, num_samples = jax.random.key(0), 200 if QUICK else 2000
+options = {"num_draws": 2000, "seconds": 1} if QUICK else {}
+options |= {"progress_bar": False}
 for model in [student] if QUICK else [horseshoe, student]:
-    fit, seconds = timed(
-        lambda model=model: minisvi.fit(key, model, x, y, progress_bar=False, **limits)
-    )
+    fit, seconds = timed(lambda model=model: minisvi.fit(key, model, x, y, **options))
     compare(fit, seconds, jax.random.key(1), answers)
 
 
@@ -93,13 +91,13 @@ def new_rows(key, theta, x):
     return line(theta, x).sample(key)
 
 
-replicated = fit.draws.predictive(jax.random.key(2), new_rows, 2000, x)
+replicated = fit.draws.predictive(jax.random.key(2), new_rows, num_samples, x)
 beyond = (np.abs(np.asarray(replicated)) > 4).sum(axis=1)
 print(f"beyond: {(np.abs(y) > 4).sum()} seen, {np.quantile(beyond, [0.05, 0.95])} replicated")
 
 # %% Least squares, to compare with: how far is each fit's line from that of the clean rows?
 own = {"clean": np.linalg.lstsq(x, clean)[0], "spoiled": np.linalg.lstsq(x, y)[0]}
-b = np.asarray(fit.draws.resample(jax.random.key(3), 4000).theta["b"])
+b = np.asarray(fit.draws.resample(jax.random.key(3), num_samples).theta["b"])
 for name, estimate in (own | {"robust": b.mean(axis=0)}).items():
     of_noise = np.sqrt(np.mean(estimate[10:] ** 2))
     distance = np.std(x @ (estimate - own["clean"]))
