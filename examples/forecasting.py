@@ -38,7 +38,7 @@ log_seen = jnp.log(passengers[:-HORIZON] / unit)
 # %% The model. Only 0 < beta < alpha and 0 < gamma < 1 - alpha forget the start, hence fractions.
 def prior(theta):
     return {
-        "fractions": dist.Beta(jnp.array([2.0, 1.0, 1.0]), jnp.array([2.0, 9.0, 1.0])),
+        "fractions": dist.Beta(jnp.array([2.0, 1.0, 2.0]), jnp.array([2.0, 9.0, 2.0])),
         "sd": dist.LogNormal(-3.0, 1.0),
         "start": dist.Normal(0.0, jnp.array([0.3, 0.03])),
         "season": dist.Normal(0.0, 0.3),
