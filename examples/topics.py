@@ -69,7 +69,7 @@ of_proportions = minisvi.amortised(minisvi.mean_field(proportions), weights, enc
 guide = minisvi.product({"topics": minisvi.mean_field(topics), "proportions": of_proportions})
 
 # %% The fit: SVI by minibatches of 200 documents.
-num_steps = 300 if QUICK else 6000
+num_steps = 100 if QUICK else 6000
 optimizer = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
 svi = minisvi.SVI(model, guide, optimizer, minisvi.ELBO(2), minisvi.Minibatches(200))
 result, seconds = timed(lambda: svi.run(jax.random.key(0), num_steps, train, progress_bar=False))
