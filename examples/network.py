@@ -71,7 +71,7 @@ svi = minisvi.SVI(model, minisvi.mean_field(model), optimizer, minisvi.ELBO(8))
 
 
 def run(rows):
-    options = {"num_restarts": 4, "progress_bar": False}
+    options = {"num_restarts": 1 if QUICK else 4, "progress_bar": False}
     result = svi.run(jax.random.key(0), num_steps, t[rows], y[rows], **options)
     return minisvi.Posterior(model, svi.guide, result.params)
 

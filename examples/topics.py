@@ -69,7 +69,7 @@ of_proportions = minisvi.amortised(minisvi.mean_field(proportions), weights, enc
 guide = minisvi.product({"topics": minisvi.mean_field(topics), "proportions": of_proportions})
 
 # %% The fit: SVI by minibatches of 200 documents.
-num_steps = 300 if QUICK else 6000
+num_steps = 100 if QUICK else 6000
 optimizer = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
 svi = minisvi.SVI(model, guide, optimizer, minisvi.ELBO(2), minisvi.Minibatches(200))
 result, seconds = timed(lambda: svi.run(jax.random.key(0), num_steps, train, progress_bar=False))
@@ -98,13 +98,13 @@ def different_words(key, theta):
     return jnp.mean(jnp.sum(words > 0, axis=-1))
 
 
-replicated = posterior.predictive(jax.random.key(2), different_words, 200)
+replicated = posterior.predictive(jax.random.key(2), different_words, 10 if QUICK else 200)
 low, high = np.quantile(replicated, [0.05, 0.95])
 seen = (new > 0).sum(axis=1).mean()
 print(f"different words a document: {seen:.2f} seen, {low:.2f} to {high:.2f} replicated")
 
 # %% The picture: each topic beside the one that it is nearest to. Their order says nothing.
-found = np.asarray(posterior.mean(jax.random.key(3))["topics"])
+found = posterior.mean(jax.random.key(3), 100 if QUICK else 10_000)["topics"]
 distance = np.abs(TRUTH[:, None] - found).sum(axis=-1) / 2
 _, order = linear_sum_assignment(distance)
 print("distance of each topic from its own:", np.diag(distance[:, order]).round(2))
