@@ -70,6 +70,8 @@ from tiers import standing_for
 
 import minisvi
 from minisvi import ELBO, SVI, Model, Posterior, Renyi
+from minisvi.second_order.newton import Expansion
+from minisvi.second_order.response import covariance, is_sound
 
 pytestmark = pytest.mark.foreign
 
@@ -469,6 +471,17 @@ def test_flat_priors_of_which_the_data_know_the_sum_alone(key):
     draws = Posterior(model, guide, result.params).draws(key, 4000)
     assert np.allclose(draws.map(lambda theta: theta["l"].sum()).mean(), y.mean(), atol=0.05)
     assert np.allclose(draws.mean()["sigma"], y.std(), rtol=0.1)
+
+
+def test_a_flat_direction_has_no_linear_response():
+    """The Hessian is positive definite, by rounding alone: its Schur complement is singular."""
+    mixed = np.array([[0.25, 0.25], [0.0, 0.0]])
+    of_scale = np.diag([11 / 7, 1.0])
+    of_loc = 3 + mixed.T @ np.linalg.solve(of_scale, mixed)
+    hessian = np.block([[of_loc, mixed.T], [mixed, of_scale]])
+    np.linalg.cholesky(hessian)  # which raises if it is not positive definite
+    expansion = Expansion(0.0, np.zeros(4), np.ones(4), lambda v: hessian @ v, hessian)
+    assert not is_sound(covariance(expansion), np.ones(2))
 
 
 @pytest.mark.slow

@@ -29,21 +29,28 @@ def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.
 
 def is_sound(response: np.ndarray, variances: np.ndarray) -> bool:
     """Whether a linear response may be used: in a Gaussian no variance is smaller than the mean
-    field's `variances`. One that is NaN may not.
+    field's `variances`. One that is NaN may not, nor one that rounding has left without a root.
     """
-    return bool(np.all(np.diagonal(response) > 0.8 * variances))
+    is_wide_enough = np.all(np.diagonal(response) > 0.8 * variances)
+    return bool(is_wide_enough) and _is_positive_definite(response)
 
 
 def covariance(at: Expansion) -> np.ndarray:
     """C, in which the loc's block of H^-1 is the inverse of a Schur complement in H."""
     size = at.grad.size // 2
     unit = at.unit[:size]
+    unknown = np.full((size, size), np.nan)
     hessian = np.asarray(at.hessian)
     if not _is_positive_definite(hessian):
-        return np.full((size, size), np.nan)
+        return unknown
     of_loc, mixed = hessian[:size, :size], hessian[size:, :size]
     complement = of_loc - mixed.T @ np.linalg.solve(hessian[size:, size:], mixed)
-    inverse = np.linalg.inv((complement + complement.T) / 2)
+    complement = (complement + complement.T) / 2
+    if not _is_positive_definite(complement):  # of a flat direction, by rounding
+        return unknown
+    # By its root, as one may find a root where the other finds it singular.
+    inverse_root = np.linalg.inv(np.linalg.cholesky(complement))
+    inverse = inverse_root.T @ inverse_root
     return unit[:, None] * inverse * unit
 
 
