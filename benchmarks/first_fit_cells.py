@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from blackjax_chains import nuts_chains
 
 IMPORTS = {
     "minisvi": ["minisvi"],
@@ -145,10 +146,7 @@ def numpyro_fit(name: str, target: Any, data: Any, seed: int, effort: float) -> 
 
 
 def blackjax_nuts(name: str, target: Any, data: Any, seed: int, effort: float) -> Answer:
-    """NUTS with window adaptation from uniform(-2, 2): one program, the chains one after the other,
-    which takes less time than to compile and run them side by side.
-    """
-    import blackjax
+    """NUTS with window adaptation from uniform(-2, 2)."""
     import numpy as np
 
     del name
@@ -158,20 +156,7 @@ def blackjax_nuts(name: str, target: Any, data: Any, seed: int, effort: float) -
     def log_density(u: Any) -> Any:
         return target.model.log_density(u, *data)
 
-    def chain(key_and_start: Any) -> Any:
-        key, u = key_and_start
-        warmup_key, draw_key = jax.random.split(key)
-        warmup = blackjax.window_adaptation(blackjax.nuts, log_density)
-        (state, settings), _ = warmup.run(warmup_key, u, num_steps=num_warmup)
-        step = blackjax.nuts(log_density, **settings).step
-
-        def draw(state: Any, key: Any) -> Any:
-            state, info = step(key, state)
-            return state, (target.model.constrain(state.position), info.is_divergent)
-
-        return jax.lax.scan(draw, state, jax.random.split(draw_key, num_draws))[1]
-
-    all_chains = jax.jit(lambda keys, starts: jax.lax.map(chain, (keys, starts)))
+    all_chains = nuts_chains(log_density, target.model.constrain, num_warmup, num_draws)
     keys = jax.random.split(jax.random.key(seed), NUM_CHAINS)
     chains, is_divergent = jax.device_get(all_chains(keys, starts(target, seed)))
     draws = {latent: np.concatenate(list(leaf)) for latent, leaf in chains.items()}

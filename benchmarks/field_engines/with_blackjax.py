@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from accuracy_targets import Target
+from blackjax_chains import nuts_chains
 from field_engines import budgets
 from field_engines.figures import (
     NUM_DRAWS,
@@ -97,31 +98,16 @@ def gaussian(name: str, target: Target, effort: float) -> Fit:
 
 
 def nuts(target: Target, effort: float) -> Fit:
-    """One program: the chains one after the other, which takes less time than to compile and run
-    them side by side.
-    """
-    import blackjax
+    """Two chains of `nuts_chains`."""
     from numpyro.diagnostics import split_gelman_rubin
 
     num_warmup, num_samples = budgets.chain(effort)
-    density = log_density(target)
     latents = target.model.latents
 
-    def chain(key_and_start: Any) -> Any:
-        key, u = key_and_start
-        warmup_key, draw_key = jax.random.split(key)
-        warmup = blackjax.window_adaptation(blackjax.nuts, density)
-        (state, settings), _ = warmup.run(warmup_key, u, num_steps=num_warmup)
-        step = blackjax.nuts(density, **settings).step
+    def to_theta(u: Any) -> Any:
+        return target.model.constrain(trees.unravel(latents, u))
 
-        def draw(state: Any, key: Any) -> Any:
-            state, info = step(key, state)
-            theta = target.model.constrain(trees.unravel(latents, state.position))
-            return state, (theta, info.is_divergent)
-
-        return jax.lax.scan(draw, state, jax.random.split(draw_key, num_samples))[1]
-
-    all_chains = jax.jit(lambda keys, starts: jax.lax.map(chain, (keys, starts)))
+    all_chains = nuts_chains(log_density(target), to_theta, num_warmup, num_samples)
 
     def run(seed: int) -> Answer:
         keys = jax.random.split(jax.random.key(seed), budgets.NUM_CHAINS)

@@ -195,6 +195,11 @@ def unravel(latents: Latents, vector: Array | np.ndarray) -> Draw:
     return jax.tree.unflatten(treedef, parts)
 
 
+def precision(latents: Latents) -> float:
+    """The relative distance of neighbouring numbers, in the dtype of that vector."""
+    return float(jnp.finfo(spec(latents).dtype).eps)
+
+
 def start(latents: Latents, key: Array, loc: Draw = None) -> Array:
     """An initial location, shape (D,): the tree `loc`, or a draw of uniform(-2, 2).
 

@@ -121,7 +121,7 @@ def _climb(model: Model, start: np.ndarray, data: Data, max_steps: int) -> np.nd
 
 def _end(model: Model, expand: Any, x: np.ndarray, max_steps: int) -> np.ndarray:
     """Where Newton's method ends, as far as the latents' dtype can say."""
-    eps = float(np.finfo(trees.spec(model.latents).dtype).eps)
+    eps = trees.precision(model.latents)
     (end,) = newton.descend(expand, [newton.start(x)], eps, max_steps)
     return end.x
 
@@ -207,7 +207,7 @@ def widest(
     rank = basis.shape[1] // 3
     scale = unit = unit_scale(diag)
     old_values = np.zeros(min(basis.shape))
-    tolerance = float(np.finfo(trees.spec(model.latents).dtype).eps) ** 0.75
+    tolerance = trees.precision(model.latents) ** 0.75
     for _ in range(_MAX_ROUNDS):
         basis, _ = np.linalg.qr(basis)
         moved = scaled_images(model, x, data, scale, basis.T).T

@@ -11,12 +11,11 @@ from jax import Array
 
 from minisvi.guides.gaussian import MeanField, mean_field
 from minisvi.model import trees
-from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import Optima
 from minisvi.second_order.fixed_draws import Fixed, fixed_draws, log_p_at, minimised
-from minisvi.second_order.starts import finite_starts
+from minisvi.second_order.starts import finite_starts, given
 from minisvi.tools import checks, inputs, noise
 from minisvi.tools.interrupts import interrupted, time_is_up
 from minisvi.tools.keys import generator
@@ -85,7 +84,7 @@ def deterministic(
     model.check(*data)
     key = checks.prng_key(key)
     size = trees.spec(model.latents).shape[0]
-    first = np.zeros(size) if start is None else _given(model, start)
+    first = np.zeros(size) if start is None else given(model.latents, start)
     search = _Search(key, model, data, weight, max_steps, deadline)
     fixed = search.fixed(restart_draws)
     x = finite_starts(model, num_restarts, generator(key, 0), first, fixed)
@@ -113,16 +112,6 @@ def _check(
     for num in (num_draws, restart_draws):
         noise.check("antithetic", checks.positive_integer("num_draws", num))
     checks.at_least_single(model.latents)
-
-
-def _given(model: Model, start: Draw) -> np.ndarray:
-    checks.same_tree("loc", trees.unconstrained_like(model.latents), start)
-    return _row(start)
-
-
-def _row(u: Draw) -> np.ndarray:
-    """A tree u as a vector (D,)."""
-    return ravel_rows(u, 1)[0]
 
 
 class _Found(NamedTuple):

@@ -135,7 +135,7 @@ def minimised(
 ) -> list[NewtonState]:
     """Where Newton's method ends from each row of x (R, 2 D)."""
     expand = partial(expansions, model, fixed)
-    eps = float(np.finfo(trees.spec(model.latents).dtype).eps)
+    eps = trees.precision(model.latents)
     states = [newton.start(row) for row in x]
     return newton.descend(expand, states, eps, max_steps, over)
 

@@ -2,25 +2,25 @@
 Hessian of -log p there.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
 from minisvi.guides.gaussian import Family, FullRank, full_rank, mean_field
 from minisvi.guides.low_rank import LowRank, low_rank
 from minisvi.model import trees
-from minisvi.model.at_rows import ravel_rows, unravel_rows
 from minisvi.model.model import Model
 from minisvi.second_order import curvature
 from minisvi.second_order.curvature import Eigenpairs, Mode
 from minisvi.second_order.gaussian import Gaussian
+from minisvi.second_order.starts import given
 from minisvi.tools import checks, inputs
 from minisvi.tools.keys import generator
 from minisvi.tools.sharding import check_axes
-from minisvi.tools.types import Data, Draw, Latents, Params
+from minisvi.tools.types import Data, Draw, Params
 
 _NUM_REPORTED = 5
 
@@ -106,34 +106,22 @@ def laplace(
     check_axes(data)
     guide = families[hessian](model.latents)
     rng = generator(checks.prng_key(key))
-    first = _start(rng, model.latents, start)
+    vector = trees.spec(model.latents)
+    first = rng.uniform(-2, 2, vector.shape) if start is None else given(model.latents, start)
     mode = curvature.mode(rng, model, first, data, num_probes, max_steps)
-    known, kept = _eigenpairs(guide, model, mode, data, rng, min_eigenvalue)
+    positive = partial(_positive, min_eigenvalue, trees.precision(model.latents))
+    known, kept = _eigenpairs(guide, model, mode, data, rng, positive)
     gaussian = _gaussian(guide, mode, kept)
-    dtype = trees.spec(model.latents).dtype
     log_q = -0.5 * (gaussian.log_det + mode.x.size * np.log(2 * np.pi))
     return Laplace(
         guide=guide,
-        params={name: leaf.astype(dtype) for name, leaf in gaussian.params.items()},
-        loc=_tree(model.latents, mode.x),
-        cov=gaussian.cov.astype(dtype),
+        params={name: leaf.astype(vector.dtype) for name, leaf in gaussian.params.items()},
+        loc=trees.unravel(model.latents, mode.x),
+        cov=gaussian.cov.astype(vector.dtype),
         eigenvalues=np.sort(known)[:_NUM_REPORTED],
         grad_norm=float(gaussian.grad_norm),
         log_evidence=float(mode.log_p - log_q),
     )
-
-
-def _start(rng: np.random.Generator, latents: Latents, start: Draw | None) -> np.ndarray:
-    """The vector (D,) of `start`, or a draw of uniform(-2, 2)."""
-    if start is None:
-        return rng.uniform(-2, 2, trees.spec(latents).shape)
-    checks.same_tree("loc", trees.unconstrained_like(latents), start)
-    return ravel_rows(start, 1)[0]
-
-
-def _tree(latents: Latents, x: np.ndarray) -> Draw:
-    rows = unravel_rows(latents, x[None])
-    return jax.tree.map(lambda leaf: leaf[0], rows)
 
 
 def _eigenpairs(
@@ -142,20 +130,19 @@ def _eigenpairs(
     mode: Mode,
     data: Data,
     rng: np.random.Generator,
-    min_eigenvalue: float | None,
+    positive: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, Eigenpairs]:
     """The eigenvalues of S H S that are known; and the eigenpairs that make the Gaussian, with
-    their values raised to `min_eigenvalue`.
+    their values made `positive`.
     """
-    eps = float(np.finfo(trees.spec(model.latents).dtype).eps)
     if isinstance(guide, LowRank):
-        return _widest(guide.rank, model, mode, data, rng, min_eigenvalue)
+        return _widest(guide.rank, model, mode, data, rng, positive)
     if isinstance(guide, FullRank):
         found = curvature.eigenpairs(model, mode.x, data)
     else:
         no_vectors = np.zeros((mode.x.size, 0))
         found = Eigenpairs(curvature.unit_scale(mode.diag), np.sign(mode.diag), no_vectors)
-    return found.values, found._replace(values=_positive(found.values, min_eigenvalue, eps))
+    return found.values, found._replace(values=positive(found.values))
 
 
 def _widest(
@@ -164,13 +151,12 @@ def _widest(
     mode: Mode,
     data: Data,
     rng: np.random.Generator,
-    min_eigenvalue: float | None,
+    positive: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, Eigenpairs]:
     """What `_eigenpairs` gives, of the directions in which the posterior is widest."""
     basis = rng.standard_normal((mode.x.size, 3 * rank))
     found = curvature.widest(model, mode.x, data, mode.diag, basis, refine=False)
-    eps = float(np.finfo(trees.spec(model.latents).dtype).eps)
-    values = _positive(found.values, min_eigenvalue, eps)
+    values = positive(found.values)
     directions = found._replace(values=values)
     if np.all(values == found.values):
         directions = curvature.widest(model, mode.x, data, mode.diag, found.vectors, refine=True)
@@ -218,7 +204,7 @@ def _low_rank(mode: Mode, pairs: Eigenpairs) -> _Gaussian:
     return _Gaussian(params, cov, log_det, grad_norm)
 
 
-def _positive(values: np.ndarray, min_eigenvalue: float | None, eps: float) -> np.ndarray:
+def _positive(min_eigenvalue: float | None, eps: float, values: np.ndarray) -> np.ndarray:
     """The eigenvalues, raised to `min_eigenvalue` if there is one; otherwise IndefiniteHessianError
     unless all are positive. `eps` is the precision of the dtype that H was computed in.
     """

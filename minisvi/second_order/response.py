@@ -23,7 +23,7 @@ def linear_response(fit: Deterministic, vectors: ArrayLike | None = None) -> np.
     (at,) = expansions(fit.model, fit.fixed, x[None], dense=vectors is None)
     if vectors is None:
         return covariance(at)
-    tolerance = float(np.finfo(trees.spec(fit.model.latents).dtype).eps) ** 0.75
+    tolerance = trees.precision(fit.model.latents) ** 0.75
     return _products(at, np.asarray(vectors, float), tolerance)
 
 

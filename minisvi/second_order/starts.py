@@ -2,13 +2,22 @@
 
 import numpy as np
 
+from minisvi.model import trees
+from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.second_order.fixed_draws import Fixed, log_p_at
-from minisvi.tools import finite_data
+from minisvi.tools import checks, finite_data
+from minisvi.tools.types import Draw, Latents
 
 _SCALE = 0.1
 _NUM_TRIES = 32
 _FAR = ((8.0, 1.0), (-8.0, 1.0), (0.0, 4.0), (0.0, 16.0))  # by how much starts are shifted, widened
+
+
+def given(latents: Latents, start: Draw) -> np.ndarray:
+    """The vector (D,) of a caller's tree u; ValueError unless it is like the latents."""
+    checks.same_tree("loc", trees.unconstrained_like(latents), start)
+    return ravel_rows(start, 1)[0]
 
 
 def finite_starts(
