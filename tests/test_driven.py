@@ -49,6 +49,23 @@ def test_the_density_is_that_of_the_draws(base):
     np.testing.assert_allclose(q.log_prob(u), expected, rtol=10 * tolerance)
 
 
+@pytest.mark.parametrize("base", [mean_field(LATENTS, 1.0), affine_coupling(mean_field(LATENTS))])
+def test_the_score_that_goes_along_with_a_draw_is_that_of_its_density(base):
+    guide = driven(base, ["scale", "z"])
+    q = guide.distribution(moved(guide.init(KEY, loc=LOC, cov=covariance()), 0.2))
+    eps = jnp.asarray(np.random.default_rng(3).normal(size=5))
+
+    u, log_q, score = jax.jit(lambda eps: q.draw_and_score(eps, q))(eps)
+    expected = jax.grad(q.log_prob)(u)
+    tolerance = 1e-3 if eps.dtype == jnp.float32 else 1e-9
+    np.testing.assert_allclose(log_q, q.log_prob(u), rtol=tolerance)
+    for leaf, other in zip(jax.tree.leaves(score), jax.tree.leaves(expected), strict=True):
+        assert np.max(np.abs(other)) > 0.01
+        np.testing.assert_allclose(
+            leaf, other, rtol=tolerance, atol=tolerance * np.max(np.abs(other))
+        )
+
+
 def test_it_starts_at_the_gaussian():
     guide = driven(mean_field(LATENTS, 1.0), ["scale"])
     params = guide.init(KEY, loc=LOC, cov=covariance())

@@ -145,18 +145,19 @@ def fit(
        Where p(theta, D) stays the same when latents change their labels, an optimum counts in every
        order of these.
     3. Where the fixed draws promised more than a nat too much: stage 1 on four times as many.
-    4. A flow (eight affine couplings) in the coordinates of that Gaussian, or of the mean field if
-       its ELBO is higher; or, where some latents drive the scales of others, the guide `driven`
-       over four couplings, from how they do so. By sticking the landing: 2,000 steps; and 6,000
+    4. Where some latents drive the scales of others, the guide `driven`, from how they do so, by
+       sticking the landing: 2,000 steps, and 6,000 more unless it is good.
+    5. A flow: eight affine couplings in the coordinates of that Gaussian, or of the mean field if
+       its ELBO is higher; or four couplings below the guide of stage 4. 2,000 steps; and 6,000
        more unless it is good and within 0.01 nats of the evidence, for a flow that has only just
        left its Gaussian has no tails yet by which it could be judged.
 
     Compiled is what holds the density, two programs up to stage 3, or the flow's network. All else
     is NumPy on the host, in double precision, from the key's bits.
 
-    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 4 a low-rank
+    For more than 2,000 latents C is too large: stage 1 is the mean field, and stage 5 a low-rank
     Gaussian in its coordinates. With a `batch_size` the starts of stage 1 see 16 times as many
-    rows, and the best goes on with all; stage 4 is a Gaussian of any covariance, on minibatches;
+    rows, and the best goes on with all; stage 5 is a Gaussian of any covariance, on minibatches;
     all stages are judged on all rows.
 
     **Arguments**

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minisvi.auto.non_centring import non_centred
+from minisvi.auto.non_centring import non_centred, over_a_flow
 from minisvi.auto.stages import MAX_DENSE, Around, Candidate, Settings, no_other_helps
 from minisvi.auto.stochastic import stochastic
 from minisvi.auto.verdict import Verdict
 from minisvi.guides.base import Guide
+from minisvi.guides.driven import Driven
 from minisvi.guides.flow import affine_coupling
 from minisvi.guides.flow_layers import mlp
 from minisvi.guides.gaussian import full_rank, mean_field
@@ -40,21 +41,26 @@ def last_stage(
     det: Deterministic,
     gaussian: Around,
 ) -> Iterator[Candidate]:
-    """The last guide from that Gaussian, after each run of the optimiser."""
+    """The last guides from that Gaussian, after each run of the optimiser."""
+    run = partial(_run, key, model, data, settings, det)
     start = _non_centred(key, model, data, settings, gaussian)
-    if start is not None:
-        # Where it was measured it left less to do than the other flow, of which it has a part.
-        yield from _run("non-centred flow", *start, key, model, data, settings, verdicts, det)
+    if start is None:
+        size = trees.spec(model.latents).shape[0]
+        name, flow = _last_guide(model.latents, size, settings.batch_size)
+        yield from _until_near(run(name, flow, _around(flow, key, gaussian)), verdicts)
         return
-    size = trees.spec(model.latents).shape[0]
-    name, guide = _last_guide(model.latents, size, settings.batch_size)
-    params = _around(guide, key, gaussian)
-    yield from _run(name, guide, params, key, model, data, settings, verdicts, det)
+    guide, params = start
+    for candidate in run("non-centred", guide, params):
+        yield candidate
+        if no_other_helps(verdicts[-1]):
+            return
+        params = candidate.params
+    yield from _until_near(run("non-centred flow", *over_a_flow(key, guide, params)), verdicts)
 
 
 def _non_centred(
     key: Array, model: Model, data: Data, settings: Settings, gaussian: Around
-) -> tuple[Guide, Params] | None:
+) -> tuple[Driven, Params] | None:
     """The guide in which some latents drive the others' scales, and its start, if any do so."""
     if settings.batch_size is not None or settings.over():
         return None
@@ -62,20 +68,30 @@ def _non_centred(
     return non_centred(key, model, data, gaussian.loc, gaussian.cov)
 
 
+def _until_near(candidates: Iterator[Candidate], verdicts: list[Verdict]) -> Iterator[Candidate]:
+    """The candidates until no other helps. A flow that has only just left its Gaussian has no tails
+    yet by which it could be judged, so that it must also be near the posterior.
+    """
+    for candidate in candidates:
+        yield candidate
+        kl = verdicts[-1].log_evidence - verdicts[-1].elbo
+        if no_other_helps(verdicts[-1]) and kl < MAX_KL:
+            return
+
+
 def _run(
-    name: str,
-    guide: Guide,
-    params: Params,
     key: Array,
     model: Model,
     data: Data,
     settings: Settings,
-    verdicts: list[Verdict],
     det: Deterministic,
+    name: str,
+    guide: Guide,
+    params: Params,
 ) -> Iterator[Candidate]:
     """The guide after each run of the optimiser."""
-    settings.display.begin(name)
     directory = settings.checkpoint_dir
+    settings.display.begin(name)
     states = stochastic(
         key,
         model,
@@ -89,10 +105,6 @@ def _run(
     )
     for state in states:
         yield Candidate(f"{name}, {state.step} steps", guide, state.params, det)
-        verdict = verdicts[-1]
-        kl = verdict.log_evidence - verdict.elbo
-        if no_other_helps(verdict) and kl < MAX_KL:
-            return
         settings.display.begin(name)
 
 

@@ -7,6 +7,7 @@ has curvatures that depend on nothing.
 """
 
 import itertools
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from jax import Array
 from minisvi.guides.driven import Driven
 from minisvi.guides.flow import Flow, affine_coupling
 from minisvi.guides.flow_layers import mlp
-from minisvi.guides.gaussian import MeanField, mean_field
+from minisvi.guides.gaussian import mean_field
 from minisvi.model import trees
 from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
@@ -163,18 +164,13 @@ def gates(found: Effects, first: np.ndarray, rest: np.ndarray) -> Gates:
 
 
 def non_centred(
-    key: Array,
-    model: Model,
-    data: Data,
-    loc: Draw,
-    cov: np.ndarray,
-    num_layers: int = NUM_LAYERS,
+    key: Array, model: Model, data: Data, loc: Draw, cov: np.ndarray
 ) -> tuple[Driven, Params] | None:
     """A guide, and where it starts: that Gaussian, with the gates that the density has there. None
     where hardly any latent is driven by others, or where there are too many to look.
 
     `loc` is a tree u, and `cov` (D, D), or variances (D,). The guide is `driven` by what `drivers`
-    finds, over a flow of `num_layers` affine couplings, or over a mean field if there are none.
+    finds, over a mean field.
     """
     vector = ravel_rows(loc, 1)[0]
     if vector.size > MAX_SIZE:
@@ -185,25 +181,25 @@ def non_centred(
     if first.size == 0 or rest.size < max(_LEAST_SHARE * vector.size, 1):
         return None
     per_sd = gates(found, first, rest)
-    guide = Driven(_base(model.latents, num_layers), tuple(first.tolist()))
+    guide = Driven(mean_field(model.latents, 1.0), tuple(first.tolist()))
     # The guide's unit is the sd, and that of the slopes is the sd given all others.
     unit = _sds(cov)[first] / _sds_given_others(cov)[first]
-    params = _init(guide, rbg_key(key, 6), loc, cov, per_sd.gate * unit, per_sd.bias)
-    return guide, params
+    standard = {"loc": np.zeros(vector.size), "log_scale": np.zeros(vector.size)}
+    params = guide.params_at(vector, cov, per_sd.gate * unit, per_sd.bias, standard)
+    dtype = trees.spec(model.latents).dtype
+    return guide, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-@partial(jax.jit, static_argnames="guide")  # in one program, for it has dozens of operations
-def _init(
-    guide: Driven, key: Array, loc: Draw, cov: Array, gate: Array, gate_bias: Array
-) -> Params:
-    return guide.init(key, loc=loc, cov=cov, gate=gate, gate_bias=gate_bias)
+def over_a_flow(key: Array, guide: Driven, params: Params) -> tuple[Driven, Params]:
+    """The guide over a flow in place of the mean field, which starts as the same distribution."""
+    flow = affine_coupling(guide.guide, num_layers=NUM_LAYERS, network=mlp(64, 64))
+    x = _flow_params(flow, rbg_key(key, 6), params["x"])
+    return replace(guide, guide=flow), {**params, "x": x}
 
 
-def _base(latents: Latents, num_layers: int) -> MeanField | Flow:
-    base = mean_field(latents, 1.0)
-    if num_layers == 0:
-        return base
-    return affine_coupling(base, num_layers=num_layers, network=mlp(64, 64))
+@partial(jax.jit, static_argnames="flow")  # in one program, for it has dozens of operations
+def _flow_params(flow: Flow, key: Array, base: Params) -> Params:
+    return flow.init(key, base=base)
 
 
 def _sds(cov: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ class Around(NamedTuple):
 
 def no_other_helps(verdict: Verdict) -> bool:
     """Whether a better guide would be no use: it is good; or the weights are nearly equal, so that
-    what is missing is missing in theta's moments themselves; or the density is rounding.
+    what is missing is missing in the moments themselves; or the density is rounding.
     """
-    nearly_equal = verdict.of_weights == "good" and verdict.ess >= HIGH_ESS
+    nearly_equal = verdict.of_weights != "not trusted" and verdict.ess >= HIGH_ESS
     return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING

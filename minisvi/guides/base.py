@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import stop_gradient
 
 from minisvi.tools.noise import is_normals
 from minisvi.tools.types import Draw, Params
@@ -86,17 +87,21 @@ class Distribution:
     def at_draws_on_path(
         self, function: Callable[[Draw, Array], Any], stopped: "Distribution", noise: Array
     ) -> tuple[Any, Array]:
-        """`at_draws`, with the log q(u) of `draw_on_path`."""
-        if not self.stratified:
-            return function(*self.draw_on_path(noise, stopped)), jnp.zeros(())
-        return self.at_draws(lambda u, _: function(u, stopped.log_prob(u)), noise)
+        """`at_draws`, with a log q(u) whose gradient goes through u alone; `stopped` is q with no
+        gradient in its parameters.
+        """
+        if self.stratified:
+            return self.at_draws(lambda u, _: function(u, stopped.log_prob(u)), noise)
+        u, log_q, score = self.draw_and_score(noise, stopped)
+        return function(u, _with_gradient(log_q, score, u)), jnp.zeros(())
 
-    def draw_on_path(self, noise: Array, stopped: "Distribution") -> tuple[Draw, Array]:
-        """u and log q(u), whose gradient goes through u alone; `stopped` is q with no gradient in
-        its parameters.
+    def draw_and_score(self, noise: Array, stopped: "Distribution") -> tuple[Draw, Array, Draw]:
+        """u, log q(u), and the score of `stopped`, which is the gradient of its log q at u: a tree
+        like u. The last two carry no gradient.
         """
         u, _ = self.draw(noise)
-        return u, stopped.log_prob(u)
+        log_q, score = jax.value_and_grad(stopped.log_prob)(stop_gradient(u))
+        return u, log_q, score
 
     def score_log_prob(self, u: Draw) -> Array:
         """log q(u) of the parts that are not reparameterised, whose gradient is the score; zero if
@@ -141,6 +146,14 @@ class Distribution:
         None of a q that is not close to a Gaussian by construction.
         """
         return None
+
+
+def _with_gradient(value: Array, gradient: Draw, u: Draw) -> Array:
+    """The value as a function of u, with that gradient."""
+    along = jax.tree.map(
+        lambda slope, leaf: jnp.vdot(slope, leaf - stop_gradient(leaf)), gradient, u
+    )
+    return value + sum(jax.tree.leaves(along))
 
 
 def local_names(local: Any) -> list[str]:

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from minisvi.guides.flow import check_about_standard
 from minisvi.guides.foreign import member
 from minisvi.guides.gaussian import log_cholesky
-from minisvi.guides.location_scale import Triangular
+from minisvi.guides.location_scale import Triangular, pulled_back
 from minisvi.guides.wrapped import Pushed, Wrapper
 from minisvi.model import trees
 from minisvi.tools.names import named_leaves
@@ -64,14 +64,13 @@ class Tails(NamedTuple):
         return jnp.exp(jnp.where(z < 0, below, above))
 
     def forward_and_log_det(self, z: Array) -> tuple[Array, Array]:
-        onset = self._onset(z)
-        thrice = 3 * jnp.arcsinh(z / onset)
-        y = onset / 3 * jnp.sinh(thrice)
+        """w, and the log slope of each coordinate."""
+        square = (2 * z / self._onset(z)) ** 2
+        y = z * (1 + square / 3)
         weight = jnp.exp(self.log_weight)
         a = weight * jnp.arcsinh(y) + self.skew
         w = (jnp.sinh(a) - jnp.sinh(self.skew)) / weight
-        log_det = _log_slope(thrice, z / onset) + _log_slope(a, y)
-        return w, jnp.sum(log_det)
+        return w, jnp.log1p(square) + _log_slope(a, y)
 
     def inverse_and_log_det(self, w: Array) -> tuple[Array, Array]:
         onset = self._onset(w)
@@ -80,8 +79,7 @@ class Tails(NamedTuple):
         y = jnp.sinh((a - self.skew) / weight)
         thrice = jnp.arcsinh(3 * y / onset)
         z = onset * jnp.sinh(thrice / 3)
-        log_det = _log_slope(thrice, z / onset) + _log_slope(a, y)
-        return z, -jnp.sum(log_det)
+        return z, -jnp.log1p((2 * z / onset) ** 2) - _log_slope(a, y)
 
 
 def _log_slope(a: Array, z: Array) -> Array:
@@ -148,23 +146,48 @@ class DriversFirst(Pushed):
 
     def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
         of_drivers, of_rest = self._split(x)
-        w, log_det = self.tails.forward_and_log_det(self.driver_factor.times(of_drivers))
+        w, log_slope = self.tails.forward_and_log_det(self.driver_factor.times(of_drivers))
         mean, log_scale = self.response(w)
         v = mean + jnp.exp(log_scale) * self.rest_factor.times(of_rest)
         drivers = self.frame.driver_centre + self.frame.driver_unit * w
         rest = self.frame.rest_centre + self.frame.rest_unit * v
-        log_det = log_det + jnp.sum(log_scale) + self._log_det()
+        log_det = jnp.sum(log_slope) + jnp.sum(log_scale) + self._log_det()
         return self._join(drivers, rest), log_q - log_det
+
+    def _push_score(self, x: Draw, score: Draw) -> Draw:
+        """J is triangular, as the drivers' draws do not depend on the rest's. So the score of the
+        rest is L_2^-T score_2 over their scale, and the drivers' is what is left of theirs less
+        what the rest pulls back.
+        """
+        of_drivers, of_rest = self._split(x)
+        driver_score, rest_score = self._split(score)
+
+        def given_drivers(of_drivers: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+            w, log_slope = self.tails.forward_and_log_det(self.driver_factor.times(of_drivers))
+            mean, log_scale = self.response(w)
+            v = mean + jnp.exp(log_scale) * self.rest_factor.times(of_rest)
+            log_det = jnp.sum(log_slope) + jnp.sum(log_scale)
+            return (v, log_det), (log_slope, log_scale)
+
+        (_, log_det), pull, (log_slope, log_scale) = jax.vjp(
+            given_drivers, of_drivers, has_aux=True
+        )
+        rest_score = pulled_back(self.rest_factor, rest_score) * jnp.exp(-log_scale)
+        (pulled,) = pull((rest_score, jnp.ones_like(log_det)))
+        driver_score = pulled_back(self.driver_factor, driver_score - pulled)
+        driver_score = driver_score * jnp.exp(-log_slope)
+        frame = self.frame
+        return self._join(driver_score / frame.driver_unit, rest_score / frame.rest_unit)
 
     def log_prob(self, u: Draw, /) -> Array:
         drivers, rest = self._split(u)
         w = (drivers - self.frame.driver_centre) / self.frame.driver_unit
         v = (rest - self.frame.rest_centre) / self.frame.rest_unit
-        z, log_det = self.tails.inverse_and_log_det(w)
+        z, log_slope = self.tails.inverse_and_log_det(w)
         mean, log_scale = self.response(w)
         of_drivers = self.driver_factor.solve(z)
         of_rest = self.rest_factor.solve((v - mean) * jnp.exp(-log_scale))
-        log_det = log_det - jnp.sum(log_scale) - self._log_det()
+        log_det = jnp.sum(log_slope) - jnp.sum(log_scale) - self._log_det()
         return self.base.log_prob(self._join(of_drivers, of_rest)) + log_det
 
     def _log_det(self) -> Array:
@@ -209,24 +232,31 @@ class Driven(Wrapper):
         origin = jnp.zeros(spec.shape, spec.dtype)
         vector = origin if loc is None else trees.start(self.latents, key, loc)
         cov = jnp.ones_like(origin) if cov is None else trees.covariance(cov, origin)
-        matrix = jnp.diag(cov) if cov.ndim == 1 else cov
+        x = self.guide.init(key, loc=trees.unravel(self.latents, origin))
+        gate, gate_bias = jax.tree.map(jnp.asarray, (gate, gate_bias))
+        return self.params_at(vector, cov, gate, gate_bias, x)
+
+    def params_at(self, loc: Any, cov: Any, gate: Any, gate_bias: Any, x: Params) -> dict[str, Any]:
+        """The parameters of the start `init` describes, where loc is a vector (D,), and `x` are
+        those of the guide of x. They are NumPy's arrays where the arguments are.
+        """
+        xp = cov.__array_namespace__()
+        matrix = xp.diag(cov) if cov.ndim == 1 else cov
         order = self.order
         num = len(self.places)
         split = _Split.of(matrix[order][:, order], num)
         frame = Frame(
-            driver_centre=vector[order[:num]],
+            driver_centre=loc[order[:num]],
             driver_unit=split.driver_unit,
-            rest_centre=vector[order[num:]],
+            rest_centre=loc[order[num:]],
             rest_unit=split.rest_unit,
         )
-        response = _answer(split.linear, gate, gate_bias)
-        x = self.guide.init(key, loc=trees.unravel(self.latents, origin))
-        zeros = jnp.zeros(num, spec.dtype)
+        zeros = xp.zeros(num, loc.dtype)
         return {
             "frame": frame,
-            "tails": Tails(zeros, zeros, jnp.full((2, num), np.log(_ONSET), spec.dtype)),
+            "tails": Tails(zeros, zeros, xp.full((2, num), np.log(_ONSET), loc.dtype)),
             "driver_factor": split.driver_factor,
-            "response": response,
+            "response": _answer(split.linear, gate, gate_bias),
             "rest_factor": split.rest_factor,
             "x": x,
         }
@@ -259,31 +289,33 @@ class _Split(NamedTuple):
     @classmethod
     def of(cls, cov: Array, num: int) -> "_Split":
         """Of the covariance (D, D), in which the `num` drivers come first."""
+        xp = cov.__array_namespace__()
         of_drivers = cov[:num, :num]
-        regression = jnp.linalg.solve(of_drivers, cov[:num, num:]).T
+        regression = xp.linalg.solve(of_drivers, cov[:num, num:]).T
         given_drivers = cov[num:, num:] - regression @ cov[:num, num:]
-        driver_unit = jnp.sqrt(jnp.diagonal(of_drivers))
-        rest_unit = jnp.sqrt(jnp.diagonal(given_drivers))
+        driver_unit = xp.sqrt(xp.diagonal(of_drivers))
+        rest_unit = xp.sqrt(xp.diagonal(given_drivers))
         return cls(
             driver_unit=driver_unit,
-            driver_factor=log_cholesky(of_drivers / jnp.outer(driver_unit, driver_unit)),
-            linear=regression * jnp.outer(1 / rest_unit, driver_unit),
+            driver_factor=log_cholesky(of_drivers / xp.outer(driver_unit, driver_unit)),
+            linear=regression * xp.outer(1 / rest_unit, driver_unit),
             rest_unit=rest_unit,
-            rest_factor=log_cholesky(given_drivers / jnp.outer(rest_unit, rest_unit)),
+            rest_factor=log_cholesky(given_drivers / xp.outer(rest_unit, rest_unit)),
         )
 
 
-def _answer(linear: Array, gate: ArrayLike | None, gate_bias: ArrayLike | None) -> Response:
+def _answer(linear: Any, gate: Any, gate_bias: Any) -> Response:
     """The response of a Gaussian, with these regression coefficients; or one with these gates."""
+    xp = linear.__array_namespace__()
     num_rest, _ = linear.shape
-    zeros = jnp.zeros(num_rest, linear.dtype)
+    zeros = xp.zeros(num_rest, linear.dtype)
     return Response(
         linear=linear,
-        slope=jnp.zeros_like(linear),
-        gate=jnp.zeros_like(linear) if gate is None else jnp.asarray(gate, linear.dtype),
-        gate_bias=zeros if gate_bias is None else jnp.asarray(gate_bias, linear.dtype),
+        slope=xp.zeros_like(linear),
+        gate=xp.zeros_like(linear) if gate is None else gate.astype(linear.dtype),
+        gate_bias=zeros if gate_bias is None else gate_bias.astype(linear.dtype),
         pull=zeros,
-        pull_slope=jnp.zeros_like(linear),
+        pull_slope=xp.zeros_like(linear),
         bump=zeros,
     )
 

@@ -28,6 +28,7 @@ from minisvi.guides.flow_layers import (
 )
 from minisvi.guides.foreign import member
 from minisvi.guides.gaussian import Family
+from minisvi.guides.location_scale import pulled_back
 from minisvi.guides.weights import Init, pair
 from minisvi.guides.wrapped import Pushed
 from minisvi.model import trees
@@ -66,15 +67,14 @@ class Pushforward(Pushed):
         x, log_det = self._through_layers(u, _inverse, reverse=True)
         return self.base.log_prob(x) + log_det
 
-    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
+    def draw_and_score(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array, Draw]:
         """The score of log q goes along with the draw from layer to layer, and no layer has to be
         inverted.
         """
         coupling = self.layer
         if not isinstance(stopped, Pushforward) or not isinstance(coupling, Coupling):
-            return Distribution.draw_on_path(self, noise, stopped)
-        x, log_q = self.base.draw(noise)
-        score = jax.grad(stopped.base.log_prob)(stop_gradient(x))
+            return Distribution.draw_and_score(self, noise, stopped)
+        x, log_q, score = self.base.draw_and_score(noise, stopped.base)
         loc, factor = _affine(self.base)
 
         def step(passed: Any, layer: Any) -> tuple[Any, None]:
@@ -92,9 +92,8 @@ class Pushforward(Pushed):
         layers = self.params, stopped.params, self.orders
         (z, score, log_det), _ = jax.lax.scan(step, start, layers)
         u = trees.unravel(self.latents, loc + factor.times(z))
-        # In the base's coordinates, in which A is the identity.
-        along_path = jnp.vdot(score, _stopped_solve(stopped.base, self.latents, u))
-        return u, stop_gradient(log_q - log_det - along_path) + along_path
+        score = stop_gradient(pulled_back(factor, score))
+        return u, stop_gradient(log_q - log_det), trees.unravel(self.latents, score)
 
     def _through_layers(
         self, tree: Draw, direction: Direction, reverse: bool
@@ -116,12 +115,6 @@ class Pushforward(Pushed):
         layers = (self.params, self.orders)
         (z, log_det), _ = jax.lax.scan(step, start, layers, reverse=reverse)
         return trees.unravel(self.latents, loc + factor.times(z)), log_det
-
-
-def _stopped_solve(base: Distribution, latents: Latents, u: Draw) -> Array:
-    """A^-1(u), with A's parameters stopped."""
-    loc, factor = _affine(base)
-    return factor.solve(trees.ravel(latents, u) - loc)
 
 
 def _affine(base: Distribution) -> tuple[Any, Any]:

@@ -97,14 +97,17 @@ def log_scale_given_others(cov: Array) -> Array:
     return -0.5 * jnp.log(precisions(cov))
 
 
-def log_cholesky(cov: Array) -> Array:
-    """The matrix of which `Triangular` makes L, where L L^T is `cov`, (D, D) or variances (D,)."""
+def log_cholesky(cov: Any) -> Any:
+    """The matrix of which `Triangular` makes L, where L L^T is `cov`, (D, D) or variances (D,). It
+    is NumPy's where `cov` is.
+    """
+    xp = cov.__array_namespace__()
     if cov.ndim == 1:
-        return jnp.diag(0.5 * jnp.log(cov))
-    tril = jnp.linalg.cholesky(cov)
-    below = jnp.tril(tril, -1)
-    log_diagonal = jnp.log(jnp.diagonal(tril))
-    return below + jnp.diag(log_diagonal)
+        return xp.diag(0.5 * xp.log(cov))
+    tril = xp.linalg.cholesky(cov)
+    below = xp.tril(tril, -1)
+    log_diagonal = xp.log(xp.diagonal(tril))
+    return below + xp.diag(log_diagonal)
 
 
 def mean_field(latents: Latents | Model, scale: float = 0.1, df: float | None = None) -> MeanField:

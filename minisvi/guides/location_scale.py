@@ -35,6 +35,13 @@ class Factor(Protocol):
         ...
 
 
+def pulled_back(factor: Factor, score: Array) -> Array:
+    """L^-T score: the score at L z, from that at z, which are both of shape (D,)."""
+    _, pull = jax.vjp(factor.solve, score)
+    (score,) = pull(score)
+    return score
+
+
 class Diagonal(NamedTuple):
     """L = diag(exp(log_scale)), with `log_scale` of shape (D,)."""
 
@@ -60,8 +67,12 @@ class Triangular(NamedTuple):
     def dense(self) -> Array:
         """L itself, shape (D, D)."""
         below = jnp.tril(self.matrix, -1)
-        diagonal = jnp.exp(jnp.diagonal(self.matrix))
-        return below + jnp.diag(diagonal)
+        return below + jnp.diag(jnp.exp(self._log_diagonal()))
+
+    def _log_diagonal(self) -> Array:
+        # A sum, for the gradient of `jnp.diagonal` is a scatter, which takes longer to compile.
+        is_diagonal = jnp.eye(len(self.matrix), dtype=bool)
+        return jnp.sum(jnp.where(is_diagonal, self.matrix, 0.0), axis=1)
 
     def times(self, z: Array) -> Array:
         return self.dense() @ z
@@ -70,7 +81,7 @@ class Triangular(NamedTuple):
         return jax.scipy.linalg.solve_triangular(self.dense(), x, lower=True)
 
     def log_det(self) -> Array:
-        return jnp.trace(self.matrix)
+        return jnp.sum(self._log_diagonal())
 
 
 class Standard(Protocol):

@@ -10,11 +10,10 @@ from jax import Array
 from jax.lax import stop_gradient
 from jax.typing import ArrayLike
 
-from minisvi.guides.base import Distribution
 from minisvi.guides.flow import check_about_standard
 from minisvi.guides.foreign import member
 from minisvi.guides.gaussian import log_cholesky
-from minisvi.guides.location_scale import Diagonal, Factor, Triangular
+from minisvi.guides.location_scale import Diagonal, Factor, Triangular, pulled_back
 from minisvi.guides.wrapped import Pushed, Wrapper
 from minisvi.model import trees
 from minisvi.tools.types import Draw, Params
@@ -38,8 +37,9 @@ class Affine(Pushed):
         vector = self.loc + self.factor.times(trees.ravel(self.latents, x))
         return trees.unravel(self.latents, vector), log_q - self.factor.log_det()
 
-    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
-        return self._pushed_on_path(noise, stopped)
+    def _push_score(self, x: Draw, score: Draw) -> Draw:
+        vector = pulled_back(self.factor, trees.ravel(self.latents, score))
+        return trees.unravel(self.latents, vector)
 
     def log_prob(self, u: Draw, /) -> Array:
         vector = self.factor.solve(trees.ravel(self.latents, u) - self.loc)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax import Array
+from jax.lax import stop_gradient
 
 from minisvi.guides.base import Distribution
 from minisvi.tools.record import Record
@@ -37,6 +38,12 @@ class Pushed(Distribution):
     def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
         raise NotImplementedError
 
+    def _push_score(self, x: Draw, score: Draw) -> Draw:
+        """The score of log q(u) at the u of x, from that of the base's at x. With J = du/dx it is
+        J^-T (score - grad log|det J|) (Vaitl, Nicoli, Nakajima & Kessel 2022, eq. 16).
+        """
+        raise NotImplementedError
+
     @property
     def noise_size(self) -> int | None:
         return self.base.noise_size
@@ -53,10 +60,12 @@ class Pushed(Distribution):
         x, log_q = self.base.draw(noise)
         return self._push(x, log_q)
 
-    def _pushed_on_path(self, noise: Array, stopped: Any) -> tuple[Draw, Array]:
-        """`draw_on_path` of a bijection that has no parameters of its own: the base's, pushed."""
-        x, log_q = self.base.draw_on_path(noise, stopped.base)
-        return self._push(x, log_q)
+    def draw_and_score(self, noise: Array, stopped: Any) -> tuple[Draw, Array, Draw]:
+        """The score of log q goes along with the draw, so that nothing has to be inverted."""
+        x, log_q, score = self.base.draw_and_score(noise, stopped.base)
+        score = stopped._push_score(stop_gradient(x), score)
+        u, log_q = self._push(x, log_q)
+        return u, stop_gradient(log_q), score
 
     def strata(self, noise: Array) -> tuple[Draw, Array, Array]:
         x, log_q, log_weight = self.base.strata(noise)

@@ -9,6 +9,7 @@ With beta_k from zero to one the fit begins at the likelihood alone, and the pri
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from jax import Array
 
 from minisvi.guides.base import Distribution
@@ -39,8 +40,8 @@ class Tempered(Pushed):
     def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
         return x, self.beta * log_q
 
-    def draw_on_path(self, noise: Array, stopped: Distribution) -> tuple[Draw, Array]:
-        return self._pushed_on_path(noise, stopped)
+    def _push_score(self, x: Draw, score: Draw) -> Draw:
+        return jax.tree.map(lambda leaf: self.beta * leaf, score)
 
     def log_prob(self, u: Draw, /) -> Array:
         return self.beta * self.base.log_prob(u)
