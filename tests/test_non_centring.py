@@ -8,7 +8,7 @@ from jax.scipy.stats import norm
 
 import minisvi
 from minisvi import Model, positive, real
-from minisvi.auto.non_centring import Effects, drivers, effects, gates, non_centred
+from minisvi.auto.non_centring import Effects, drivers, effects, gates, non_centred, over_a_flow
 from minisvi.auto.stochastic import stochastic
 
 KEY = jax.random.key(0)
@@ -116,9 +116,15 @@ def test_the_evidence_of_a_centred_hierarchy():
     loc = {"a": np.array(Y), "mu": np.array(1.0), "tau": np.array(0.0)}
     guide, params = non_centred(KEY, HIERARCHY, (), loc, np.full(6, 0.25))
     options = {"num_steps": (2000,), "learning_rates": (8e-3,)}
-    *_, state = stochastic(KEY, HIERARCHY, guide, params=params, **options)
-    verdict = minisvi.judge(KEY, HIERARCHY, guide, state.params).verdict
+    (alone,) = stochastic(KEY, HIERARCHY, guide, params=params, **options)
+    verdict = minisvi.judge(KEY, HIERARCHY, guide, alone.params).verdict
     exact = log_evidence_of_the_hierarchy()
+    assert verdict.level == "good"
+    assert abs(verdict.log_evidence - exact) < 5 * verdict.log_evidence_se
+
+    flow, params = over_a_flow(KEY, guide, params)
+    (state,) = stochastic(KEY, HIERARCHY, flow, params=params, **options)
+    verdict = minisvi.judge(KEY, HIERARCHY, flow, state.params).verdict
     assert exact - 0.01 < verdict.elbo < exact + 0.003
     assert abs(verdict.log_evidence - exact) < 5 * verdict.log_evidence_se
     assert verdict.ess > 0.75  # 0.8 of exact q, for the draws from wider versions of it

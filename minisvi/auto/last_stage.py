@@ -54,7 +54,7 @@ def last_stage(
         yield candidate
         if no_other_helps(verdicts[-1]):
             return
-        params = candidate.params
+    # From the same start: from the fitted guide it ends further from the posterior.
     yield from _until_near(run("non-centred flow", *over_a_flow(key, guide, params)), verdicts)
 
 
