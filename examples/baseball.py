@@ -12,7 +12,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import compare, timed
+from beside_nuts import EFFORT, compare, timed
 from plotting import save
 
 import minisvi
@@ -53,7 +53,9 @@ latents = {"mu": minisvi.real(), "tau": minisvi.positive(), "z": minisvi.real(le
 model = minisvi.Model(latents, log_likelihood=log_likelihood, prior=prior)
 
 # %% The fit and its verdict, with NUTS beside it.
-fit, seconds = timed(lambda: minisvi.fit(jax.random.key(0), model, HITS, progress_bar=False))
+fit, seconds = timed(
+    lambda: minisvi.fit(jax.random.key(0), model, HITS, progress_bar=False, **EFFORT)
+)
 
 
 def skills(theta):

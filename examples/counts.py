@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, QUICK, compare, timed
 from plotting import save
 
 import minisvi
@@ -61,11 +61,10 @@ model = minisvi.Model(latents, log_likelihood=log_likelihood_inflated, prior=pri
 
 # %% The fits and their verdicts, with NUTS beside the second.
 data = (days, x, y)
-limits = {"num_draws": 2000, "seconds": 1} if QUICK else {}
 
 
 def fitted(model):
-    return minisvi.fit(jax.random.key(0), model, *data, progress_bar=False, **limits)
+    return minisvi.fit(jax.random.key(0), model, *data, progress_bar=False, **EFFORT)
 
 
 fit, seconds = timed(lambda: fitted(model))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from beside_nuts import compare, timed
+from beside_nuts import EFFORT, compare, timed
 from numpyro import handlers
 from numpyro.infer import init_to_uniform
 from numpyro.infer.util import compute_log_probs
@@ -111,7 +111,9 @@ ADMIT = np.array([512, 89, 353, 17, 120, 202, 138, 131, 53, 94, 22, 24])
 if __name__ == "__main__":
     rows = DEPT, MALE, APPLICATIONS  # these are bound, as the model counts the departments
     model = from_numpyro(partial(admissions, *rows), ADMIT)
-    fit, seconds = timed(lambda: minisvi.fit(jax.random.key(0), model, ADMIT, progress_bar=False))
+    fit, seconds = timed(
+        lambda: minisvi.fit(jax.random.key(0), model, ADMIT, progress_bar=False, **EFFORT)
+    )
     compare(fit, seconds, jax.random.key(1), lambda t: {**t, "L_Rho": t["L_Rho"][1, 0]})
     draws = fit.draws.resample(jax.random.key(2), 2000)
     predictive = numpyro.infer.Predictive(admissions, draws.theta)

@@ -14,7 +14,7 @@ Run `python examples/from_tfp.py`; `--quick` leaves NUTS out.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside_nuts import compare, timed
+from beside_nuts import EFFORT, compare, timed
 from tensorflow_probability.substrates import jax as tfp
 
 import minisvi
@@ -95,7 +95,9 @@ def regression():
 if __name__ == "__main__":
     data = {"y": LOSS}
     model = from_tfp(regression, data)
-    fit, seconds = timed(lambda: minisvi.fit(jax.random.key(0), model, data, progress_bar=False))
+    fit, seconds = timed(
+        lambda: minisvi.fit(jax.random.key(0), model, data, progress_bar=False, **EFFORT)
+    )
     compare(fit, seconds, jax.random.key(1))
     theta = fit.draws.resample(jax.random.key(2), 2000).theta
 
@@ -103,6 +105,6 @@ if __name__ == "__main__":
         return regression.sample(**theta, seed=key).y
 
     keys = jax.random.split(jax.random.key(3), 2000)
-    replicated = jax.vmap(replicate)(theta, keys)
+    replicated = jax.jit(jax.vmap(replicate))(theta, keys)
     low, high = np.quantile(replicated, [0.05, 0.95], axis=0)
     print(f"{np.mean((low <= LOSS) & (high >= LOSS)):.0%} of the days in 90 % intervals")

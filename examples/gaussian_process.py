@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, QUICK, compare, timed
 from jax.scipy.linalg import solve_triangular
 from plotting import save
 from sklearn.datasets import load_breast_cancer
@@ -73,8 +73,7 @@ def fitted(prior, likelihood, more, data):
     latents = {"a": minisvi.positive(), "l": minisvi.positive()} | more
     model = minisvi.Model(latents, prior=prior, log_likelihood=likelihood, per_row=False)
     args = jax.random.key(0), model, *data
-    effort = {"num_draws": 1000, "seconds": 1.0} if QUICK else {}
-    fit, seconds = timed(lambda: minisvi.fit(*args, progress_bar=False, **effort))
+    fit, seconds = timed(lambda: minisvi.fit(*args, progress_bar=False, **EFFORT))
     compare(fit, seconds, jax.random.key(1))
     return fit
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, QUICK, compare, timed
 from plotting import save
 from sklearn.datasets import load_iris
 
@@ -59,7 +59,7 @@ if not QUICK:
     print(run(labelled(minisvi.real(3), minisvi.positive())), "\n")
 
 # %% One relative spread for all, and more draws. The warning of `center` is of log 3!, a constant.
-options = {"num_draws": 2000, "seconds": 5} if QUICK else {"num_draws": 100_000}
+options = EFFORT or {"num_draws": 100_000}
 ordered = labelled(minisvi.ordered(3), minisvi.positive())
 fit, seconds = timed(lambda: run(ordered, **options))
 compare(fit, seconds, jax.random.key(1))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, compare, timed
 from plotting import save
 
 import minisvi
@@ -74,9 +74,8 @@ latents = {"rates": minisvi.positive(4), "start": minisvi.positive(2), "sd": min
 model = minisvi.Model(latents, prior=prior, log_likelihood=log_likelihood, per_row=False)
 
 # %% The fit and its verdict, with NUTS beside it.
-effort = {"num_draws": 2000, "seconds": 2.0} if QUICK else {}
 fit, seconds = timed(
-    lambda: minisvi.fit(jax.random.key(0), model, log_pelts, progress_bar=False, **effort)
+    lambda: minisvi.fit(jax.random.key(0), model, log_pelts, progress_bar=False, **EFFORT)
 )
 print(fit)
 print(fit.summary())

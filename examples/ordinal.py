@@ -13,7 +13,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, compare, timed
 from plotting import save
 
 import minisvi
@@ -54,11 +54,8 @@ latents = {"b": minisvi.real(len(predictors)), "cuts": minisvi.ordered(2)}
 model = minisvi.Model(latents, log_likelihood=log_likelihood, prior=prior)
 
 # %% The fit and its verdict, with NUTS beside it.
-num_draws = 2000 if QUICK else 20_000
 fit, seconds = timed(
-    lambda: minisvi.fit(
-        jax.random.key(0), model, x, answers, num_draws=num_draws, progress_bar=False
-    )
+    lambda: minisvi.fit(jax.random.key(0), model, x, answers, progress_bar=False, **EFFORT)
 )
 compare(fit, seconds, jax.random.key(1))
 

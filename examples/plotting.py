@@ -1,5 +1,7 @@
-"""The figures of the examples, saved to `examples/figures/`."""
+"""The figures of the examples, saved to `examples/figures/`; `--quick` only draws them."""
 
+import io
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,6 +11,9 @@ FIGURES = Path(__file__).parent / "figures"
 
 
 def save(figure, name):
+    if "--quick" in sys.argv:
+        figure.savefig(io.BytesIO())
+        return figure
     FIGURES.mkdir(exist_ok=True)
     figure.savefig(FIGURES / f"{name}.png", dpi=110)
     print(f"figure: examples/figures/{name}.png")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, QUICK, compare, timed
 from plotting import save
 from sklearn.datasets import load_diabetes
 
@@ -79,10 +79,10 @@ def answers(theta):
 
 
 key, num_samples = jax.random.key(0), 200 if QUICK else 2000
-options = {"num_draws": 2000, "seconds": 1} if QUICK else {}
-options |= {"progress_bar": False}
 for model in [student] if QUICK else [horseshoe, student]:
-    fit, seconds = timed(lambda model=model: minisvi.fit(key, model, x, y, **options))
+    fit, seconds = timed(
+        lambda model=model: minisvi.fit(key, model, x, y, progress_bar=False, **EFFORT)
+    )
     compare(fit, seconds, jax.random.key(1), answers)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, nuts, timed
+from beside_nuts import EFFORT, QUICK, compare, nuts, timed
 from plotting import save
 
 import minisvi
@@ -66,9 +66,8 @@ true_volatility = volatilities(truth)
 returns = true_volatility * jax.random.normal(return_key, NUM_DAYS)
 
 # %% The fit and its verdict, with NUTS beside it.
-effort = {"num_draws": 2000, "seconds": 2.0} if QUICK else {}
 args = jax.random.key(0), model, returns
-fit, seconds = timed(lambda: minisvi.fit(*args, progress_bar=False, **effort))
+fit, seconds = timed(lambda: minisvi.fit(*args, progress_bar=False, **EFFORT))
 print(fit)
 compare(fit, seconds, jax.random.key(1), of_interest)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, compare, timed
 from plotting import save
 
 import minisvi
@@ -53,9 +53,8 @@ model = minisvi.Model(latents, log_likelihood=log_likelihood, prior=prior)
 data = (weeks, relapsed, drug)
 
 # %% The fit and its verdict, with NUTS beside it.
-limits = {"num_draws": 2000} if QUICK else {}
 fit, seconds = timed(
-    lambda: minisvi.fit(jax.random.key(0), model, *data, progress_bar=False, **limits)
+    lambda: minisvi.fit(jax.random.key(0), model, *data, progress_bar=False, **EFFORT)
 )
 compare(fit, seconds, jax.random.key(1))
 

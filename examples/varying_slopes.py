@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import QUICK, compare, timed
+from beside_nuts import EFFORT, QUICK, compare, timed
 from plotting import save
 
 import minisvi
@@ -83,10 +83,9 @@ def shared(theta):
 
 
 fits, key = {}, jax.random.key(0)
-limits = {"num_draws": 2000, "seconds": 1} if QUICK else {}
 for name in list(models)[QUICK:]:
     fits[name], seconds = timed(
-        lambda name=name: minisvi.fit(key, models[name], distance, progress_bar=False, **limits)
+        lambda name=name: minisvi.fit(key, models[name], distance, progress_bar=False, **EFFORT)
     )
     print(f"\n{name}, log evidence {fits[name].verdict.log_evidence:.2f} nats")
     compare(fits[name], seconds, jax.random.key(1), shared)
