@@ -73,7 +73,11 @@ def complaint(name: str, support: Support, prior: Any) -> str | None:
         what = _short_words(of_latent)
     remedy = "Use a distribution on the latent's support, such as a half or a truncated one"
     if isinstance(support.bijector, bijectors.Ordered):
-        remedy = "For n values with one prior it lacks log n!; all else is right"
+        remedy = (
+            "For n values with one prior it lacks log n!, and all else is right; a prior by an "
+            "ordering transform, as NumPyro's `TransformedDistribution(base, OrderedTransform())`, "
+            "is normalised"
+        )
     kind = type(_unwrapped(prior)).__name__
     return (
         f"`{name}`: the prior {kind} has the support of {_words(of_prior)}, and the latent is "
