@@ -33,7 +33,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_it_says_where_the_largest_weights_are(name):
     log_w, said = WEIGHTS[name]
-    lines = advise(MODEL, DRAWS, log_w, MOMENTS, misses=False)
+    lines = advise(MODEL, DRAWS, log_w, MOMENTS, misses_a_mode=False)
     assert lines[0] == "worst: `tau` (0.4 sd), `a` (0.02 sd)"
     assert re.search(said, lines[1])
     assert ("z ~ N(0, 1)" in " ".join(lines)) == (name == "a scale that collapses")
@@ -44,7 +44,7 @@ def test_equal_weights_lack_nothing_and_a_missed_mode_is_named():
     noise = np.random.default_rng(1).normal(size=5000)
     assert where_it_lacks(DRAWS, noise) is None
     assert where_it_lacks({"tau": U[:50, 2]}, noise[:50]) is None  # too few draws to tell
-    assert "several modes" in advise(MODEL, DRAWS, noise, [], misses=True)[0]
+    assert "several modes" in advise(MODEL, DRAWS, noise, [], misses_a_mode=True)[0]
 
 
 FUNNEL = Model(

@@ -631,3 +631,15 @@ def test_a_failure_is_explained_for_data_that_share_a_name_too():
 def test_fewer_than_ten_steps_that_all_failed_are_a_failure_too():
     with pytest.raises(NonFiniteError, match="on 3 steps in a row, from the start"):
         fit(good(), X.at[3].set(jnp.nan), num_steps=3)
+
+
+def test_an_error_of_the_users_own_function_says_with_what_it_was_called():
+    def log_likelihood(theta, y):
+        return theta["a"] - jnp.ones(7)  # three against seven
+
+    model = minisvi.Model({"a": real(3)}, prior=lambda t: None, log_likelihood=log_likelihood)
+    with pytest.raises(TypeError, match="incompatible shapes") as caught:
+        model.check(jnp.ones((5, 2), jnp.float32))
+    note = caught.value.__notes__[-1]
+    assert note.startswith("This was `log_likelihood`, called with theta of {'a': 'float")
+    assert note.endswith("[3]'} and data of float32[5, 2].")

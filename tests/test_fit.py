@@ -176,6 +176,20 @@ def test_a_start_that_is_not_finite_is_drawn_again_and_none_at_all_is_an_error()
         fitted(9, nowhere)
 
 
+def test_the_error_of_no_finite_start_names_the_prior_that_is_not_finite():
+    class Nowhere:
+        def log_prob(self, value):
+            return jnp.nan * value
+
+    model = minisvi.Model(
+        {"a": minisvi.real(), "b": minisvi.real()},
+        prior=lambda t: {"a": None, "b": Nowhere()},
+        log_likelihood=lambda t, y: -((y - t["a"]) ** 2),
+    )
+    with pytest.raises(ValueError, match="Not finite at one of them: the prior of `b`$"):
+        fitted(9, model, jnp.ones(3))
+
+
 NO_LATENTS = minisvi.Model({}, lambda theta: jnp.array(-3.5))
 LOG_JOINT = minisvi.Model({"w": minisvi.real(3)}, lambda w, x: -jnp.sum((x - w["w"][None]) ** 2))
 

@@ -216,3 +216,11 @@ def test_the_summary_of_a_fit_is_that_of_its_weighted_draws():
     judged = SimpleNamespace(draws=draws, verdict=SimpleNamespace(level="good", ess=0.5))
     fit = Fit(SVI.model, (), (SimpleNamespace(judged=judged),), None)
     assert fit.summary() == draws.summary()
+
+
+def test_a_table_ends_with_the_moments_that_the_draws_do_not_give():
+    summary = Summary({"a": dict.fromkeys(COLUMNS, 1.0)})
+    assert "not given" not in str(summary)
+    marked = Summary(summary.rows, ("the mean of `a`", "the sd of `a`"))
+    assert str(marked).startswith(str(summary))
+    assert str(marked).endswith("not given by these draws: the mean of `a`, the sd of `a`")

@@ -168,8 +168,17 @@ def test_a_mode_that_q_misses_is_seen_by_the_restarts_alone():
     seen = judged(2, guide, params, MODES, optima=BOTH).verdict
     assert seen.optima == 2
     assert seen.level == "not trusted"
-    assert "another optimum" in seen.reason
+    assert "an optimum" in seen.reason
     np.testing.assert_allclose(seen.missed, 0.3 / 0.7, rtol=1e-5)  # of the best optimum's mass
+    assert seen.misses_a_mode()
+    assert any("several modes" in line for line in seen.advice)
+    # Where only one start has converged, what is missed is not another mode.
+    one = BOTH._replace(converged=np.array([True, False]))
+    alone = judged(2, guide, params, MODES, optima=one).verdict
+    assert alone.level == "not trusted"
+    assert alone.optima == 1
+    assert not alone.misses_a_mode()
+    assert not any("several modes" in line for line in alone.advice)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf])

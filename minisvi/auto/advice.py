@@ -34,12 +34,12 @@ class Lack(NamedTuple):
 
 
 def advise(
-    model: Model, u: Draw, log_w: np.ndarray, moments: list[Moment], misses: bool
+    model: Model, u: Draw, log_w: np.ndarray, moments: list[Moment], misses_a_mode: bool
 ) -> tuple[str, ...]:
     """The worst latents by name; where the largest weights are; and what that asks for.
 
-    u (S, ...) are draws and `log_w` (S,) their log weights; `misses` says whether an optimum is
-    missed.
+    u (S, ...) are draws and `log_w` (S,) their log weights; `misses_a_mode` says whether one of
+    several optima is missed.
     """
     lines = []
     errors = {moment.latent: 0.0 for moment in moments}
@@ -48,7 +48,7 @@ def advise(
     worst = sorted(errors, key=errors.__getitem__, reverse=True)[:_MOST_NAMED]
     if worst:
         lines.append("worst: " + ", ".join(f"`{name}` ({errors[name]:.2g} sd)" for name in worst))
-    if misses:
+    if misses_a_mode:
         lines.append("the posterior has several modes: compare fits with a `start` at each")
     elif (lack := where_it_lacks(u, log_w)) is not None:
         lines += _of(model, lack)

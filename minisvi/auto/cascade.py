@@ -15,7 +15,7 @@ from minisvi.auto.labels import with_relabelled
 from minisvi.auto.last_stage import last_stage
 from minisvi.auto.optima import mixture_of_optima
 from minisvi.auto.stages import MAX_DENSE, Around, Candidate, Settings, no_other_helps
-from minisvi.auto.verdict import MAX_MISSED, Verdict
+from minisvi.auto.verdict import Verdict
 from minisvi.guides.gaussian import mean_field
 from minisvi.model import trees
 from minisvi.model.model import Model
@@ -46,7 +46,7 @@ def cascade(
     yield _first(det, gaussian)
     if no_other_helps(verdicts[-1]) or runaway(det):
         return
-    if _misses_an_optimum(verdicts[-1]):
+    if verdicts[-1].misses_a_mode():
         # No flow around one of them would find the others.
         yield from _mixture(key, model, settings, det, exchangeable)
         return
@@ -73,10 +73,6 @@ def runaway(det: Deterministic) -> str | None:
     sd = f"1e{widest[name] / np.log(10):.0f}"
     how = f"along `{name}`, whose sd is {sd} and grows"
     return f"the fit runs away {how}: the posterior looks improper"
-
-
-def _misses_an_optimum(verdict: Verdict) -> bool:
-    return verdict.missed is not None and verdict.missed > MAX_MISSED
 
 
 def _mixture(
@@ -108,7 +104,7 @@ def _from_several_starts(key: Array, model: Model, data: Data, settings: Setting
     if settings.batch_size is not None:
         num_rows = _ROWS_PER_BATCH_ROW * settings.batch_size
         rows, weight = _some_rows(generator(key, 3), data, num_rows)
-    settings.display.begin("mean field from several starts")
+    settings.display.begin("mean field from several starts; a new model is compiled first")
     size = trees.spec(model.latents).shape[0]
     options = {
         "start": settings.start,

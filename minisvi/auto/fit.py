@@ -61,6 +61,8 @@ class Fit:
 
     @property
     def best(self) -> Stage:
+        """The stage of the highest level, and among these of the highest ESS."""
+
         def rank(stage: Stage) -> tuple[int, float]:
             verdict = stage.judged.verdict
             return LEVELS.index(verdict.level), verdict.ess
@@ -69,22 +71,27 @@ class Fit:
 
     @property
     def guide(self) -> Guide:
+        """The family of q."""
         return self.best.guide
 
     @property
     def params(self) -> Params:
+        """The parameters of q in it."""
         return self.best.params
 
     @property
     def verdict(self) -> Verdict:
+        """Whether the draws can be trusted, and why; print it."""
         return self.best.judged.verdict
 
     @property
     def draws(self) -> Draws:
+        """Draws of theta, `draws.theta`, and their weights, `draws.log_weights`."""
         return self.best.judged.draws
 
     @property
     def posterior(self) -> Posterior:
+        """q with the model and the data, for draws without weights."""
         return Posterior(self.model, self.guide, self.params, self.data)
 
     def to_arviz(self, key: Array, num_samples: int = 2000) -> Any:
@@ -109,8 +116,10 @@ class Fit:
         return restart(checks.prng_key(key), self.posterior, num_chains)
 
     def summary(self) -> Summary:
-        """A table of the weighted draws, a row for each scalar entry of theta; print it."""
-        return self.draws.summary()
+        """A table of the weighted draws, a row for each scalar entry of theta; print it. Its last
+        line has the moments that the verdict says these draws do not give.
+        """
+        return replace(self.draws.summary(), unreached=self.verdict.unreached)
 
     def __str__(self) -> str:
         lines = [_line(stage) for stage in self.stages]
@@ -164,13 +173,16 @@ def fit(
 
     - `batch_size`: rows a step, in 1..N; for a factored model. TypeError or ValueError for any
       other.
-    - `start`: a tree u for the first of the starts.
+    - `start`: where the first of the starts is, a tree of unconstrained u, as
+      `model.unconstrain(theta)` gives.
     - `num_draws`: of q, for the weights, at least 100; four times as many are made where only their
       error is in the way.
     - `seconds`: a budget, looked at between stages and inside them between blocks of steps. What
       there is when it is spent is judged, and returned.
-    - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does. The same call
-      goes on from there; ValueError if the directory is of another fit.
+    - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does, every
+      `checkpoint_every` seconds. The same call goes on from there; ValueError if the directory is
+      of another fit.
+    - `progress_bar`: shows the stage, and what the former ones came to, if tqdm is installed.
 
     Ctrl-C lets what is being computed end, and returns the stages that have been judged, or the
     first one as it is, `not trusted`; the reason says so. A second one interrupts as usual.

@@ -16,7 +16,6 @@ from minisvi.auto.figures import Figures, Measured, measure, missed_mass
 from minisvi.auto.gaussians import Drawn
 from minisvi.auto.verdict import (
     GOOD_ERROR,
-    MAX_MISSED,
     MAX_SPACING,
     NUM_BATCHES,
     Judged,
@@ -105,9 +104,8 @@ def judge(
         )
     verdict = _verdict(evidence, weighed.density.offset, optimism)
     if verdict.level != "good":
-        misses = evidence.missed is not None and evidence.missed > MAX_MISSED
         target = model.over(guide.constrained)
-        advice = advise(target, u, measured.log_w, evidence.moments, misses)
+        advice = advise(target, u, measured.log_w, evidence.moments, verdict.misses_a_mode())
         verdict = replace(verdict, advice=advice)
     return Judged(verdict, measured.draws)
 

@@ -50,12 +50,12 @@ def last_stage(
         yield from _until_near(run(name, flow, _around(flow, key, gaussian)), verdicts)
         return
     guide, params = start
-    for candidate in run("non-centred", guide, params):
+    for candidate in run("driven", guide, params):
         yield candidate
         if no_other_helps(verdicts[-1]):
             return
     # From the same start: from the fitted guide it ends further from the posterior.
-    yield from _until_near(run("non-centred flow", *over_a_flow(key, guide, params)), verdicts)
+    yield from _until_near(run("driven flow", *over_a_flow(key, guide, params)), verdicts)
 
 
 def _non_centred(

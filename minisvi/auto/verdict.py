@@ -75,6 +75,11 @@ class Verdict:
     exchangeable: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
 
+    def misses_a_mode(self) -> bool:
+        """Whether q misses one of several optima; what it misses of the only one is no mode."""
+        several = self.optima is not None and self.optima > 1
+        return several and self.missed is not None and self.missed > MAX_MISSED
+
     def __str__(self) -> str:
         lines = [f"{name:13} {text}" for name, text in self._rows().items()]
         lines += [f"{'next':13} {text}" for text in self.advice]
@@ -132,7 +137,7 @@ def rule_on_weights(
         return Ruling("not trusted", said_broken)
     if missed is not None and missed > MAX_MISSED:
         mass = f"{missed:.2g} of the best one's mass"
-        reason = f"a restart found another optimum, with {mass}, that q misses"
+        reason = f"a restart ended at an optimum, with {mass}, that q misses"
         return Ruling("not trusted", reason)
     if not unseen <= MAX_UNSEEN:
         share = f"{unseen:.2g} of the posterior may lie beyond the draws"

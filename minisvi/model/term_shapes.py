@@ -31,6 +31,9 @@ def density_term(
         raise ValueError(
             f"`{name}` failed with {error!r}; the model's latents are {latents}"
         ) from error
+    except Exception as error:
+        error.add_note(f"This was `{name}`, {_called_with(args)}.")
+        raise
     what = "one term per row" if name == "log_likelihood" and shape != () else "a scalar"
     if not isinstance(term, jax.ShapeDtypeStruct):
         raise TypeError(
@@ -42,6 +45,13 @@ def density_term(
         got = f"expected float{list(shape)}; got {term.dtype}{list(term.shape)}"
         remedy = _remedy(name, shape, term.shape)
         raise ValueError(f"`{name}` must return {what}: {got}{remedy}")
+
+
+def _called_with(args: tuple[Any, ...]) -> str:
+    """The shapes that a term was called with, in words."""
+    theta, *data = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", args)
+    of_data = f"data of {', '.join(map(str, data))}" if data else "no data"
+    return f"called with theta of {theta} and {of_data}"
 
 
 def _remedy(name: str, expected: Shape, got: Shape) -> str:

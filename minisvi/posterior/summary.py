@@ -29,9 +29,13 @@ class Summary:
     - `error` is the standard error of the mean or of the sd, whichever is larger, in sds.
 
     An entry that is constant has an error of zero, and the ESS of the weights, 1 / sum_s w_s^2.
+
+    Of a fit, `unreached` names the moments that its verdict says these draws do not give, and the
+    last line of the table is about them.
     """
 
     rows: dict[str, dict[str, float]]
+    unreached: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> dict[str, float]:
         """The row of one entry: `summary["effects[0]"]["5%"]` is a number of it. KeyError for a
@@ -67,7 +71,10 @@ class Summary:
         widths = [max(map(len, column)) for column in zip(*table)]
         header, *lines = [_line(texts, widths) for texts in table]
         left_out = f"... {len(lines) - LONGEST} rows are left out; `as_dict()` has them ..."
-        return "\n".join([header, *_cut(lines, LONGEST, left_out)])
+        shown = [header, *_cut(lines, LONGEST, left_out)]
+        if self.unreached:
+            shown.append("not given by these draws: " + ", ".join(self.unreached))
+        return "\n".join(shown)
 
 
 def summarise(theta: Draw, log_weights: Any) -> Summary:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minisvi.model import trees
+from minisvi.model import not_finite, trees
 from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.second_order.fixed_draws import Fixed, log_p_at
@@ -38,10 +38,17 @@ def finite_starts(
         raise ValueError(
             f"expected a finite log density at one of {num_restarts * _NUM_TRIES} starts, "
             "uniform(-2, 2) and wider in unconstrained space: give a `start` where it is finite"
-            f"{finite_data.or_the_data(fixed.data)}"
+            f"{_to_blame(model, loc[-1], fixed)}{finite_data.or_the_data(fixed.data)}"
         )
     loc = loc[~missing]
     return np.concatenate([loc, np.full_like(loc, np.log(_SCALE))], axis=1)
+
+
+def _to_blame(model: Model, loc: np.ndarray, fixed: Fixed) -> str:
+    """The end of an error: what is not finite at a start, or nothing."""
+    u = trees.unravel(model.latents, loc)
+    parts = not_finite.parts(model, u, fixed.data)
+    return f". Not finite at one of them: {', '.join(parts)}" if parts else ""
 
 
 def _drawn_starts(rng: np.random.Generator, num: int, size: int, nearness: float) -> np.ndarray:

@@ -1,0 +1,39 @@
+"""Which part of a log density is not finite: what an error says of it."""
+
+import jax
+import numpy as np
+
+from minisvi.model import trees
+from minisvi.model.model import Model
+from minisvi.tools.names import named_leaves
+from minisvi.tools.types import Data, Draw
+
+
+def parts(model: Model, u: Draw, data: Data) -> list[str]:
+    """The terms of the log density that are not finite at u, by name: "`log_likelihood`"; of a
+    prior of distributions "the prior of `tau`", for each latent of which it is so.
+    """
+    theta, _ = trees.constrain(model.latents, u)
+    terms = model.terms(theta, *data)
+    found = []
+    for name, term in terms.items():
+        if _is_finite(term):
+            continue
+        if name == "log_prior" and model.prior is not None:
+            found += _priors(model, theta)
+        else:
+            found.append(f"`{name}`")
+    return found
+
+
+def _priors(model: Model, theta: Draw) -> list[str]:
+    values = zip(model.priors(theta).items(), jax.tree.leaves(theta))
+    found = []
+    for (name, prior), value in values:
+        if prior is not None and not _is_finite(prior.log_prob(value)):
+            found.append(f"the prior of `{name}`")
+    return found
+
+
+def _is_finite(term: jax.Array) -> bool:
+    return bool(np.all(np.isfinite(np.asarray(term))))
