@@ -143,7 +143,7 @@ def rule_on_weights(
         share = f"{unseen:.2g} of the posterior may lie beyond the draws"
         return Ruling("not trusted", f"k-hat {khat:.2f}: {share}, so q lacks part of it")
     if error_u <= GOOD_ERROR and tail <= MAX_TAIL:
-        reason = f"k-hat {khat:.2f} and ESS/S {ess:.2f}: weighting makes up for what q lacks"
+        reason = f"the weights make up for what q lacks (k-hat {khat:.2f}, ESS/S {ess:.2f})"
         if broken:
             return Ruling("bulk good, tails unverified", f"{said_broken}; {reason}")
         return Ruling("good", reason)

@@ -5,7 +5,6 @@ import numpy as np
 
 from minisvi.model import trees
 from minisvi.model.model import Model
-from minisvi.tools.names import named_leaves
 from minisvi.tools.types import Data, Draw
 
 
