@@ -292,7 +292,7 @@ def test_ctrl_c_while_a_stage_is_judged_keeps_it(monkeypatch):
     monkeypatch.setattr(fit_file, "judge", press_now(minisvi.judge))
     fit = fitted(14, minisvi.Model({"x": minisvi.real(2)}, banana), num_draws=2000)
     assert len(fit.stages) == 1
-    assert fit.verdict.reason.startswith("interrupted; the weights make up")
+    assert fit.verdict.reason.startswith("interrupted; k-hat ")
     assert np.isfinite(fit.verdict.khat)
 
 
@@ -515,7 +515,7 @@ def test_the_last_stage_starts_from_a_matrix_only_where_there_is_room_for_one(
                 ess=0.0,
                 spacing=0.0,
                 elbo=-np.inf,
-                missed=0.0,
+                misses_a_mode=lambda: False,
             )
         )
     assert started[-1].shape == shape

@@ -16,6 +16,7 @@ from jax import Array
 
 from minisvi.model import trees
 from minisvi.model.model import Model
+from minisvi.tools.batching import traced_once
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Draw, Latents, Weight
 
@@ -112,6 +113,7 @@ def over_chunks(
     function: Callable[[Any], Any], points: Any, num_chunks: Any, chunk: int = _CHUNK
 ) -> Any:
     """function(points), one chunk of the leading axis after the other; only so many of them."""
+    function = traced_once(function)
 
     def at(i: Any) -> Any:
         return jax.tree.map(lambda leaf: _chunk_of(leaf, i, chunk), points)

@@ -112,9 +112,7 @@ class _Block:
 
     def empty(self, lane: Lane) -> _Carry:
         """The carry before the first step."""
-        evaluate = self.plan.over_lanes(lambda state: self.svi.evaluate(state, *self.data))
-        dtype = jax.eval_shape(evaluate, lane.state).dtype
-        elbo = jnp.zeros((BLOCK_CAPACITY, *lane.state.step.shape), dtype)
+        elbo = jnp.zeros((BLOCK_CAPACITY, *lane.state.step.shape))
         checks = None
         if self.plan.stop is not None:
             size = BLOCK_CAPACITY // self.plan.stop.every + 2

@@ -21,6 +21,7 @@ def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     That is on a CPU, if `fun` or its gradient has triangular solves.
     """
+    fun = traced_once(fun)
 
     def apply(xs: Any) -> Any:
         if jax.default_backend() == "cpu" and _has_solves(fun, xs):
@@ -28,6 +29,11 @@ def batched(fun: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return jax.vmap(fun)(xs)
 
     return apply
+
+
+def traced_once(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which JAX traces once however often it is called inside of another trace."""
+    return jax.jit(fun, inline=True)
 
 
 def one_by_one(fun: Callable[[Any], Any], xs: Any) -> Any:
