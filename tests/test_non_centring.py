@@ -99,6 +99,18 @@ def test_nothing_drives_a_gaussian():
     assert non_centred(KEY, Model(LATENTS, log_gaussian), (), loc, np.full(4, 0.1)) is None
 
 
+BANANA = Model(
+    {"x": real(2)},
+    lambda t: -0.5 * (t["x"][0] ** 2 / 100 + (t["x"][1] + 0.03 * (t["x"][0] ** 2 - 100)) ** 2),
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_drives_where_gates_do_not_explain_the_curvatures(seed):
+    loc = {"x": np.zeros(2)}
+    assert non_centred(jax.random.key(seed), BANANA, (), loc, np.array([30.0, 3.0])) is None
+
+
 def log_evidence_of_the_hierarchy():
     """By quadrature over log tau, for given that all else is Gaussian."""
     h = np.linspace(-12, 8, 4001)

@@ -32,6 +32,8 @@ NUM_LAYERS = 4
 _BLOCK = 32  # draws, of which all Hessians are kept at a time
 _LEAST_EFFECT = 0.1  # sd of a log curvature, for its latents to be called driven
 _LEAST_SHARE = 0.1  # of the latents, which are driven where that is what is the matter
+# Of the variance of the log curvatures, by the gates: 0.9 and more on hierarchies, 0.1 on a banana.
+_LEAST_EXPLAINED = 0.5
 _NUM_PASSES = 4
 _NOISE = 4.0  # standard errors, below which an effect is taken for none
 # Of a gate, by how much its slope exceeds the mean one, and where it opens.
@@ -53,11 +55,13 @@ class Effects(NamedTuple):
 
 class Gates(NamedTuple):
     """How the curvature of each of the rest follows the drivers: exp of a softplus of `gate` w +
-    `bias`, with `gate` (R, H) and `bias` (R,).
+    `bias`, with `gate` (R, H) and `bias` (R,). Of the variance of the log curvature it explains a
+    share, `explained` (R,).
     """
 
     gate: np.ndarray
     bias: np.ndarray
+    explained: np.ndarray
 
 
 def effects(
@@ -160,14 +164,16 @@ def gates(found: Effects, first: np.ndarray, rest: np.ndarray) -> Gates:
         predicted = np.logaddexp(0.0, steeper * along + bias)
         errors.append(np.var(observed - predicted, axis=0))
     steeper, bias = grid[np.argmin(errors, axis=0)].T
-    return Gates(slope * steeper[:, None], bias)
+    explained = 1 - np.min(errors, axis=0) / np.var(observed, axis=0)
+    return Gates(slope * steeper[:, None], bias, explained)
 
 
 def non_centred(
     key: Array, model: Model, data: Data, loc: Draw, cov: np.ndarray
 ) -> tuple[Driven, Params] | None:
     """A guide, and where it starts: that Gaussian, with the gates that the density has there. None
-    where hardly any latent is driven by others, or where there are too many to look.
+    where hardly any latent is driven by others, where gates do not explain how, or where there are
+    too many to look.
 
     `loc` is a tree u, and `cov` (D, D), or variances (D,). The guide is `driven` by what `drivers`
     finds, over a mean field.
@@ -181,6 +187,8 @@ def non_centred(
     if first.size == 0 or rest.size < max(_LEAST_SHARE * vector.size, 1):
         return None
     per_sd = gates(found, first, rest)
+    if np.median(per_sd.explained) < _LEAST_EXPLAINED:
+        return None
     guide = Driven(mean_field(model.latents, 1.0), tuple(first.tolist()))
     # The guide's unit is the sd, and that of the slopes is the sd given all others.
     unit = _sds(cov)[first] / _sds_given_others(cov)[first]
