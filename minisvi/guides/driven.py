@@ -145,14 +145,18 @@ class DriversFirst(Pushed):
         return self.frame.driver_centre.dtype
 
     def _push(self, x: Draw, log_q: Array) -> tuple[Draw, Array]:
-        of_drivers, of_rest = self._split(x)
-        w, log_slope = self.tails.forward_and_log_det(self.driver_factor.times(of_drivers))
-        mean, log_scale = self.response(w)
-        v = mean + jnp.exp(log_scale) * self.rest_factor.times(of_rest)
+        w, v, log_slope, log_scale = self._forward(*self._split(x))
         drivers = self.frame.driver_centre + self.frame.driver_unit * w
         rest = self.frame.rest_centre + self.frame.rest_unit * v
         log_det = jnp.sum(log_slope) + jnp.sum(log_scale) + self._log_det()
         return self._join(drivers, rest), log_q - log_det
+
+    def _forward(self, of_drivers: Array, of_rest: Array) -> tuple[Array, Array, Array, Array]:
+        """w and v, and the logs of the slopes of the tails (H,) and of the scales (R,)."""
+        w, log_slope = self.tails.forward_and_log_det(self.driver_factor.times(of_drivers))
+        mean, log_scale = self.response(w)
+        v = mean + jnp.exp(log_scale) * self.rest_factor.times(of_rest)
+        return w, v, log_slope, log_scale
 
     def _push_score(self, x: Draw, score: Draw) -> Draw:
         """J is triangular, as the drivers' draws do not depend on the rest's. So the score of the
@@ -162,18 +166,13 @@ class DriversFirst(Pushed):
         of_drivers, of_rest = self._split(x)
         driver_score, rest_score = self._split(score)
 
-        def given_drivers(of_drivers: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-            w, log_slope = self.tails.forward_and_log_det(self.driver_factor.times(of_drivers))
-            mean, log_scale = self.response(w)
-            v = mean + jnp.exp(log_scale) * self.rest_factor.times(of_rest)
-            log_det = jnp.sum(log_slope) + jnp.sum(log_scale)
-            return (v, log_det), (log_slope, log_scale)
+        def forward(of_drivers: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+            _, v, log_slope, log_scale = self._forward(of_drivers, of_rest)
+            return (v, jnp.sum(log_slope) + jnp.sum(log_scale)), (log_slope, log_scale)
 
-        (_, log_det), pull, (log_slope, log_scale) = jax.vjp(
-            given_drivers, of_drivers, has_aux=True
-        )
+        _, pull, (log_slope, log_scale) = jax.vjp(forward, of_drivers, has_aux=True)
         rest_score = pulled_back(self.rest_factor, rest_score) * jnp.exp(-log_scale)
-        (pulled,) = pull((rest_score, jnp.ones_like(log_det)))
+        (pulled,) = pull((rest_score, jnp.ones((), rest_score.dtype)))
         driver_score = pulled_back(self.driver_factor, driver_score - pulled)
         driver_score = driver_score * jnp.exp(-log_slope)
         frame = self.frame
