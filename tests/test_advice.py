@@ -11,6 +11,7 @@ from jax.scipy.stats import norm
 import minisvi
 from minisvi import Model, positive, real
 from minisvi.auto.advice import advise, where_it_lacks
+from minisvi.auto.handover import restart
 from minisvi.posterior.moments import Moment
 
 MODEL = Model({"a": real(2), "tau": positive()}, lambda theta: jnp.zeros(()))
@@ -79,3 +80,11 @@ def test_nuts_goes_on_from_weighted_draws_in_their_units(key):
     np.testing.assert_allclose(matrix / np.outer(sd, sd), np.eye(2), atol=0.1)
     with pytest.raises(ValueError, match="`num_chains` must be an integer >= 1; got 0"):
         fit.to_blackjax(key, 0)
+
+
+def test_the_mass_matrix_is_regular_where_few_draws_count(key):
+    model = Model({"x": real(20)}, lambda t: jnp.sum(norm.logpdf(t["x"])))
+    guide = minisvi.mean_field(model.latents)
+    params = {"loc": jnp.full(20, 2.0), "log_scale": jnp.full(20, jnp.log(0.5))}
+    _, matrix = restart(key, minisvi.Posterior(model, guide, params, ()), 2)
+    assert np.min(np.linalg.eigvalsh(matrix)) > 0.1  # of q it is 0.25

@@ -106,11 +106,16 @@ class Fit:
 
     def to_blackjax(self, key: Array, num_chains: int) -> tuple[Draw, np.ndarray]:
         """Where NUTS may go on: positions u, a tree with a leading axis of `num_chains`, and an
-        inverse mass matrix, both from the weighted draws.
+        inverse mass matrix C, both from the weighted draws.
+
+            C = s C_posterior + (1 - s) C_q,  s = ESS / (ESS + D)
+
+        C_posterior is the covariance of the weighted draws, and C_q that of q: of few draws that
+        count, the first would be singular.
 
         `blackjax.nuts(logdensity, step_size, inverse_mass_matrix)` takes them, with
-        `logdensity = lambda u: model.log_density(u, *data)`. The matrix is the covariance of u,
-        (D, D), or the variances (D,) of more than 2,000 latents.
+        `logdensity = lambda u: model.log_density(u, *data)`. C is (D, D), or the variances (D,) of
+        more than 2,000 latents.
         """
         num_chains = checks.positive_integer("num_chains", num_chains)
         return restart(checks.prng_key(key), self.posterior, num_chains)

@@ -17,9 +17,7 @@ _NUM_DRAWS = 4000
 
 
 def restart(key: Array, posterior: Posterior, num_chains: int) -> tuple[Draw, np.ndarray]:
-    """Positions u, resampled by their weights, and the weighted covariance of u: see
-    `Fit.to_blackjax`.
-    """
+    """Positions u, resampled by their weights, and the covariance of u: see `Fit.to_blackjax`."""
     model, guide, data = posterior.model, posterior.guide, posterior.data
     num_draws = max(_NUM_DRAWS, 10 * num_chains)
     drawn = drawing.draw(key, model, guide, posterior.params, data, num_draws)
@@ -30,8 +28,16 @@ def restart(key: Array, posterior: Posterior, num_chains: int) -> tuple[Draw, np
     positions = Draws(drawn.u, log_weights).resample(key, num_chains).theta
     rows = ravel_rows(drawn.u, num_draws)
     weights = normalised(log_weights)
+    of_posterior = _covariance(rows, weights)
+    of_q = _covariance(rows, normalised(drawn.log_ratio))
+    ess = 1 / np.sum(weights**2)
+    share = ess / (ess + rows.shape[1])
+    return jax.tree.map(np.asarray, positions), share * of_posterior + (1 - share) * of_q
+
+
+def _covariance(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of weighted rows, (D, D); or the variances (D,), of very many columns."""
     z = rows - weights @ rows
     if rows.shape[1] > MAX_DENSE:
-        return positions, weights @ z**2
-    covariance = (weights[:, None] * z).T @ z
-    return jax.tree.map(np.asarray, positions), covariance
+        return weights @ z**2
+    return (weights[:, None] * z).T @ z
