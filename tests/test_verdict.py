@@ -492,7 +492,7 @@ def test_moments_of_theta_that_hold_are_good():
 
 def test_it_prints_as_a_table():
     text = str(judged(0, *gaussian(), optimism=0.25).verdict)
-    assert text.splitlines()[0].startswith("verdict       good: k-hat ")
+    assert text.splitlines()[0].startswith("verdict       good: the weights make up for ")
     assert "0.25 nats, of fixed draws over fresh ones" in text
     assert "optima" not in text
 

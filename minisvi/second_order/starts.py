@@ -38,7 +38,7 @@ def finite_starts(
         raise ValueError(
             f"expected a finite log density at one of {num_restarts * _NUM_TRIES} starts, "
             "uniform(-2, 2) and wider in unconstrained space: give a `start` where it is finite"
-            f"{_to_blame(model, loc[-1], fixed)}{finite_data.or_the_data(fixed.data)}"
+            f"{finite_data.or_the_data(fixed.data)}{_to_blame(model, loc[-1], fixed)}"
         )
     loc = loc[~missing]
     return np.concatenate([loc, np.full_like(loc, np.log(_SCALE))], axis=1)
