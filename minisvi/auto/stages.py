@@ -8,6 +8,7 @@ import numpy as np
 
 from minisvi.auto.verdict import HIGH_ESS, MAX_SPACING, Verdict
 from minisvi.guides.base import Guide
+from minisvi.posterior.moments import MAX_UNSEEN
 from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic
 from minisvi.tools.interrupts import time_is_up
@@ -51,8 +52,10 @@ class Around(NamedTuple):
 
 
 def no_other_helps(verdict: Verdict) -> bool:
-    """Whether a better guide would be no use: it is good; or the weights are nearly equal, so that
-    what is missing is missing in the moments themselves; or the density is rounding.
+    """Whether a better guide would be no use: it is good; or the weights are nearly equal and
+    nothing lies beyond the draws, so that what is missing is missing in the moments themselves; or
+    the density is rounding.
     """
-    nearly_equal = verdict.of_weights != "not trusted" and verdict.ess >= HIGH_ESS
+    all_seen = verdict.of_weights != "not trusted" and verdict.unseen <= MAX_UNSEEN
+    nearly_equal = all_seen and verdict.ess >= HIGH_ESS
     return verdict.level == "good" or nearly_equal or verdict.spacing > MAX_SPACING
