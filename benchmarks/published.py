@@ -27,7 +27,7 @@ posteriordb's from stan-dev/posteriordb, with the Monte Carlo error of its mean.
 Traps:
 
 - Lorenz: the published ELBOs of about -1157 sit in a poorer optimum, in which starts of minisvi's
-  mean field with few draws end too. One of ours that left it had an ELBO of -32. A difference of a
+  mean field with few draws end too. One of ours that left it had an ELBO of -29. A difference of a
   thousand nats is therefore one of optima and not of families. Such an answer is not trusted by its
   own verdict, because its weights do not carry the other optima.
 - Funnel: the published code clips the first coordinate at 11, of which the posterior has a share of
