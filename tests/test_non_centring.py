@@ -92,6 +92,14 @@ def test_gates_of_a_prior_and_a_likelihood():
     np.testing.assert_allclose(found.bias[0], -np.log(3.0), atol=0.3)
     np.testing.assert_allclose(found.gate[1], [-1.0, 0.0], atol=0.1)
     assert found.bias[1] > 2.5
+    assert np.all(found.explained > 0.95)
+
+
+def test_of_a_curvature_that_never_changes_nothing_is_left_to_explain():
+    eps = np.random.default_rng(1).normal(size=(100, 2))
+    log_curvature = np.stack([np.zeros(100), np.full(100, 2.0)], axis=1)
+    found = gates(Effects(log_curvature, eps, np.zeros((2, 2))), np.array([0]), np.array([1]))
+    np.testing.assert_array_equal(found.explained, [1.0])
 
 
 def test_nothing_drives_a_gaussian():

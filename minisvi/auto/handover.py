@@ -30,7 +30,7 @@ def restart(key: Array, posterior: Posterior, num_chains: int) -> tuple[Draw, np
     weights = normalised(log_weights)
     of_posterior = _covariance(rows, weights)
     of_q = _covariance(rows, normalised(drawn.log_ratio))
-    ess = 1 / np.sum(weights**2)
+    ess = diagnostics.importance_ess(log_weights)
     share = ess / (ess + rows.shape[1])
     return jax.tree.map(np.asarray, positions), share * of_posterior + (1 - share) * of_q
 

@@ -164,8 +164,12 @@ def gates(found: Effects, first: np.ndarray, rest: np.ndarray) -> Gates:
         predicted = np.logaddexp(0.0, steeper * along + bias)
         errors.append(np.var(observed - predicted, axis=0))
     steeper, bias = grid[np.argmin(errors, axis=0)].T
-    explained = 1 - np.min(errors, axis=0) / np.var(observed, axis=0)
-    return Gates(slope * steeper[:, None], bias, explained)
+    spread = np.var(observed, axis=0)
+    # A curvature that never changes leaves nothing to explain.
+    unexplained = np.divide(
+        np.min(errors, axis=0), spread, out=np.zeros_like(spread), where=spread > 0
+    )
+    return Gates(slope * steeper[:, None], bias, 1 - unexplained)
 
 
 def non_centred(

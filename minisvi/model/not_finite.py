@@ -1,7 +1,6 @@
 """Which part of a log density is not finite: what an error says of it."""
 
 import jax
-import numpy as np
 
 from minisvi.model import trees
 from minisvi.model.model import Model
@@ -16,7 +15,7 @@ def parts(model: Model, u: Draw, data: Data) -> list[str]:
     terms = model.terms(theta, *data)
     found = []
     for name, term in terms.items():
-        if _is_finite(term):
+        if trees.all_finite(term):
             continue
         if name == "log_prior" and model.prior is not None:
             found += _priors(model, theta)
@@ -29,10 +28,6 @@ def _priors(model: Model, theta: Draw) -> list[str]:
     values = zip(model.priors(theta).items(), jax.tree.leaves(theta))
     found = []
     for (name, prior), value in values:
-        if prior is not None and not _is_finite(prior.log_prob(value)):
+        if prior is not None and not trees.all_finite(prior.log_prob(value)):
             found.append(f"the prior of `{name}`")
     return found
-
-
-def _is_finite(term: jax.Array) -> bool:
-    return bool(np.all(np.isfinite(np.asarray(term))))
