@@ -16,7 +16,7 @@ import minisvi
 from minisvi.auto import judging, verdict
 from minisvi.auto.figures import Figures, measure
 from minisvi.auto.verdict import NUM_BATCHES
-from minisvi.posterior.diagnostics import Optima, excess_beyond, psis, tail_size
+from minisvi.posterior.diagnostics import Optima, excess_beyond, log_evidence, psis, tail_size
 from minisvi.posterior.moments import Moment
 
 LOC, SD = jnp.array([3.0, -1.0, 0.5]), jnp.array([0.1, 1.0, 20.0])
@@ -64,6 +64,16 @@ def test_the_exact_posterior_is_good_and_every_figure_says_so():
     mean, sd = found.draws.mean()["x"], found.draws.sd()["x"]
     assert np.all(np.abs((mean - LOC) / SD) < 4 * v.error)
     assert np.all(np.abs(sd / SD - 1) < 4 * v.error)
+
+
+@pytest.mark.parametrize(("max_kl", "level"), [(0.15, BULK), (0.21, "good"), (np.inf, "good")])
+def test_good_weights_are_not_believed_too_far_from_the_posterior(max_kl, level):
+    guide, params = gaussian(LOC + jnp.array([0.0, 0.6, 0.0]) * SD)  # KL(q || p) is 0.6^2 / 2
+    found = judged(1, guide, params, max_kl=max_kl).verdict
+    assert abs(found.kl - 0.18) < 0.03
+    assert found.level == found.of_weights == level
+    assert ("nats from the posterior" in found.reason) == (level == BULK)
+    assert bool(found.advice) == (level == BULK)
 
 
 SPOILED = {
@@ -144,6 +154,8 @@ def test_one_draw_that_has_much_of_all_weight_is_not_good():
     np.testing.assert_allclose(found.tail, 4000 / 24_000, rtol=0.05)
     beyond = excess_beyond(found.khat, tail_size(20_000))
     np.testing.assert_allclose(found.unseen, beyond * found.tail, rtol=1e-9)
+    by_chance = float(log_evidence(log_w)[1])
+    np.testing.assert_allclose(found.log_evidence_se**2, by_chance**2 + found.unseen**2, rtol=1e-9)
     asked = {name: getattr(found, name) for name in SOUND}
     assert verdict.rule_on_weights(**asked).level == BULK
 
@@ -295,6 +307,7 @@ MORE_DRAWS = {
     "what is unseen": ({"khat": 0.5, "unseen": 0.05}, True),  # 4^(k - 1) of it is 0.025
     "too much is unseen": ({"khat": 0.5, "unseen": 0.07}, False),
     "a tail without a mean": ({"khat": 1.2, "unseen": 0.04}, False),
+    "q too far from the posterior": ({"error_u": 0.05, "log_evidence": 0.2}, False),
     "the tail": ({"khat": 0.5, "tail": 0.13}, True),  # 2^(k - 1) of it is 0.092
     "too much in the tail": ({"khat": 0.5, "tail": 0.15}, False),
 }
@@ -305,7 +318,7 @@ def test_more_draws_help_where_errors_and_a_pareto_tail_say_so(name):
     changed, helps = MORE_DRAWS[name]
     known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, **changed}
     of_moments = [Moment("a", 1, known["error_u"], -np.inf, known["unseen"])]
-    evidence = judging._Evidence(Figures(**known), of_moments, 20_000, 0.0, None, None)
+    evidence = judging._Evidence(Figures(**known), of_moments, 20_000, 0.0, None, None, max_kl=0.1)
     assert judging._only_draws_are_missing(evidence) == helps
 
 

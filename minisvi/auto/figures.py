@@ -80,7 +80,7 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
         ess=float(diagnostics.importance_ess(weights)) / num,
         khat=khat,
         log_evidence=float(log_evidence),
-        log_evidence_se=float(log_evidence_se),
+        log_evidence_se=float(np.hypot(log_evidence_se, np.sum(unseen))),
         shift=_largest(diagnostics.mean_shift(rows, weights)),
         tail=float(np.sum(excess)),
         unseen=float(np.sum(unseen)),

@@ -166,6 +166,8 @@ def fit(
        more unless it is good and within 0.01 nats of the evidence, for a flow that has only just
        left its Gaussian has no tails yet by which it could be judged.
 
+    What stages 4 and 5 come to is not called good if it is more than 0.1 nats from the evidence.
+
     Compiled is what holds the density, two programs up to stage 3, or the flow's network. All else
     is NumPy on the host, in double precision, from the key's bits.
 
@@ -290,6 +292,7 @@ def _judged(
         max_draws=4 * num_draws,
         optima=det.optima,
         optimism=det.optimism,
+        max_kl=candidate.max_kl,
         deadline=deadline,
     )
     verdict = replace(judged.verdict, exchangeable=candidate.exchangeable)

@@ -46,6 +46,7 @@ def judge(
     max_draws: int = 80_000,
     optima: Optima | None = None,
     optimism: float | None = None,
+    max_kl: float = np.inf,
     deadline: float = np.inf,
 ) -> Judged:
     """The verdict on any fitted guide, from `num_draws` draws of it and their log weights; from
@@ -60,8 +61,9 @@ def judge(
     each mean and sd of theta by so many sds. The level is
 
     - `good`: of the weights and of each mean and sd of theta, `unseen` is at most 0.03, and the
-      error at most 0.03 sd; the tail holds at most 0.1; and the terms of each moment have a tail of
-      shape below 0.7 (0.9 where ESS/S < 0.85; see `moments`);
+      error at most 0.03 sd; the tail holds at most 0.1; the terms of each moment have a tail of
+      shape below 0.7 (0.9 where ESS/S < 0.85; see `moments`); and log evidence - ELBO, which is
+      KL(q || p) where the weights see all of p, is at most `max_kl`, in nats;
     - `bulk good, tails unverified`: `unseen` of the weights at most 0.03, and the error of u at
       most 0.1 sd. The reason names the moments of theta that are not given, to a tenth of an sd by
       terms of a shape below 0.7: their quantiles hold;
@@ -88,7 +90,7 @@ def judge(
     weighed = _weighed(posterior, drawn, over)
     u, log_ratio = _first((drawn.u, drawn.log_ratio), len(weighed.log_w))
     measured = measure(u, weighed.theta, weighed.log_w, log_ratio)
-    evidence = _evidence(posterior, weighed, measured, optima)
+    evidence = _evidence(posterior, weighed, measured, optima, max_kl)
     if 4 * num_draws <= max_draws and _only_draws_are_missing(evidence) and not over():
         return judge(
             key,
@@ -100,6 +102,7 @@ def judge(
             max_draws=max_draws,
             optima=optima,
             optimism=optimism,
+            max_kl=max_kl,
             deadline=deadline,
         )
     verdict = _verdict(evidence, weighed.density.offset, optimism)
@@ -166,10 +169,15 @@ class _Evidence(NamedTuple):
     spacing: float
     optima: int | None
     missed: float | None
+    max_kl: float
 
 
 def _evidence(
-    posterior: Posterior, weighed: _Weighed, measured: Measured, optima: Optima | None
+    posterior: Posterior,
+    weighed: _Weighed,
+    measured: Measured,
+    optima: Optima | None,
+    max_kl: float,
 ) -> _Evidence:
     figures = measured.figures
     num_draws = weighed.log_w.size
@@ -185,6 +193,7 @@ def _evidence(
         spacing=_spacing(weighed.log_w.dtype, figures.log_evidence),
         optima=num_optima,
         missed=missed,
+        max_kl=max_kl,
     )
 
 
@@ -215,6 +224,8 @@ def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:
         error_u=figures.error_u,
         broken=figures.broken,
         missed=evidence.missed,
+        kl=figures.log_evidence - figures.elbo,
+        max_kl=evidence.max_kl,
     )
     of_all = rule(
         known=evidence.moments,

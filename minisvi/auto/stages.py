@@ -35,6 +35,9 @@ class Settings:
 class Candidate(NamedTuple):
     """What a stage comes to, to be judged: a fitted guide, and the deterministic fit behind it; and
     the latents whose labels are `exchangeable`, as far as that was looked for.
+
+    It is not good if log evidence - ELBO, which is KL(q || p) where the weights see all of p, is
+    above `max_kl`, in nats.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Candidate(NamedTuple):
     params: Params
     deterministic: Deterministic
     exchangeable: tuple[str, ...] = ()
+    max_kl: float = np.inf
 
 
 class Around(NamedTuple):

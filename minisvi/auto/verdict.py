@@ -39,7 +39,8 @@ class Verdict:
       is that of the dtype's numbers at log p, in nats.
     - `shift`: how far weighting moves the mean of the worst coordinate, in sds: how wrong q is
       without it.
-    - `elbo`, `log_evidence`, each with its standard error `_se`, in nats.
+    - `elbo`, `log_evidence`, each with its standard error `_se`, in nats; that of the evidence
+      has in it what may lie beyond the draws.
     - `broken`: how many draws have a density of NaN or +inf. Up to a thousandth of NaN count as if
       it were zero, and the level is not `good` then.
     - `optima`: how many distinct ones the restarts converged to, at least one; `missed`: the
@@ -74,6 +75,11 @@ class Verdict:
     optimism: float | None = None
     exchangeable: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+
+    @property
+    def kl(self) -> float:
+        """log evidence - ELBO, in nats: KL(q || p), where the weights see all of the posterior."""
+        return self.log_evidence - self.elbo
 
     def misses_a_mode(self) -> bool:
         """Whether q misses one of several optima; what it misses of the only one is no mode."""
@@ -130,6 +136,8 @@ def rule_on_weights(
     error_u: float,
     broken: int,
     missed: float | None = None,
+    kl: float = 0.0,
+    max_kl: float = np.inf,
 ) -> Ruling:
     """The level that the weights have by themselves; `judge` has the rule in words."""
     said_broken = f"{broken} draws have a density of NaN or +inf"
@@ -146,6 +154,9 @@ def rule_on_weights(
         reason = f"the weights make up for what q lacks (k-hat {khat:.2f}, ESS/S {ess:.2f})"
         if broken:
             return Ruling("bulk good, tails unverified", f"{said_broken}; {reason}")
+        if not kl <= max_kl:
+            far = f"q is {kl:.2g} nats from the posterior, and may lack what no draw comes near"
+            return Ruling("bulk good, tails unverified", f"{far}; {reason}")
         return Ruling("good", reason)
     figures = f"k-hat {khat:.2f}, ESS/S {ess:.3f}, tail {tail:.2f}, error {error_u:.2f} sd"
     if error_u <= BULK_ERROR:
