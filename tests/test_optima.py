@@ -92,6 +92,17 @@ def test_the_fit_is_good_where_the_mixture_is(model, mean, sd, key):
     assert np.all(np.abs(plain.mean()["x"] - mean) < 0.1 * sd)
 
 
+def test_the_optima_are_tried_where_a_few_draws_come_near_another():
+    # Their weights are above those at the other optimum, so that no mode is missed.
+    fit = minisvi.fit(jax.random.key(301), TWO_MODES, progress_bar=False)
+    first = fit.stages[0].judged.verdict
+    assert not first.misses_a_mode()
+    assert first.unseen > 1
+    assert fit.best.name.startswith("mixture")
+    assert fit.verdict.level == "good"
+    assert np.all(np.abs(fit.draws.mean()["x"] - SHARES @ LOCS) < 0.1)
+
+
 def test_labels_that_may_be_exchanged_are_named_and_all_their_orders_found(key):
     y = jnp.asarray(Y, jnp.float32)
     model = Model(LATENTS, lambda theta, y: labelled(theta, y) + norm.logpdf(theta["other"]))

@@ -46,18 +46,21 @@ def cascade(
     yield _first(det, gaussian)
     if no_other_helps(verdicts[-1]) or runaway(det):
         return
-    if verdicts[-1].misses_a_mode():
+    of_gaussian = verdicts[-1]
+    # The optima are tried even where it misses none: a few draws may have come near another.
+    yield from _mixture(key, model, settings, det, exchangeable)
+    if of_gaussian.misses_a_mode() or no_other_helps(verdicts[-1]):
         # No flow around one of them would find the others.
-        yield from _mixture(key, model, settings, det, exchangeable)
         return
     if det.optimism > MAX_OPTIMISM:
         det = _again("mean field on more draws", key, model, data, settings, det, 4 * NUM_DRAWS)
         gaussian = _gaussian(det)
         candidate = _first(det, gaussian)
         yield candidate._replace(name=f"{candidate.name}, {len(det.fixed.eps)} draws")
-        if no_other_helps(verdicts[-1]):
+        of_gaussian = verdicts[-1]
+        if no_other_helps(of_gaussian):
             return
-    if verdicts[-1].elbo < det.elbo:
+    if of_gaussian.elbo < det.elbo:
         gaussian = _back_to_mean_field(gaussian, det)
     yield from last_stage(key, model, data, settings, verdicts, det, gaussian)
 

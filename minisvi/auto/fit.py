@@ -155,9 +155,9 @@ def fit(
     1. The deterministic mean field, from eight starts, or four for more than 64 latents; its linear
        response C; and q = N(loc, C).
     2. Where the starts ended at several optima that have mass: the mixture of the Gaussians at all
-       of them. Then there is no other stage, for no flow around one of them would find the others.
-       Where p(theta, D) stays the same when latents change their labels, an optimum counts in every
-       order of these.
+       of them. If the Gaussian misses one of them there is no other stage, for no flow around it
+       would find the others. Where p(theta, D) stays the same when latents change their labels, an
+       optimum counts in every order of these.
     3. Where the fixed draws promised more than a nat too much: stage 1 on four times as many.
     4. Where some latents drive the scales of others, the guide `driven`, from how they do so, by
        sticking the landing: 2,000 steps, and 6,000 more unless it is good.
@@ -166,7 +166,7 @@ def fit(
        more unless it is good and within 0.01 nats of the evidence, for a flow that has only just
        left its Gaussian has no tails yet by which it could be judged.
 
-    What stages 4 and 5 come to is not called good if it is more than 0.1 nats from the evidence.
+    What stages 4 and 5 come to is not called good if it is more than 0.15 nats from the evidence.
 
     Compiled is what holds the density, two programs up to stage 3, or the flow's network. All else
     is NumPy on the host, in double precision, from the key's bits.
