@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
 from minisvi.model.model import Model
+from minisvi.tools.programs import HostProgram
 from minisvi.tools.record import Record
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Draw
@@ -46,7 +46,7 @@ def centred(model: Model, u: Draw, data: Data) -> Centred:
     return Centred(replace(model, log_likelihood=differences), (reference,), offset)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(HostProgram, static_argnames="model")
 def _rows(model: Model, u: Draw, data: Data) -> Array:
     return model.rows(model.constrain(u), *data)
 

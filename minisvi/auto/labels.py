@@ -21,6 +21,7 @@ from minisvi.second_order.deterministic import Deterministic
 from minisvi.second_order.fixed_draws import log_p_at
 from minisvi.tools.keys import generator
 from minisvi.tools.names import named_leaves
+from minisvi.tools.programs import HostProgram
 from minisvi.tools.types import Draw
 
 _MOST_LABELS = 4
@@ -117,7 +118,7 @@ def _take_columns(num: int, order: tuple[int, ...], support: Any, leaf: np.ndarr
     return leaf[:, np.array(order)] if support.shape[:1] == (num,) else leaf
 
 
-@partial(jax.jit, static_argnames=("model", "num"))
+@partial(HostProgram, static_argnames=("model", "num"))
 def _reorder(model: Model, num: int, order: Array, u: Draw) -> tuple[Draw, Array]:
     def reordered(leaf: Array) -> Array:
         return leaf[order] if leaf.shape[:1] == (num,) else leaf

@@ -17,6 +17,7 @@ from jax import Array
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.tools.batching import traced_once
+from minisvi.tools.programs import HostProgram
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Draw, Latents, Weight
 
@@ -54,7 +55,7 @@ def density_at_rows(
     return in_blocks(compute, (u, places), num, over)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(HostProgram, static_argnames="model")
 def _densities(
     model: Model,
     u: Draw,

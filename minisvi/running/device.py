@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -14,6 +14,7 @@ from minisvi.running.plan import Lane, Plan
 from minisvi.tools.types import Data, Engine, Params
 
 BLOCK_CAPACITY = 4096  # steps; the trace of a block has this length however few are asked for
+MAX_BLOCKS = 32  # kept compiled; each takes hundreds of the 65,530 memory maps of a process
 
 
 class Program:
@@ -26,9 +27,19 @@ class Program:
     def __init__(self, svi: Engine, plan: Plan) -> None:
         self.svi = svi
         self.plan = plan
+        self.num_compiled = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Free what is compiled."""
+        self.num_compiled = 0
         # Bound and not static arguments: JAX keeps those of a function with donated arguments for
         # ever.
-        self.block = jax.jit(partial(_block, svi, plan), donate_argnums=0)
+        self.block = jax.jit(update_wrapper(partial(self._counted), _block), donate_argnums=0)
+
+    def _counted(self, *args: Any) -> "BlockResult":
+        self.num_compiled += 1  # once for each program, when it is traced
+        return _block(self.svi, self.plan, *args)
 
 
 # JAX's own cache holds a program, as a static argument of `start`, so that `jax.clear_caches()`
@@ -37,8 +48,25 @@ _programs: WeakValueDictionary[tuple[Engine, Plan], Program] = WeakValueDictiona
 
 
 def program(svi: Engine, plan: Plan) -> Program:
-    """The program of this engine and plan; equal ones have the same, and share its compilation."""
-    return _programs.setdefault((svi, plan), Program(svi, plan))
+    """The program of this engine and plan; equal ones have the same, and share its compilation.
+
+    Of `MAX_BLOCKS` that are compiled the least recently used is forgotten, so that there is no
+    limit to the models that one process fits.
+    """
+    found = _programs.pop((svi, plan), None) or Program(svi, plan)
+    _programs[svi, plan] = found  # the last of them now
+    _forget_the_oldest()
+    return found
+
+
+def _forget_the_oldest() -> None:
+    programs = list(_programs.values())
+    num_compiled = sum(each.num_compiled for each in programs)
+    for oldest in programs:
+        if num_compiled < MAX_BLOCKS:
+            return
+        num_compiled -= oldest.num_compiled
+        oldest.forget()
 
 
 @partial(jax.jit, static_argnames="program")

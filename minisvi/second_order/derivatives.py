@@ -18,6 +18,7 @@ from minisvi.model.at_rows import in_blocks, over_chunks
 from minisvi.model.model import Model
 from minisvi.second_order.hessian_products import dense, scaled_products
 from minisvi.tools.batching import batched
+from minisvi.tools.programs import HostProgram
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Weight
 
@@ -83,7 +84,7 @@ def _doubles(found: Derivatives) -> Derivatives:
     return Derivatives(*[part.astype(float) for part in found])
 
 
-@partial(jax.jit, static_argnames=("model", "chunk"))
+@partial(HostProgram, static_argnames=("model", "chunk"))
 def _hessians(
     model: Model, u: Array, num_chunks: Any, data: Data, weight: Weight, chunk: int
 ) -> Derivatives:
@@ -94,7 +95,7 @@ def _hessians(
     return over_chunks(batched(one), u, num_chunks, chunk)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(HostProgram, static_argnames="model")
 def _products(
     model: Model, u: Array, v: Array, num_chunks: Any, data: Data, weight: Weight
 ) -> Derivatives:
@@ -106,7 +107,7 @@ def _products(
     return over_chunks(batched(one), (u, v), num_chunks, CHUNK)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(HostProgram, static_argnames="model")
 def _images(model: Model, u: Array, v: Array, num_rows: Any, data: Data) -> Array:
     _, grad, product = _at(model, u, data, None)
 
@@ -116,7 +117,7 @@ def _images(model: Model, u: Array, v: Array, num_rows: Any, data: Data) -> Arra
     return over_chunks(one, v, num_rows, chunk=1)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(HostProgram, static_argnames="model")
 def _gradient(model: Model, u: Array, data: Data) -> tuple[Array, Array]:
     u = u.astype(trees.spec(model.latents).dtype)
     return jax.value_and_grad(partial(_log_p, model, data, None))(u)

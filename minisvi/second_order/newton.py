@@ -8,13 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from minisvi.model.at_rows import never
 from minisvi.second_order.hessian_products import dense, scaled_products
+from minisvi.tools.programs import HostProgram
 from minisvi.tools.sharding import to_host
 
 Function = Callable[..., Array]
@@ -107,13 +107,13 @@ def _expand(
     return [Expansion(float(value), grad.astype(float), unit, product, hessian)]
 
 
-@partial(jax.jit, static_argnames=("fun", "is_dense"))
+@partial(HostProgram, static_argnames=("fun", "is_dense"))
 def _derivatives(fun: Function, x: Array, unit: Array, args: Any, is_dense: bool) -> Any:
     value, grad, product = scaled_products(lambda x: fun(x, *args), x, unit)
     return value, grad, dense(product, x) if is_dense else None
 
 
-@partial(jax.jit, static_argnames="fun")
+@partial(HostProgram, static_argnames="fun")
 def _product(fun: Function, x: Array, unit: Array, v: Array, args: Any) -> Array:
     _, _, product = scaled_products(lambda x: fun(x, *args), x, unit)
     return product(v)
