@@ -35,7 +35,7 @@ _BINS = np.linspace(0, 12, 60)
 
 
 def gamma(z, losses, minus_log_evidence, c, densities, prior_predictive, posterior_predictive):
-    figure, (top, bottom) = plt.subplots(2, 3, figsize=(11.5, 6), layout="constrained")
+    figure, (top, bottom) = plt.subplots(2, 3, figsize=(11.3, 5.9), layout="constrained")
     top[0].hist(np.asarray(z), _BINS, color="grey", alpha=0.6)
     decorate(top[0], "Data: 1,000 draws of Gamma(2, 1)", "z", "count")
     _losses(top[1], losses, minus_log_evidence)
