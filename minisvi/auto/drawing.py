@@ -54,7 +54,7 @@ def _normals(guide: Guide, params: Params, data: Data) -> Array | None:
     return jnp.zeros(q.noise_size, dtype)
 
 
-@partial(HostProgram, static_argnames="guide")
+@partial(HostProgram, static_argnames="guide", few_modules=False)
 def _draws(
     guide: Guide, params: Params, data: Data, noise: Array, num_chunks: Any
 ) -> tuple[Draw, Array]:
@@ -71,7 +71,7 @@ def log_prob(guide: Guide, params: Params, data: Data, u: Draw, rows: np.ndarray
     return np.asarray(_log_prob(guide, params, data, u), float)
 
 
-@partial(HostProgram, static_argnames="guide")
+@partial(HostProgram, static_argnames="guide", few_modules=False)
 def _log_prob(guide: Guide, params: Params, data: Data, u: Draw) -> Array:
     q = member(guide, params, *data)
     return jax.lax.map(q.log_prob, u)

@@ -55,7 +55,7 @@ def density_at_rows(
     return in_blocks(compute, (u, places), num, over)
 
 
-@partial(HostProgram, static_argnames="model")
+@partial(HostProgram, static_argnames="model", few_modules=False)
 def _densities(
     model: Model,
     u: Draw,
