@@ -34,7 +34,8 @@ def mixture_of_optima(
     """The mixture of the Gaussians at all optima that have mass; None if there is but one."""
     rng = generator(key, 7)
     x, log_mass = _with_mass(det)
-    x, log_mass = _distinct(_refined(det, x, over), log_mass)
+    if len(x) > 1:
+        x, log_mass = _distinct(_refined(det, x, over), log_mass)
     if len(x) <= 1 or over():
         return None
     components = tuple(_gaussian(at, row) for at, row in zip(_expansions(det, x), x))
