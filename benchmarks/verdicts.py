@@ -501,8 +501,8 @@ def main() -> None:
     parser.add_argument(
         "--first-seed",
         type=int,
-        default=8,
-        help="the rule was chosen by what 0 to 7 and 100 to 109 showed",
+        default=500,
+        help="the rule was chosen by what 0 to 12, 100 to 109 and 300 to 359 showed",
     )
     parser.add_argument("--table", action="store_true", help="print the tables of the file")
     parser.add_argument(

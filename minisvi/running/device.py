@@ -27,7 +27,6 @@ class Program:
     def __init__(self, svi: Engine, plan: Plan) -> None:
         self.svi = svi
         self.plan = plan
-        self.num_compiled = 0
         self.forget()
 
     def forget(self) -> None:
