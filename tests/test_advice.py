@@ -17,7 +17,11 @@ from minisvi.posterior.moments import Moment
 MODEL = Model({"a": real(2), "tau": positive()}, lambda theta: jnp.zeros(()))
 U = np.random.default_rng(0).normal(size=(5000, 3)) * [1.0, 10.0, 0.1] + [3.0, -20.0, 1.0]
 DRAWS = {"a": U[:, :2], "tau": U[:, 2]}
-MOMENTS = [Moment("a", 1, 0.01, 0.1), Moment("a", 2, 0.02, 0.1), Moment("tau", 2, 0.4, 0.1)]
+MOMENTS = [
+    Moment("a", 1, 0.01, 0.1, entry="a[0]"),
+    Moment("a", 2, 0.02, 0.1, entry="a[1]"),
+    Moment("tau", 2, 0.4, 0.1, entry="tau"),
+]
 
 
 def z(place):
@@ -35,7 +39,7 @@ WEIGHTS = {
 def test_it_says_where_the_largest_weights_are(name):
     log_w, said = WEIGHTS[name]
     lines = advise(MODEL, DRAWS, log_w, MOMENTS, misses_a_mode=False)
-    assert lines[0] == "worst: `tau` (0.4 sd), `a` (0.02 sd)"
+    assert lines[0] == "worst: `tau` (0.4 sd), `a[1]` (0.02 sd)"
     assert re.search(said, lines[1])
     assert ("z ~ N(0, 1)" in " ".join(lines)) == (name == "a scale that collapses")
     assert "to_blackjax" in lines[-1]
@@ -46,6 +50,13 @@ def test_equal_weights_lack_nothing_and_a_missed_mode_is_named():
     assert where_it_lacks(DRAWS, noise) is None
     assert where_it_lacks({"tau": U[:50, 2]}, noise[:50]) is None  # too few draws to tell
     assert "several modes" in advise(MODEL, DRAWS, noise, [], misses_a_mode=True)[0]
+
+
+def test_heavy_tails_are_named_where_nothing_else_is_wrong():
+    noise = np.random.default_rng(1).normal(size=5000)
+    lines = advise(MODEL, DRAWS, noise, [Moment("tau", 2, 0.1, 0.9, entry="tau")], False)
+    assert lines[1].startswith("of `tau` give quantiles")
+    assert not any("quantiles" in line for line in advise(MODEL, DRAWS, noise, MOMENTS, False))
 
 
 FUNNEL = Model(

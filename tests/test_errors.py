@@ -3,6 +3,7 @@
 import distrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.scipy.stats import norm
 from problems import adam, conjugate_data, conjugate_model
@@ -551,6 +552,51 @@ STATIC = {
         r"`batch_size` must be an integer >= 1; got 0",
     ),
 }
+
+LABELS = np.arange(10) % 5
+
+
+def of_groups(latents, likelihood):
+    return Model(latents, log_prior=lambda theta: 0.0 * theta["z"].sum(), log_likelihood=likelihood)
+
+
+GROUPS = of_groups({"z": real(5)}, lambda t, g, y: y * t["z"][g])
+TABLE = of_groups({"z": real((7, 5))}, lambda t, g, y: y * t["z"][2 * g, g])
+ELSEWHERE = Model({"z": real(5)}, lambda t: jnp.sum(t["z"][LABELS + 1]))
+OUT_OF_BOUNDS = {
+    "labels from one": (GROUPS, LABELS + 1, r"0\.\.4; got 1\.\.5\. Labels are counted from 0"),
+    "JAX's labels": (GROUPS, jnp.asarray(LABELS + 1), r"`log_likelihood` reads outside of axis 0"),
+    "too far from the end": (GROUPS, LABELS - 6, r"0\.\.4; got -1\.\.3$"),
+    "one of two axes": (
+        TABLE,
+        LABELS,
+        r"axis 0 of an array of shape \(7, 5\): expected .* 0\.\.6; got 0\.\.8$",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_BOUNDS)
+def test_labels_that_are_out_of_bounds(case):
+    model, labels, pattern = OUT_OF_BOUNDS[case]
+    with pytest.raises(IndexError, match=pattern):
+        model.check(labels, np.ones(10))
+
+
+def test_labels_that_the_model_has_by_itself():
+    with pytest.raises(IndexError, match=r"`log_joint` reads outside .* got 1\.\.5"):
+        ELSEWHERE.check()
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS - 5, LABELS.astype(np.uint8), list(LABELS)])
+def test_labels_that_are_in_bounds(labels):
+    GROUPS.check(labels, np.ones(10))
+
+
+def test_labels_that_jax_clips_or_that_are_not_known_pass():
+    clipped = of_groups({"z": real(5)}, lambda t, g, y: y * t["z"].at[g].get(mode="clip"))
+    clipped.check(LABELS + 1, np.ones(10))
+    jax.eval_shape(GROUPS.check, LABELS + 1, np.ones(10))
+
 
 FOREIGN = ["integer draws", "antithetic draws of a guide without normals", "prior of another tree"]
 

@@ -10,9 +10,8 @@ import numpy as np
 from minisvi.model.at_rows import ravel_rows
 from minisvi.model.bijectors import Exp
 from minisvi.model.model import Model
-from minisvi.posterior.moments import Moment
-from minisvi.posterior.summary import entry_name
-from minisvi.tools.names import named_leaves
+from minisvi.posterior.moments import MAX_KHAT, Moment
+from minisvi.tools.names import entry_name, named_leaves
 from minisvi.tools.types import Draw
 
 _SHARE = 0.01  # of the draws, those with the largest weights
@@ -36,22 +35,26 @@ class Lack(NamedTuple):
 def advise(
     model: Model, u: Draw, log_w: np.ndarray, moments: list[Moment], misses_a_mode: bool
 ) -> tuple[str, ...]:
-    """The worst latents by name; where the largest weights are; and what that asks for.
+    """The worst entries, one of a latent; where the largest weights are; and what that asks for.
 
     u (S, ...) are draws and `log_w` (S,) their log weights; `misses_a_mode` says whether one of
     several optima is missed.
     """
     lines = []
-    errors = {moment.latent: 0.0 for moment in moments}
-    for moment in moments:
-        errors[moment.latent] = max(errors[moment.latent], moment.error)
-    worst = sorted(errors, key=errors.__getitem__, reverse=True)[:_MOST_NAMED]
+    of_latents: dict[str, Moment] = {}
+    for moment in sorted(moments, key=lambda moment: moment.error, reverse=True):
+        of_latents.setdefault(moment.latent, moment)
+    worst = [f"`{moment.entry}` ({moment.error:.2g} sd)" for moment in of_latents.values()]
     if worst:
-        lines.append("worst: " + ", ".join(f"`{name}` ({errors[name]:.2g} sd)" for name in worst))
+        lines.append("worst: " + ", ".join(worst[:_MOST_NAMED]))
     if misses_a_mode:
         lines.append("the posterior has several modes: compare fits with a `start` at each")
     elif (lack := where_it_lacks(u, log_w)) is not None:
         lines += _of(model, lack)
+    heavy = [f"`{moment.latent}`" for moment in moments if moment.khat >= MAX_KHAT]
+    if heavy:
+        names = ", ".join(dict.fromkeys(heavy))
+        lines.append(f"of {names} give quantiles, or a prior with lighter tails: NUTS has them too")
     return (*lines, BLACKJAX)
 
 

@@ -268,7 +268,7 @@ def _verdict(evidence: _Evidence, offset: float, optimism: float | None) -> Verd
     in_full = figures._replace(
         elbo=figures.elbo + offset, log_evidence=figures.log_evidence + offset, unseen=unseen
     )
-    nothing = Moment("none", 1, 0.0, 0.0)
+    nothing = Moment("none", 1, 0.0, 0.0, entry="none")
     worst = max(evidence.moments, key=lambda moment: moment.error, default=nothing)
     khat = max_khat(by_weights.level, figures.ess)
     unreached = [moment for moment in evidence.moments if not moment.holds(GOOD_ERROR, khat)]
@@ -279,7 +279,7 @@ def _verdict(evidence: _Evidence, offset: float, optimism: float | None) -> Verd
         spacing=evidence.spacing,
         num_draws=evidence.num_draws,
         error=worst.error,
-        worst=worst.latent,
+        worst=worst.entry,
         unreached=tuple(map(str, unreached)),
         optima=evidence.optima,
         missed=evidence.missed,

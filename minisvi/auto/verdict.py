@@ -31,8 +31,8 @@ class Verdict:
     - `tail`: the share of all weight by which the largest exceed the next one.
     - `unseen`: how far the posterior beyond the draws may move anything: a probability, or a mean
       or an sd of theta, in sds.
-    - `error`: the standard error of the weighted means and sds of theta, in sds, of the `worst`
-      latent, by its name; `error_u`: the same of u, of which quantiles are those of theta.
+    - `error`: the standard error of the weighted means and sds of theta, in sds, at the `worst`
+      entry, such as `effects[3]`; `error_u`: the same of u, of which quantiles are those of theta.
     - `unreached`: the means and sds of theta that the draws do not give to 0.03 sd, in words: a
       moment that does not exist, one that rare draws decide, and one that has too few draws.
     - `of_weights`: the level without what was found of theta's moments and of the `spacing`, which
@@ -47,7 +47,7 @@ class Verdict:
       largest mass, relative to the best, of where any of them ended that q does not reach; None
       without restarts. `optimism`: nats that fixed draws promised beyond fresh ones, or None.
     - `exchangeable`: the latents whose labels may be exchanged, so that optima come in every order.
-    - `advice`: of what is not good, the worst latents, where the largest weights are, and what that
+    - `advice`: of what is not good, the worst entries, where the largest weights are, and what that
       asks for.
     """
 
@@ -92,7 +92,7 @@ class Verdict:
         return "\n".join(lines)
 
     def _rows(self) -> dict[str, str]:
-        where = f"of weighted means and sds at the worst latent, `{self.worst}`"
+        where = f"of weighted means and sds at the worst, `{self.worst}`"
         evidence = f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}"
         rows = {}
         rows["verdict"] = f"{self.level}: {self.reason}"

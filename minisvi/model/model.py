@@ -207,15 +207,16 @@ class Model(Record):
         return ancestral.sample_all(self, latents, keys)
 
     def check(self, *data: Any) -> None:
-        """Raise on a mistake in a term, which is found by shapes alone: nothing is computed or
+        """Raise on a mistake in a term, which is found by its trace alone: nothing is computed or
         compiled, unless the data hold numbers that are not finite.
 
-        `term_shapes.density_term` says what is a mistake. A prior that is known to have mass
+        `term_shapes.density_term` says what is a mistake; an index of the data that is out of
+        bounds, as labels counted from 1 are, is an IndexError. A prior that is known to have mass
         outside of its latent's support gives a `PriorSupportWarning`, once a model.
 
-        If they do, and the data are known, the terms are compiled and computed at T(0), with the
-        data as they are and with finite rows in the place of the others. ValueError names these
-        numbers where a term is not finite because of them. Data on a mesh with explicit axes are
+        If the data hold such numbers, and are known, the terms are compiled and computed at T(0),
+        with the data as they are and with finite rows in the place of the others. ValueError names
+        these numbers where a term is not finite because of them. Data on a mesh with explicit axes are
         refused (see `sharding.check_axes`).
         """
         data = inputs.arrays(data)

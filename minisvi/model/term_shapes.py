@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from minisvi.model import indices
 from minisvi.tools.names import leaf_names
 from minisvi.tools.types import Latents
 
@@ -22,10 +23,11 @@ def density_term(
 
     The function is traced with shapes alone, so that nothing is computed. ValueError or TypeError
     if it is no such array, if it asks for a latent that is not in the tree `known`, or if a (N,)
-    array meets a (N, 1) one, which would silently become (N, N).
+    array meets a (N, 1) one, which would silently become (N, N). IndexError where an index of the
+    data is out of bounds (see `indices.check`).
     """
     try:
-        term = _eval_shape_without_outer_broadcast(name, function, *args)
+        traced, term = _trace_without_outer_broadcast(name, function, *args)
     except (KeyError, AttributeError) as error:
         latents = leaf_names(known)
         raise ValueError(
@@ -45,6 +47,7 @@ def density_term(
         got = f"expected float{list(shape)}; got {term.dtype}{list(term.shape)}"
         remedy = _remedy(name, shape, term.shape)
         raise ValueError(f"`{name}` must return {what}: {got}{remedy}")
+    indices.check(name, traced, args)
 
 
 def _called_with(args: tuple[Any, ...]) -> str:
@@ -70,17 +73,18 @@ def _remedy(name: str, expected: Shape, got: Shape) -> str:
     return ""
 
 
-def _eval_shape_without_outer_broadcast(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """`jax.eval_shape(function, *args)`; ValueError where a (N,) meets a (..., N, 1).
+def _trace_without_outer_broadcast(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The trace of function(*args), and the shape of what it returns; ValueError where a (N,) meets
+    a (..., N, 1).
 
     JAX warns of every rank promotion when asked to. Of these only this one is surely a mistake.
     """
     with jax.numpy_rank_promotion("warn"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        term = jax.eval_shape(function, *args)
+        found = jax.make_jaxpr(function, return_shape=True)(*args)
     for warning in caught:
         _check_broadcast(name, str(warning.message))
-    return term
+    return found
 
 
 def _check_broadcast(name: str, warning: str) -> None:

@@ -8,14 +8,14 @@ are w_s |z_s|^p with z = (theta - mean) / sd.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minisvi.posterior import diagnostics
 from minisvi.posterior.weighted import Entry, doubles, entries, have_weight, softmax
-from minisvi.tools.names import named_leaves
+from minisvi.tools.names import entry_name, named_leaves
 from minisvi.tools.types import Draw
 
 MAX_UNSEEN = 0.03  # sds
@@ -25,12 +25,13 @@ _LEAST_TAIL = 50  # the shape that is fitted to fewer draws is a guess
 
 
 class Moment(NamedTuple):
-    """One moment of one latent, as its worst entry has it.
+    """One moment of one latent: the largest of each figure over its entries.
 
     `power` p is 1 for the mean and 2 for the sd. `error` is its standard error in sds. `khat` is
     the shape of the tail of the terms w |z|^p. From 1 on the terms have no mean: the moment does
     not exist, or draws do not give it. `khat` is -inf where the largest term has next to no share
-    in the sum of all. `unseen` is how far, in sds, what lies beyond the draws may move it.
+    in the sum of all. `unseen` is how far, in sds, what lies beyond the draws may move it. `entry`
+    is the name of the one with the largest error, such as `effects[3]`.
     """
 
     latent: str
@@ -38,6 +39,7 @@ class Moment(NamedTuple):
     error: float
     khat: float
     unseen: float = 0.0
+    entry: str = ""
 
     def __str__(self) -> str:
         kind = "mean" if self.power == 1 else "sd"
@@ -65,9 +67,9 @@ def moments(theta: Draw, log_w: Any, log_weights: Any, unseen: np.ndarray) -> li
         if not leaf.size:
             continue
         of_entries = [_figures(entry, log_w, unseen) for entry in entries(leaf, weights)]
-        mean, sd = zip(*of_entries)
-        found.append(Moment(latent, 1, *_worst(mean)))
-        found.append(Moment(latent, 2, *_worst(sd)))
+        for power, figures in zip((1, 2), zip(*of_entries)):
+            entry = _worst_entry(latent, leaf.shape[1:], figures)
+            found.append(Moment(latent, power, *_worst(figures), entry))
     return found
 
 
@@ -85,6 +87,11 @@ _NO_MOMENT = _Figures(math.inf, math.inf, math.inf)
 def _worst(of_entries: Iterable[_Figures]) -> _Figures:
     """The largest of each figure over the entries of a leaf."""
     return _Figures(*map(max, zip(*of_entries)))
+
+
+def _worst_entry(latent: str, shape: tuple[int, ...], of_entries: Sequence[_Figures]) -> str:
+    place = np.argmax([figures.error for figures in of_entries])
+    return entry_name(latent, tuple(map(int, np.unravel_index(place, shape))))
 
 
 def _figures(entry: Entry, log_w: np.ndarray, unseen: np.ndarray) -> tuple[_Figures, _Figures]:

@@ -14,10 +14,9 @@ import numpy as np
 from minisvi.posterior import diagnostics
 from minisvi.posterior.diagnostics import PSIS
 from minisvi.posterior.draws import Draws
-from minisvi.posterior.summary import entry_name
 from minisvi.posterior.weighted import normalised, quantiles
 from minisvi.tools import checks
-from minisvi.tools.names import named_leaves
+from minisvi.tools.names import entry_name, named_leaves
 from minisvi.tools.sharding import to_host
 
 # Two of Okabe and Ito's colours, which the colour-blind tell apart, and a grey for what lies

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minisvi.posterior.weighted import Entry, entries, normalised, quantiles_of_entry
-from minisvi.tools.names import named_leaves
+from minisvi.tools.names import entry_name, named_leaves
 from minisvi.tools.types import Draw
 
 COLUMNS = ("mean", "sd", "5%", "50%", "95%", "ESS", "error")
@@ -88,14 +88,6 @@ def summarise(theta: Draw, log_weights: Any) -> Summary:
         for index, entry in zip(indices, entries(leaf, weights), strict=True):
             rows[entry_name(name, index)] = _row(entry)
     return Summary(rows)
-
-
-def entry_name(name: str, index: tuple[int, ...]) -> str:
-    """The name of one scalar of a leaf, as a person would write it: `net.kernel[0, 2]`."""
-    if not index:
-        return name
-    places = ", ".join(map(str, index))
-    return f"{name}[{places}]"
 
 
 def _row(entry: Entry) -> dict[str, float]:

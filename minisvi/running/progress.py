@@ -45,7 +45,8 @@ class Progress(_Bar):
         self._first = done
         self._begin = time.monotonic()
         self._logged = self._begin
-        super().__init__(enabled, total=total, initial=done, unit="step")
+        # The first steps come with the end of compilation, until when the bar stands still.
+        super().__init__(enabled, total=total, initial=done, unit="step", desc="compiling")
 
     def advance(self, elbo: np.ndarray) -> None:
         """Move by the steps of these estimates, (n,) or (n, R)."""
@@ -55,6 +56,7 @@ class Progress(_Bar):
             return
         text = _smoothed(elbo)
         if self._bar is not None:
+            self._bar.set_description_str(refresh=False)
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(len(elbo))
         if is_due:

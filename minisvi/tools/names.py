@@ -44,3 +44,11 @@ def data_name(path: Path) -> str:
     if len(path) == 1:
         return place
     return f"{place}.{path_name(path[1:])}"
+
+
+def entry_name(name: str, index: tuple[int, ...]) -> str:
+    """The name of one scalar of a leaf, as a person would write it: `net.kernel[0, 2]`."""
+    if not index:
+        return name
+    places = ", ".join(map(str, index))
+    return f"{name}[{places}]"
