@@ -68,16 +68,18 @@ def near_zero(key: Any, model: minisvi.Model) -> Any:
 
 def compare(
     fit: minisvi.Fit, seconds: float, key: Any, select: Callable[[Any], Any] | None = None
-) -> None:
-    """Print the verdict, and how far means and sds of the fit lie from those of NUTS.
+) -> Reference | None:
+    """Print the verdict, and how far means and sds of the fit lie from those of NUTS, whose draws
+    it returns.
 
-    Errors are those of the worst scalar, in sds of NUTS. `select(theta)` is a tree of what is
-    compared, and theta itself unless it is given.
+    Errors are those of the worst scalar, in sds of NUTS; constants, such as the upper half of a
+    Cholesky factor, are left out. `select(theta)` is a tree of what is compared, and theta itself
+    unless it is given.
     """
     print(f"{'verdict':22}{fit.verdict.level}: {fit.verdict.reason}")
     print(f"{'seconds of fit':22}{seconds:.1f}")
     if QUICK:
-        return
+        return None
     reference = nuts(key, fit.model, *fit.data)
     select = select or (lambda theta: theta)
     samples = jax.tree.leaves(jax.vmap(jax.vmap(select))(reference.theta))
@@ -92,15 +94,21 @@ def compare(
         f"{'largest mean error':22}{mean_error:.3f} sd, of which {own_error:.3f} may be NUTS's own"
     )
     print(f"{'largest sd error':22}{sd_error:.3f}")
+    return reference
 
 
 def differences(mean: Any, sd: Any, samples: Any) -> tuple[float, float]:
     """The largest errors of one leaf's means and sds, in sds of the samples (chain, draw, ...)."""
-    samples = np.asarray(samples, float)
-    expected, spread = samples.mean((0, 1)), samples.std((0, 1))
-    mean_error = np.abs(mean - expected) / spread
-    sd_error = np.abs(sd / spread - 1)
-    return float(np.max(mean_error)), float(np.max(sd_error))
+    samples, varies = np.asarray(samples, float), varying(samples)
+    expected, spread = samples.mean((0, 1))[varies], samples.std((0, 1))[varies]
+    mean_error = np.abs(np.asarray(mean)[varies] - expected) / spread
+    sd_error = np.abs(np.asarray(sd)[varies] / spread - 1)
+    return float(np.max(mean_error, initial=0.0)), float(np.max(sd_error, initial=0.0))
+
+
+def varying(samples: Any) -> Any:
+    """Which entries of the samples (chain, draw, ...) are no constants."""
+    return np.asarray(np.ptp(samples, axis=(0, 1)) > 0)
 
 
 def quality(samples: list[Any]) -> tuple[float, float]:
@@ -109,6 +117,7 @@ def quality(samples: list[Any]) -> tuple[float, float]:
 
     rhat, ess = [], []
     for leaf in map(np.asarray, samples):
-        rhat.append(np.max(split_gelman_rubin(leaf)))
-        ess.append(np.min(effective_sample_size(leaf)))
+        leaf = leaf[:, :, varying(leaf)]
+        rhat.append(np.max(split_gelman_rubin(leaf), initial=0.0))
+        ess.append(np.min(effective_sample_size(leaf), initial=np.inf))
     return float(max(rhat)), float(min(ess)) ** -0.5

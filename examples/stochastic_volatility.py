@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
-from beside_nuts import EFFORT, QUICK, compare, nuts, timed
+from beside_nuts import EFFORT, QUICK, compare, timed
 from plotting import save
 
 import minisvi
@@ -69,15 +69,14 @@ returns = true_volatility * jax.random.normal(return_key, NUM_DAYS)
 args = jax.random.key(0), model, returns
 fit, seconds = timed(lambda: minisvi.fit(*args, progress_bar=False, **EFFORT))
 print(fit)
-compare(fit, seconds, jax.random.key(1), of_interest)
+of_nuts = compare(fit, seconds, jax.random.key(1), of_interest)
 
 
 # %% The fit is not trusted, and a centred walk, whose latent is h, was not after 2,000 steps of its
 # flow. So the rest of the analysis takes draws of NUTS.
 theta = fit.draws.resample(jax.random.key(2), 1000).theta
-if not QUICK:
-    chains = nuts(jax.random.key(1), model, returns).theta
-    theta = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[::4], chains)
+if of_nuts is not None:
+    theta = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[::4], of_nuts.theta)
 volatility = np.asarray(jax.vmap(volatilities)(theta))
 low, middle, high = np.quantile(volatility, [0.05, 0.5, 0.95], axis=0)
 inside = np.mean((low < true_volatility) & (true_volatility < high))

@@ -79,7 +79,7 @@ models = {
 
 # %% The two fits and their verdicts, each with NUTS on the same density beside it.
 def shared(theta):
-    return [theta["mean"], theta["tau"], theta["sigma"], theta["L"][1, 0]]
+    return [theta["mean"], theta["tau"], theta["sigma"], theta["L"]]
 
 
 fits, key = {}, jax.random.key(0)

@@ -62,21 +62,17 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
     log_w = (log_w + log_ratio).astype(log_w.dtype)
     smoothed = diagnostics.psis(log_w)
     weights = np.asarray(smoothed.log_weights)
-    batches = np.split(log_w[: num // NUM_BATCHES * NUM_BATCHES], NUM_BATCHES)
-    khats = [diagnostics.psis(batch).khat for batch in batches]
-    khat = float(max(*khats, smoothed.khat))
+    khat = max(_khat_of_batches(log_w), float(smoothed.khat))
     excess = diagnostics.tail_excess(log_w)
     beyond = diagnostics.excess_beyond(khat, diagnostics.tail_size(num))
     unseen = beyond * excess
     rows = ravel_rows(u, num)
-    error_of_means = diagnostics.weighted_mcse(rows, weights)
-    error_of_sds = diagnostics.weighted_sd_mcse(rows, weights)
     log_evidence, log_evidence_se = diagnostics.log_evidence(log_w)
     figures = Figures(
         broken=num_broken,
         elbo=float(elbo),
         elbo_se=float(elbo_se),
-        error_u=_largest(np.maximum(error_of_means, error_of_sds)),
+        error_u=_error(rows, weights),
         ess=float(diagnostics.importance_ess(weights)) / num,
         khat=khat,
         log_evidence=float(log_evidence),
@@ -86,6 +82,20 @@ def measure(u: Draw, theta: Draw, log_w: np.ndarray, log_ratio: np.ndarray) -> M
         unseen=float(np.sum(unseen)),
     )
     return Measured(Draws(theta, weights), log_w, unseen, figures)
+
+
+def _khat_of_batches(log_w: np.ndarray) -> float:
+    """The largest k-hat of the batches."""
+    num = log_w.size // NUM_BATCHES * NUM_BATCHES
+    batches = np.split(log_w[:num], NUM_BATCHES)
+    return float(max(diagnostics.psis(batch).khat for batch in batches))
+
+
+def _error(rows: np.ndarray, weights: np.ndarray) -> float:
+    """The largest standard error of the weighted means and sds, in sds."""
+    of_means = diagnostics.weighted_mcse(rows, weights)
+    of_sds = diagnostics.weighted_sd_mcse(rows, weights)
+    return _largest(np.maximum(of_means, of_sds))
 
 
 def _largest(values: Any) -> float:

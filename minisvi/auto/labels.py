@@ -63,8 +63,8 @@ def with_relabelled(key: Array, det: Deterministic) -> tuple[Deterministic, tupl
 def _candidates(model: Model) -> list[Labels]:
     """The latents that share a leading axis of few entries, the most entries first."""
     found = []
+    leaves = named_leaves(model.latents)
     for num in range(_MOST_LABELS, 1, -1):
-        leaves = named_leaves(model.latents)
         alike = {name: leaf for name, leaf in leaves.items() if leaf.shape[:1] == (num,)}
         bijectors = [leaf.bijector for leaf in alike.values()]
         if not all(isinstance(bijector, (*_ELEMENTWISE, StickBreaking)) for bijector in bijectors):
@@ -81,14 +81,9 @@ def _extended(det: Deterministic, loc: np.ndarray) -> Optima:
     num = len(optima.elbo)
     best = int(np.argmax(np.where(np.isfinite(optima.elbo), optima.elbo, -np.inf)))
     repeated = np.full(len(loc), best)
-    return Optima(
-        elbo=np.concatenate([optima.elbo, optima.elbo[repeated]]),
-        elbo_se=np.concatenate([optima.elbo_se, optima.elbo_se[repeated]]),
-        loc=np.concatenate([optima.loc, loc]),
-        log_scale=np.concatenate([optima.log_scale, optima.log_scale[repeated]]),
-        converged=np.concatenate([optima.converged, optima.converged[repeated]]),
-        optimum=np.concatenate([optima.optimum, num + np.arange(len(loc))]),
-    )
+    copies = Optima(*[np.asarray(part)[repeated] for part in optima])
+    copies = copies._replace(loc=loc, optimum=num + np.arange(len(loc)))
+    return Optima(*map(np.concatenate, zip(optima, copies)))
 
 
 def _is_symmetry(
