@@ -8,7 +8,7 @@ mathematics: progress, Ctrl-C, failure.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from minisvi.objectives.elbo import ELBO
 from minisvi.running.result import SVIResult
 from minisvi.running.run import Options, run
 from minisvi.tools import checks, inputs
+from minisvi.tools.programs import BY_DEFAULT, CompilerOptions
 from minisvi.tools.record import Record
 from minisvi.tools.sharding import along, check_axes
 from minisvi.tools.types import Data, Draw, Params, Weight
@@ -82,6 +83,8 @@ class SVI(Record):
     optimizer: "optax.GradientTransformation"
     objective: Callable[..., Array] = ELBO()
     batches: FullBatch | Minibatches | Chunks = FullBatch()
+
+    compiler_options: ClassVar[CompilerOptions] = BY_DEFAULT
 
     def __post_init__(self) -> None:
         super().__post_init__()

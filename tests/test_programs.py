@@ -48,21 +48,28 @@ def test_too_many_programs_are_forgotten_all_at_once(traced, monkeypatch):
 
 def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
     if jax.default_backend() == "cpu":
-        assert programs._options() == programs._FEW_MODULES
-    monkeypatch.setattr(programs, "_FEW_MODULES", {"xla_no_such_option": True})
-    assert programs._options.__wrapped__() == {}
+        assert programs.known(programs.IN_HASTE) == programs.IN_HASTE
+    assert programs.known(programs.BY_DEFAULT) is None
+    monkeypatch.setattr(programs, "IN_HASTE", {"xla_no_such_option": True})
+    assert not programs._are_known.__wrapped__()
+
+
+class Factor(float):
+    """An engine whose block multiplies its lane."""
+
+    compiler_options = programs.BY_DEFAULT
 
 
 def test_of_too_many_blocks_the_least_recently_used_is_forgotten(monkeypatch):
     monkeypatch.setattr(device, "MAX_BLOCKS", 2)
     monkeypatch.setattr(device, "_programs", WeakValueDictionary())
     monkeypatch.setattr(device, "_block", lambda engine, plan, lane: engine * lane)
-    two, five = device.program(2.0, "a plan"), device.program(5.0, "a plan")
+    two, five = device.program(Factor(2.0), "a plan"), device.program(Factor(5.0), "a plan")
     assert two.block(3.0) == 6
-    assert device.program(5.0, "a plan") is five
-    assert device.program(2.0, "a plan") is two
+    assert device.program(Factor(5.0), "a plan") is five
+    assert device.program(Factor(2.0), "a plan") is two
     assert five.block(3.0) == 15
-    seven = device.program(7.0, "a plan")
+    seven = device.program(Factor(7.0), "a plan")
     assert seven.block(3.0) == 21
     assert [each.num_compiled for each in (two, five, seven)] == [1, 0, 1]
     assert five.block(3.0) == 15  # compiled again
@@ -73,6 +80,6 @@ def test_a_block_of_too_many_shapes_is_forgotten_too(monkeypatch):
     monkeypatch.setattr(device, "_programs", WeakValueDictionary())
     monkeypatch.setattr(device, "_block", lambda engine, plan, lane: engine * lane)
     for size in range(1, 6):
-        two = device.program(2.0, "a plan")
+        two = device.program(Factor(2.0), "a plan")
         np.testing.assert_array_equal(two.block(np.ones(size)), 2.0)
         assert two.num_compiled == 2 - size % 2

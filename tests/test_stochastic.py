@@ -52,7 +52,7 @@ def test_the_rate_rises_for_a_tenth_of_each_run_and_falls_by_a_cosine():
 def test_parameters_as_one_vector_are_the_guides_own(key):
     latents = {"b": real(3), "a": real()}
     guide = whitened(full_rank(latents))
-    one_vector = OneVector(guide)
+    one_vector = OneVector(guide, jax.eval_shape(guide.init, key))
     params, vector = guide.init(key), one_vector.init(key)
     assert vector.shape == (4 + 16 + 4 + 16,)
     for form in (vector, np.asarray(vector)):

@@ -15,7 +15,7 @@ from minisvi.guides.foreign import member
 from minisvi.model.at_rows import in_blocks, over_chunks, unravel_rows
 from minisvi.model.model import Model
 from minisvi.tools.keys import generator
-from minisvi.tools.programs import HostProgram
+from minisvi.tools.programs import BY_DEFAULT, IN_HASTE, HostProgram
 from minisvi.tools.types import Data, Draw, Params
 
 
@@ -54,7 +54,7 @@ def _normals(guide: Guide, params: Params, data: Data) -> Array | None:
     return jnp.zeros(q.noise_size, dtype)
 
 
-@partial(HostProgram, static_argnames="guide", few_modules=False)
+@partial(HostProgram, static_argnames="guide", options=BY_DEFAULT)
 def _draws(
     guide: Guide, params: Params, data: Data, noise: Array, num_chunks: Any
 ) -> tuple[Draw, Array]:
@@ -71,7 +71,7 @@ def log_prob(guide: Guide, params: Params, data: Data, u: Draw, rows: np.ndarray
     return np.asarray(_log_prob(guide, params, data, u), float)
 
 
-@partial(HostProgram, static_argnames="guide", few_modules=False)
+@partial(HostProgram, static_argnames="guide", options=IN_HASTE)
 def _log_prob(guide: Guide, params: Params, data: Data, u: Draw) -> Array:
     q = member(guide, params, *data)
     return jax.lax.map(q.log_prob, u)

@@ -24,7 +24,7 @@ from minisvi.model.at_rows import ravel_rows
 from minisvi.model.model import Model
 from minisvi.second_order.derivatives import hessians
 from minisvi.tools.keys import generator, rbg_key
-from minisvi.tools.programs import HostProgram
+from minisvi.tools.programs import IN_HASTE, HostProgram
 from minisvi.tools.types import Data, Draw, Latents, Params
 
 NUM_DRAWS = 256  # at which the curvatures are looked at
@@ -210,7 +210,8 @@ def over_a_flow(key: Array, guide: Driven, params: Params) -> tuple[Driven, Para
     return replace(guide, guide=flow), {**params, "x": x}
 
 
-@partial(HostProgram, static_argnames="flow")  # in one program, for it has dozens of operations
+# In one program, for it has dozens of operations.
+@partial(HostProgram, static_argnames="flow", options=IN_HASTE)
 def _flow_params(flow: Flow, key: Array, base: Params) -> Params:
     return flow.init(key, base=base)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
 from minisvi.tools.keys import rbg_key
+from minisvi.tools.programs import IN_HASTE, CompilerOptions
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Params
 
@@ -65,9 +66,10 @@ def stochastic(
     batches = FullBatch() if batch_size is None else Minibatches(batch_size)
     optimizer = _optimizer(num_steps, learning_rates)
     objective = ELBO(num_particles, "sticking_the_landing")
-    one_vector = OneVector(guide)
-    svi = SVI(model, one_vector, optimizer, objective, batches)
-    state = _start(svi, key, guide.init(key) if params is None else params)
+    params = guide.init(key) if params is None else params
+    one_vector = OneVector(guide, jax.tree.map(_form, params))
+    svi = _BriefSVI(model, one_vector, optimizer, objective, batches)
+    state = _start(svi, key, params)
     go_on = partial(
         svi.resume,
         checkpoint_every=checkpoint_every,
@@ -88,6 +90,13 @@ def stochastic(
 
 
 @dataclass(frozen=True, eq=False)
+class _BriefSVI(SVI):
+    """SVI of few steps, in which compilation takes longer than the loop."""
+
+    compiler_options: ClassVar[CompilerOptions] = IN_HASTE
+
+
+@dataclass(frozen=True, eq=False)
 class OneVector(Wrapper):
     """`guide`, with its parameters as one vector.
 
@@ -96,6 +105,7 @@ class OneVector(Wrapper):
     """
 
     guide: Any
+    form: Params  # a tree of the parameters' shapes and dtypes
 
     def init(self, key: Array, /) -> Array:
         vector, _ = ravel_pytree(self.guide.init(key))
@@ -106,7 +116,7 @@ class OneVector(Wrapper):
 
     def tree(self, vector: Any) -> Params:
         """The guide's parameters, from a vector of JAX's or NumPy's."""
-        leaves, treedef = jax.tree.flatten(_form(self.guide, jnp.result_type(float)))
+        leaves, treedef = jax.tree.flatten(self.form)
         ends = np.cumsum([leaf.size for leaf in leaves])
         split: Any = np.split if isinstance(vector, np.ndarray) else jnp.split
         parts = []
@@ -115,11 +125,8 @@ class OneVector(Wrapper):
         return jax.tree.unflatten(treedef, parts)
 
 
-@lru_cache
-def _form(guide: Guide, default_dtype: Any) -> Params:
-    """The tree of the shapes and dtypes of a guide's parameters, under JAX's default dtype."""
-    del default_dtype
-    return jax.eval_shape(guide.init, jax.random.key(0))
+def _form(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
 
 
 def _start(svi: SVI, key: Array, params: Params) -> SVIState:

@@ -17,7 +17,7 @@ from jax import Array
 from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.tools.batching import traced_once
-from minisvi.tools.programs import HostProgram
+from minisvi.tools.programs import BY_DEFAULT, HostProgram
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Draw, Latents, Weight
 
@@ -55,7 +55,7 @@ def density_at_rows(
     return in_blocks(compute, (u, places), num, over)
 
 
-@partial(HostProgram, static_argnames="model", few_modules=False)
+@partial(HostProgram, static_argnames="model", options=BY_DEFAULT)
 def _densities(
     model: Model,
     u: Draw,

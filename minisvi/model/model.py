@@ -216,8 +216,8 @@ class Model(Record):
 
         If the data hold such numbers, and are known, the terms are compiled and computed at T(0),
         with the data as they are and with finite rows in the place of the others. ValueError names
-        these numbers where a term is not finite because of them. Data on a mesh with explicit axes are
-        refused (see `sharding.check_axes`).
+        these numbers where a term is not finite because of them. Data on a mesh with explicit axes
+        are refused (see `sharding.check_axes`).
         """
         data = inputs.arrays(data)
         check_axes(data)

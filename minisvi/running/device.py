@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from minisvi.running.plan import Lane, Plan
+from minisvi.tools.programs import known
 from minisvi.tools.types import Data, Engine, Params
 
 BLOCK_CAPACITY = 4096  # steps; the trace of a block has this length however few are asked for
@@ -34,7 +35,11 @@ class Program:
         self.num_compiled = 0
         # Bound and not static arguments: JAX keeps those of a function with donated arguments for
         # ever.
-        self.block = jax.jit(update_wrapper(partial(self._counted), _block), donate_argnums=0)
+        self.block = jax.jit(
+            update_wrapper(partial(self._counted), _block),
+            donate_argnums=0,
+            compiler_options=known(self.svi.compiler_options),
+        )
 
     def _counted(self, *args: Any) -> "BlockResult":
         self.num_compiled += 1  # once for each program, when it is traced

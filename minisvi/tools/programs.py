@@ -1,6 +1,4 @@
-"""Programs that the host calls a few times in a fit, so that they take longer to compile than to
-run.
-"""
+"""Programs that take longer to compile than to run, and how XLA is told to compile them."""
 
 from collections.abc import Callable
 from functools import cache, partial, update_wrapper
@@ -9,21 +7,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_MOST = 128  # programs of one function
+CompilerOptions = dict[str, Any]
+"""Options of XLA's compiler."""
+
+BY_DEFAULT: CompilerOptions = {}
 # By default XLA makes a module of LLVM's of every kernel. Each takes memory maps, of which Linux
-# allows a process 65,530, and LLVM a while to set up.
-_FEW_MODULES = {
+# allows a process 65,530, and LLVM a while to set up. With few of them a program is compiled in two
+# thirds of the time into a third of the maps. Derivatives run as fast; but functions of many rows
+# do not, for their exp and log are not vectorised then, and take ten times as long.
+FEW_MODULES: CompilerOptions = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 2,
 }
+# Compiled in half of the time; loops take 1.2 to 1.4 times as long. At level 0 it is three times.
+IN_HASTE: CompilerOptions = {**FEW_MODULES, "xla_backend_optimization_level": 1}
+
+_MOST = 128  # programs of one function
 
 
 class HostProgram:
-    """`jax.jit` for a function that the host calls.
-
-    With `few_modules` it is compiled in two thirds of the time, on CPUs, into a third of the memory
-    maps. Derivatives run as fast as by default; but functions of many rows do not, for their exp
-    and log are not vectorised then, and take ten times as long.
+    """`jax.jit` for a function that the host calls a few times in a fit, with those options on
+    CPUs.
 
     After 128 programs, for as many models and shapes, it forgets them all, so that there is no
     limit to the models that one process fits. It cannot be called inside of another trace, where
@@ -34,12 +38,12 @@ class HostProgram:
         self,
         fun: Callable[..., Any],
         static_argnames: str | tuple[str, ...],
-        few_modules: bool = True,
+        options: CompilerOptions = FEW_MODULES,
     ) -> None:
         update_wrapper(self, fun)
         self._fun = fun
         self._static_argnames = static_argnames
-        self._few_modules = few_modules
+        self._options = options
         self._num_programs = _MOST
         self._compiled: Callable[..., Any]
 
@@ -55,7 +59,7 @@ class HostProgram:
         self._compiled = jax.jit(
             update_wrapper(partial(self._counted), self._fun),
             static_argnames=self._static_argnames,
-            compiler_options=_options() if self._few_modules else None,
+            compiler_options=known(self._options),
         )
 
     def _counted(self, *args: Any, **static: Any) -> Any:
@@ -63,16 +67,20 @@ class HostProgram:
         return self._fun(*args, **static)
 
 
+def known(options: CompilerOptions) -> CompilerOptions | None:
+    """The options, or None where the compiler does not know all that there are here."""
+    return options if options and _are_known() else None
+
+
 @cache
-def _options() -> dict[str, Any]:
-    """The options, or none where the compiler does not know them."""
+def _are_known() -> bool:
     if jax.default_backend() != "cpu":
-        return {}
+        return False
     try:
-        jax.jit(_nothing, compiler_options=_FEW_MODULES).lower().compile()
+        jax.jit(_nothing, compiler_options=IN_HASTE).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return _FEW_MODULES
+        return False
+    return True
 
 
 def _nothing() -> jax.Array:

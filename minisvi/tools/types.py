@@ -31,6 +31,11 @@ class Engine(Protocol):
     def guide(self) -> Any: ...
 
     @property
+    def compiler_options(self) -> Any:
+        """How its loop is compiled: see `programs`."""
+        ...
+
+    @property
     def batches(self) -> Any:
         """`batches(step, data)` are the rows of a step, and their weight N/B."""
         ...
