@@ -1,6 +1,7 @@
 """What to do next: where the largest weights are, and from where NUTS goes on."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ MOMENTS = [
 ]
 
 
+def verdict_with(ess=0.9, misses=False):
+    """As much of a verdict as the advice looks at."""
+    return SimpleNamespace(ess=ess, misses_a_mode=lambda: misses)
+
+
 def z(place):
     return (U[:, place] - U[:, place].mean()) / U[:, place].std()
 
@@ -38,7 +44,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_it_says_where_the_largest_weights_are(name):
     log_w, said = WEIGHTS[name]
-    lines = advise(MODEL, DRAWS, log_w, MOMENTS, misses_a_mode=False)
+    lines = advise(MODEL, DRAWS, log_w, MOMENTS, verdict_with())
     assert lines[0] == "worst: `tau` (0.4 sd), `a[1]` (0.02 sd)"
     assert re.search(said, lines[1])
     assert ("z ~ N(0, 1)" in " ".join(lines)) == (name == "a scale that collapses")
@@ -49,14 +55,17 @@ def test_equal_weights_lack_nothing_and_a_missed_mode_is_named():
     noise = np.random.default_rng(1).normal(size=5000)
     assert where_it_lacks(DRAWS, noise) is None
     assert where_it_lacks({"tau": U[:50, 2]}, noise[:50]) is None  # too few draws to tell
-    assert "several modes" in advise(MODEL, DRAWS, noise, [], misses_a_mode=True)[0]
+    assert "several modes" in advise(MODEL, DRAWS, noise, [], verdict_with(misses=True))[0]
 
 
 def test_heavy_tails_are_named_where_nothing_else_is_wrong():
     noise = np.random.default_rng(1).normal(size=5000)
-    lines = advise(MODEL, DRAWS, noise, [Moment("tau", 2, 0.1, 0.9, entry="tau")], False)
+    heavy = [Moment("tau", 2, 0.1, 0.9, entry="tau")]
+    lines = advise(MODEL, DRAWS, noise, heavy, verdict_with())
     assert lines[1].startswith("of `tau` give quantiles")
-    assert not any("quantiles" in line for line in advise(MODEL, DRAWS, noise, MOMENTS, False))
+    for moments, ess in ((MOMENTS, 0.9), (heavy, 0.5)):
+        lines = advise(MODEL, DRAWS, noise, moments, verdict_with(ess))
+        assert not any("quantiles" in line for line in lines)
 
 
 FUNNEL = Model(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minisvi.auto.verdict import HIGH_ESS, Verdict
 from minisvi.model.at_rows import ravel_rows
 from minisvi.model.bijectors import Exp
 from minisvi.model.model import Model
@@ -33,12 +34,12 @@ class Lack(NamedTuple):
 
 
 def advise(
-    model: Model, u: Draw, log_w: np.ndarray, moments: list[Moment], misses_a_mode: bool
+    model: Model, u: Draw, log_w: np.ndarray, moments: list[Moment], verdict: Verdict
 ) -> tuple[str, ...]:
     """The worst entries, one of a latent; where the largest weights are; and what that asks for.
 
-    u (S, ...) are draws and `log_w` (S,) their log weights; `misses_a_mode` says whether one of
-    several optima is missed.
+    u (S, ...) are draws and `log_w` (S,) their log weights, to which the moments of theta and the
+    `verdict` belong.
     """
     lines = []
     of_latents: dict[str, Moment] = {}
@@ -47,12 +48,12 @@ def advise(
     worst = [f"`{moment.entry}` ({moment.error:.2g} sd)" for moment in of_latents.values()]
     if worst:
         lines.append("worst: " + ", ".join(worst[:_MOST_NAMED]))
-    if misses_a_mode:
+    if verdict.misses_a_mode():
         lines.append("the posterior has several modes: compare fits with a `start` at each")
     elif (lack := where_it_lacks(u, log_w)) is not None:
         lines += _of(model, lack)
     heavy = [f"`{moment.latent}`" for moment in moments if moment.khat >= MAX_KHAT]
-    if heavy:
+    if heavy and verdict.ess >= HIGH_ESS:  # or else it is the weights that are heavy
         names = ", ".join(dict.fromkeys(heavy))
         lines.append(f"of {names} give quantiles, or a prior with lighter tails: NUTS has them too")
     return (*lines, BLACKJAX)

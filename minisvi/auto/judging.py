@@ -108,7 +108,7 @@ def judge(
     verdict = _verdict(evidence, weighed.density.offset, optimism)
     if verdict.level != "good":
         target = model.over(guide.constrained)
-        advice = advise(target, u, measured.log_w, evidence.moments, verdict.misses_a_mode())
+        advice = advise(target, u, measured.log_w, evidence.moments, verdict)
         verdict = replace(verdict, advice=advice)
     return Judged(verdict, measured.draws)
 
