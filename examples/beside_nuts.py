@@ -70,7 +70,7 @@ def compare(
     fit: minisvi.Fit, seconds: float, key: Any, select: Callable[[Any], Any] | None = None
 ) -> Reference | None:
     """Print the verdict, and how far means and sds of the fit lie from those of NUTS, whose draws
-    it returns.
+    it returns; None with `--quick`.
 
     Errors are those of the worst scalar, in sds of NUTS; constants, such as the upper half of a
     Cholesky factor, are left out. `select(theta)` is a tree of what is compared, and theta itself
@@ -107,7 +107,7 @@ def differences(mean: Any, sd: Any, samples: Any) -> tuple[float, float]:
 
 
 def varying(samples: Any) -> Any:
-    """Which entries of the samples (chain, draw, ...) are no constants."""
+    """Which entries of the samples (chain, draw, ...) vary."""
     return np.asarray(np.ptp(samples, axis=(0, 1)) > 0)
 
 

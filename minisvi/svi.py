@@ -242,7 +242,7 @@ class SVI(Record):
         return run(self, start, int(state.step), num_steps, data, **options)
 
     def _check(self, key: Array, params: Params, data: Data) -> None:
-        """Raise static mistakes, by shapes alone; only numbers of the data that are not finite
+        """Raise static mistakes, by traces alone; only numbers of the data that are not finite
         have terms computed (see `Model.check`).
         """
         batch, weight = self.batches(jnp.zeros((), jnp.int32), data)

@@ -562,16 +562,14 @@ def of_groups(latents, likelihood):
 
 GROUPS = of_groups({"z": real(5)}, lambda t, g, y: y * t["z"][g])
 TABLE = of_groups({"z": real((7, 5))}, lambda t, g, y: y * t["z"][2 * g, g])
+PAIRS = of_groups({"z": real(5)}, lambda t, g, y: y * t["z"][g[:, 0]])
 ELSEWHERE = Model({"z": real(5)}, lambda t: jnp.sum(t["z"][LABELS + 1]))
 OUT_OF_BOUNDS = {
-    "labels from one": (GROUPS, LABELS + 1, r"0\.\.4; got 1\.\.5\. Labels are counted from 0"),
+    "labels from one": (GROUPS, LABELS + 1, r"0\.\.4; got 1\.\.5\. Labels are .*: subtract 1"),
     "JAX's labels": (GROUPS, jnp.asarray(LABELS + 1), r"`log_likelihood` reads outside of axis 0"),
-    "too far from the end": (GROUPS, LABELS - 6, r"0\.\.4; got -1\.\.3$"),
-    "one of two axes": (
-        TABLE,
-        LABELS,
-        r"axis 0 of an array of shape \(7, 5\): expected .* 0\.\.6; got 0\.\.8$",
-    ),
+    "too far from the end": (GROUPS, LABELS - 6, r"got -1\.\.3, where those below zero"),
+    "one of two axes": (TABLE, LABELS, r"axis 0 .*\(7, 5\).* 0\.\.6; got 0\.\.8\. If .*clip"),
+    "a part of a table": (PAIRS, np.stack([LABELS + 1, LABELS], axis=1), r"0\.\.4; got 1\.\.5"),
 }
 
 
@@ -580,6 +578,14 @@ def test_labels_that_are_out_of_bounds(case):
     model, labels, pattern = OUT_OF_BOUNDS[case]
     with pytest.raises(IndexError, match=pattern):
         model.check(labels, np.ones(10))
+
+
+@pytest.mark.parametrize("batches", [minisvi.FullBatch(), minisvi.Minibatches(5)])
+def test_a_run_looks_at_the_labels_of_all_rows(batches):
+    labels = np.where(np.arange(10) == 9, 5, LABELS)
+    svi = SVI(GROUPS, mean_field(GROUPS.latents), adam(0.1), batches=batches)
+    with pytest.raises(IndexError, match=r"0\.\.4; got 0\.\.5"):
+        svi.run(KEY, 10, labels, np.ones(10), progress_bar=False)
 
 
 def test_labels_that_the_model_has_by_itself():

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tiers import standing_for
 import minisvi
 from minisvi import SVI, Model, full_rank, mean_field, real, whitened
 from minisvi.auto.stochastic import OneVector, _optimizer, stochastic
+from minisvi.tools.programs import BY_DEFAULT, IN_HASTE
 
 
 def test_a_run_is_yielded_at_its_last_step(key):
@@ -63,6 +65,24 @@ def test_parameters_as_one_vector_are_the_guides_own(key):
     draw = one_vector.distribution(vector).from_noise(eps)
     expected = guide.distribution(params).from_noise(eps)
     jax.tree.map(np.testing.assert_array_equal, draw, expected)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "in_haste"), [(8, None, True), (4000, None, False), (4000, 8, True)]
+)
+def test_a_loop_of_few_rows_is_compiled_in_haste(num_rows, batch_size, in_haste, monkeypatch, key):
+    options = []
+
+    def resume(svi, state, num_steps, *data, **_):
+        options.append(svi.compiler_options)
+        return SimpleNamespace(state=state._replace(step=state.step + num_steps))
+
+    monkeypatch.setattr(SVI, "resume", resume)
+    model = Model({"x": real()}, log_prior=lambda t: 0.0 * t["x"], log_likelihood=lambda t, x: x)
+    guide = mean_field(model.latents)
+    states = stochastic(key, model, guide, np.zeros(num_rows), batch_size=batch_size)
+    assert len(list(states)) == 2
+    assert options == 2 * [IN_HASTE if in_haste else BY_DEFAULT]
 
 
 def test_it_compiles_its_loop_and_a_copy_of_its_start(caplog, key):

@@ -36,7 +36,7 @@ class Lack(NamedTuple):
 def advise(
     model: Model, u: Draw, log_w: np.ndarray, moments: list[Moment], verdict: Verdict
 ) -> tuple[str, ...]:
-    """The worst entries, one of a latent; where the largest weights are; and what that asks for.
+    """The worst entries, one per latent; where the largest weights are; and what that asks for.
 
     u (S, ...) are draws and `log_w` (S,) their log weights, to which the moments of theta and the
     `verdict` belong.

@@ -160,8 +160,8 @@ def fit(
        optimum counts in every order of these.
     3. Where the fixed draws promised more than a nat too much: stage 1 on four times as many.
     4. Where some latents drive the scales of others, the guide `driven`, from how they do so, by
-       sticking the landing: 2,000 steps; and 6,000 more if it is not good, but has an ESS of half
-       of its draws.
+       sticking the landing: 2,000 steps; and 6,000 more if it is not good, but has an ESS of at
+       least half of its draws.
     5. A flow: eight affine couplings in the coordinates of that Gaussian, or of the mean field if
        its ELBO is higher; or four couplings below the guide of stage 4. 2,000 steps; and 6,000
        more unless it is good and within 0.01 nats of the evidence, for a flow that has only just

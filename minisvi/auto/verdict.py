@@ -92,7 +92,7 @@ class Verdict:
         return "\n".join(lines)
 
     def _rows(self) -> dict[str, str]:
-        where = f"of weighted means and sds at the worst, `{self.worst}`"
+        where = f"of weighted means and sds at the worst entry, `{self.worst}`"
         evidence = f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}"
         rows = {}
         rows["verdict"] = f"{self.level}: {self.reason}"

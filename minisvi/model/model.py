@@ -206,23 +206,29 @@ class Model(Record):
         keys = jax.random.split(checks.prng_key(key), num_samples)
         return ancestral.sample_all(self, latents, keys)
 
-    def check(self, *data: Any) -> None:
-        """Raise on a mistake in a term, which is found by its trace alone: nothing is computed or
-        compiled, unless the data hold numbers that are not finite.
+    def check_terms(self, *data: Any) -> None:
+        """Raise on a mistake in a term that its trace shows, and warn of one in a prior: nothing is
+        compiled, and of what is computed only indices are known.
 
         `term_shapes.density_term` says what is a mistake; an index of the data that is out of
-        bounds, as labels counted from 1 are, is an IndexError. A prior that is known to have mass
-        outside of its latent's support gives a `PriorSupportWarning`, once a model.
-
-        If the data hold such numbers, and are known, the terms are compiled and computed at T(0),
-        with the data as they are and with finite rows in the place of the others. ValueError names
-        these numbers where a term is not finite because of them. Data on a mesh with explicit axes
-        are refused (see `sharding.check_axes`).
+        bounds, as labels counted from 1 are, is an IndexError (see `indices.check`). A prior that
+        is known to have mass outside of its latent's support gives a `PriorSupportWarning`, once a
+        model. Data on a mesh with explicit axes are refused (see `sharding.check_axes`).
         """
         data = inputs.arrays(data)
         check_axes(data)
+        static_checks.terms(self, trees.with_rows(self.latents, data), data)
+
+    def check(self, *data: Any) -> None:
+        """`check_terms`, and ValueError if a term is not finite because of the data.
+
+        If the data hold numbers that are not finite, and are known, the terms are compiled and
+        computed at T(0), with the data as they are and with finite rows in the place of the others.
+        The error names the numbers of the data that are to blame.
+        """
+        self.check_terms(*data)
+        data = inputs.arrays(data)
         latents = trees.with_rows(self.latents, data)
-        static_checks.terms(self, latents, data)
 
         def terms_at_zero(*data: Any) -> dict[str, Array]:
             return self.terms(trees.at_zero(latents), *data)

@@ -70,8 +70,8 @@ def says_whether_per_row(model: "Model") -> None:
 
 
 def terms(model: "Model", latents: Latents, data: Data) -> None:
-    """Raise unless each term of the density has its shape (see `term_shapes.density_term`), and
-    warn of priors with mass outside of their latents' supports.
+    """Raise unless each term of the density has its shape, and reads within bounds (see
+    `term_shapes.density_term`), and warn of priors with mass outside of their latents' supports.
 
     `latents` are those of a batch, where local ones have the data's rows.
     """

@@ -21,10 +21,10 @@ def density_term(
 ) -> None:
     """Raise unless `function(*args)` is a float array of `shape`, where None is (N,) of any N.
 
-    The function is traced with shapes alone, so that nothing is computed. ValueError or TypeError
-    if it is no such array, if it asks for a latent that is not in the tree `known`, or if a (N,)
-    array meets a (N, 1) one, which would silently become (N, N). IndexError where an index of the
-    data is out of bounds (see `indices.check`).
+    The function is traced with shapes alone, so that its numbers are not computed. ValueError or
+    TypeError if it is no such array, if it asks for a latent that is not in the tree `known`, or if
+    a (N,) array meets a (N, 1) one, which would silently become (N, N). IndexError where an index
+    of the data is out of bounds (see `indices.check`).
     """
     try:
         traced, term = _trace_without_outer_broadcast(name, function, *args)

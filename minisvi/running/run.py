@@ -62,7 +62,9 @@ def run(
             "`held_out` is for a stopping rule: expected `stop`, such as Patience(); got None"
         )
     held_out = None if held_out is None else inputs.arrays(held_out)
-    data = data if is_stream(data) else inputs.arrays(data)
+    if not is_stream(data):
+        data = inputs.arrays(data)
+        svi.model.check_terms(*data)  # all rows: a start sees those of one batch
     check_axes((data, held_out))
     svi, source = feed(svi, data, begin)
     state = start(svi, *source.example)

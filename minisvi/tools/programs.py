@@ -19,14 +19,15 @@ FEW_MODULES: CompilerOptions = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 2,
 }
-# Compiled in half of the time; loops take 1.2 to 1.4 times as long. At level 0 it is three times.
+# Compiled in half of the time; small loops take 1.1 to 1.4 times as long. At level 0 it is three
+# times.
 IN_HASTE: CompilerOptions = {**FEW_MODULES, "xla_backend_optimization_level": 1}
 
 _MOST = 128  # programs of one function
 
 
 class HostProgram:
-    """`jax.jit` for a function that the host calls a few times in a fit, with those options on
+    """`jax.jit` for a function that the host calls a few times in a fit, with the `options` on
     CPUs.
 
     After 128 programs, for as many models and shapes, it forgets them all, so that there is no
@@ -68,7 +69,7 @@ class HostProgram:
 
 
 def known(options: CompilerOptions) -> CompilerOptions | None:
-    """The options, or None where the compiler does not know all that there are here."""
+    """The options, or None unless this is a CPU whose compiler knows all that there are here."""
     return options if options and _are_known() else None
 
 
