@@ -7,7 +7,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import minisvi
-from minisvi import Model, positive, real, simplex
+from minisvi import Model, ordered, positive, real, simplex
 from minisvi.auto.labels import with_relabelled
 from minisvi.auto.optima import mixture_of_optima
 
@@ -132,3 +132,29 @@ def test_labels_that_a_prior_tells_apart_are_left_alone(key):
     symmetric = Model({"x": real(3)}, lambda theta: jnp.sum(norm.logpdf(theta["x"], 2.0)))
     det = minisvi.deterministic(key, symmetric, num_restarts=2)
     assert with_relabelled(key, det) == (det, ())  # one optimum, whose labels are all alike
+
+
+def of_three(theta, y):
+    """Three Gaussians of free shares."""
+    prior = jnp.sum(norm.logpdf(theta["m"], 0.0, 5.0)) + jnp.sum(norm.logpdf(jnp.log(theta["s"])))
+    of_rows = norm.logpdf(y[:, None], theta["m"][None], theta["s"][None])
+    parts = jnp.log(theta["w"])[None] + of_rows
+    return prior + jnp.sum(jax.nn.logsumexp(parts, axis=1))
+
+
+@pytest.mark.slow
+def test_three_free_labels_are_good_and_their_evidence_is_that_of_every_order(key):
+    rng = np.random.default_rng(5)
+    y = np.concatenate([rng.normal(-4, 1, 30), rng.normal(0.5, 0.6, 25), rng.normal(5, 1.2, 40)])
+    others = {"s": positive(3), "w": simplex(3)}
+    free = minisvi.fit(key, Model({"m": real(3), **others}, of_three), y, progress_bar=False)
+    told_apart = Model({"m": ordered(3), **others}, of_three)
+    in_order = minisvi.fit(key, told_apart, y, progress_bar=False)
+    assert (free.verdict.level, in_order.verdict.level) == ("good", "good")
+    assert free.best.name == "mixture of 6"
+    assert free.verdict.exchangeable == ("m", "s", "w")
+    expected = in_order.verdict.log_evidence + np.log(6)
+    assert abs(free.verdict.log_evidence - expected) < 0.03
+    m, w = free.draws.mean()["m"], free.draws.mean()["w"]
+    assert np.all(np.abs(w - 1 / 3) < 0.01)
+    assert np.all(np.abs(m - np.mean(m)) < 0.03 * free.draws.sd()["m"])
