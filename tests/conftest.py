@@ -35,6 +35,8 @@ def pytest_configure(config):
     """Slow tests alone run what users run: the others are compiled fast."""
     # A shell's job in the background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Workers read it as they start. Their threads would wait for each other at small matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if config.getoption("markexpr") != "slow":
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *COMPILE_FAST])
 

@@ -16,6 +16,7 @@ from minisvi.auto.verdict import LEVELS, Judged, Verdict
 from minisvi.data.batches import Minibatches
 from minisvi.data.streams import Stream
 from minisvi.guides.base import Guide
+from minisvi.model import trees
 from minisvi.model.model import Model
 from minisvi.posterior.draws import Draws, plain
 from minisvi.posterior.export import to_arviz
@@ -24,7 +25,7 @@ from minisvi.posterior.summary import Summary
 from minisvi.running.identity import claim, describe, fingerprint
 from minisvi.running.progress import StageDisplay
 from minisvi.second_order.deterministic import Deterministic
-from minisvi.tools import checks, inputs
+from minisvi.tools import blas, checks, inputs
 from minisvi.tools.interrupts import deferred_interrupt
 from minisvi.tools.sharding import check_axes
 from minisvi.tools.types import Data, Draw, Params
@@ -205,7 +206,8 @@ def fit(
     directory = _claimed(checkpoint_dir, key, model, data, batch_size, start)
     stages: list[Stage] = []
     verdicts: list[Verdict] = []
-    with StageDisplay(progress_bar) as display, deferred_interrupt() as ctrl_c:
+    one_thread = blas.threads_for(trees.spec(model.latents).shape[0])
+    with one_thread, StageDisplay(progress_bar) as display, deferred_interrupt() as ctrl_c:
         settings = Settings(batch_size, start, deadline, directory, checkpoint_every, display)
         for candidate in cascade(key, model, data, settings, verdicts):
             if ctrl_c.is_set():

@@ -14,6 +14,7 @@ from jax import Array
 
 from minisvi.model.at_rows import never
 from minisvi.second_order.hessian_products import dense, scaled_products
+from minisvi.tools import blas
 from minisvi.tools.programs import HostProgram
 from minisvi.tools.sharding import to_host
 
@@ -133,7 +134,6 @@ def start(x: np.ndarray) -> NewtonState:
     )
 
 
-@np.errstate(all="ignore")  # what is not finite is not taken
 def descend(
     expand: Callable[[np.ndarray], list[Expansion]],
     states: list[NewtonState],
@@ -147,6 +147,18 @@ def descend(
     computed. Before each step `over()` is asked whether to stop.
     """
 
+    size = max((state.x.size for state in states), default=0)
+    with blas.threads_for(size), np.errstate(all="ignore"):  # what is not finite is not taken
+        return _descend(expand, states, eps, max_steps, over)
+
+
+def _descend(
+    expand: Callable[[np.ndarray], list[Expansion]],
+    states: list[NewtonState],
+    eps: float,
+    max_steps: int,
+    over: Callable[[], bool],
+) -> list[NewtonState]:
     def unfinished(state: NewtonState) -> bool:
         return not (state.converged or state.stuck) and state.num_steps < max_steps
 
