@@ -19,7 +19,7 @@ FEW_MODULES: CompilerOptions = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 2,
 }
-# Compiled in half of the time; small loops take 1.1 to 1.4 times as long. At level 0 it is three
+# Compiled in 0.6 of the time; small loops take 1.1 to 1.4 times as long. At level 0 it is three
 # times.
 IN_HASTE: CompilerOptions = {**FEW_MODULES, "xla_backend_optimization_level": 1}
 
