@@ -84,6 +84,7 @@ class SVI(Record):
     objective: Callable[..., Array] = ELBO()
     batches: FullBatch | Minibatches | Chunks = FullBatch()
 
+    # Of the loop of `run`: thousands of steps are worth the compiler's best.
     compiler_options: ClassVar[CompilerOptions] = BY_DEFAULT
 
     def __post_init__(self) -> None:

@@ -1,5 +1,7 @@
 """Which latents drive the scales of others, and the guide that starts from there."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.scipy.stats import norm
 
 import minisvi
 from minisvi import Model, positive, real
+from minisvi.auto import last_stage
 from minisvi.auto.non_centring import Effects, drivers, effects, gates, non_centred, over_a_flow
 from minisvi.auto.stochastic import stochastic
 
@@ -148,3 +151,23 @@ def test_the_evidence_of_a_centred_hierarchy():
     assert exact - 0.01 < verdict.elbo < exact + 0.003
     assert abs(verdict.log_evidence - exact) < 5 * verdict.log_evidence_se
     assert verdict.ess > 0.75  # 0.8 of exact q, for the draws from wider versions of it
+
+
+@pytest.mark.parametrize(("ess", "expected"), [(0.4, 3), (0.6, 4)])
+def test_driven_goes_on_only_where_it_is_near(ess, expected, monkeypatch, key):
+    # Neither it nor the flow ever becomes good.
+    poor = SimpleNamespace(
+        level="not trusted", of_weights="not trusted", unseen=1.0, ess=ess, spacing=0.0, kl=1.0
+    )
+    monkeypatch.setattr(last_stage, "_non_centred", lambda *_: ("guide", "params"))
+    monkeypatch.setattr(last_stage, "over_a_flow", lambda *_: ("flow", "params"))
+    monkeypatch.setattr(
+        last_stage, "_run", lambda *given: iter([(given[5], 2000), (given[5], 8000)])
+    )
+    verdicts, stages = [], []
+    for stage in last_stage.last_stage(key, None, (), None, verdicts, None, None):
+        stages.append(stage)
+        verdicts.append(poor)
+    driven = [("driven", 2000), ("driven", 8000)]
+    flow = [("driven flow", 2000), ("driven flow", 8000)]
+    assert stages == driven[: expected - 2] + flow

@@ -146,7 +146,6 @@ def descend(
     `expand(x)` is f near each row of x (R, n), and `eps` the precision of the dtype in which it is
     computed. Before each step `over()` is asked whether to stop.
     """
-
     size = max((state.x.size for state in states), default=0)
     with blas.threads_for(size), np.errstate(all="ignore"):  # what is not finite is not taken
         return _descend(expand, states, eps, max_steps, over)
