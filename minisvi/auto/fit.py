@@ -184,8 +184,8 @@ def fit(
       other.
     - `start`: where the first of the starts is, a tree of unconstrained u, as
       `model.unconstrain(theta)` gives.
-    - `num_draws`: of q, for the weights, at least 100; four times as many are made where only their
-      error is in the way.
+    - `num_draws`: of q, for the weights, at least 100; four or sixteen times as many are made where
+      that alone would make them good.
     - `seconds`: a budget, looked at between stages and inside them between blocks of steps. What
       there is when it is spent is judged, and returned.
     - `checkpoint_dir`: keeps the deterministic fit, and the flow as `SVI.run` does, every
@@ -292,7 +292,7 @@ def _judged(
         candidate.params,
         *data,
         num_draws=num_draws,
-        max_draws=4 * num_draws,
+        max_draws=16 * num_draws,
         optima=det.optima,
         optimism=det.optimism,
         max_kl=candidate.max_kl,

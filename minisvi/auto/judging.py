@@ -35,6 +35,10 @@ from minisvi.tools import checks
 from minisvi.tools.interrupts import time_is_up
 from minisvi.tools.types import Draw, Params
 
+_FACTORS = (4, 16)  # by which there may be more draws, if these are not enough
+_MOST_NUMBERS = 2**25  # of all draws
+_MOST_OF_MANY = 80_000  # draws of many latents
+
 
 def judge(
     key: Array,
@@ -43,14 +47,15 @@ def judge(
     params: Params,
     *data: Any,
     num_draws: int = 20_000,
-    max_draws: int = 80_000,
+    max_draws: int = 320_000,
     optima: Optima | None = None,
     optimism: float | None = None,
     max_kl: float = np.inf,
     deadline: float = np.inf,
 ) -> Judged:
     """The verdict on any fitted guide, from `num_draws` draws of it and their log weights; from
-    four times as many, up to `max_draws`, where that alone would make it good.
+    four or sixteen times as many, up to `max_draws`, where that alone would make it good. For the
+    sake of memory there are no more than 80,000 of them where these have more than 2^25 numbers.
 
     Weighted draws err in two ways: by chance, which standard errors tell, and by what no draw has
     reached, which the `tail` of the weights tells: the share of all by which the largest exceed the
@@ -91,14 +96,15 @@ def judge(
     u, log_ratio = _first((drawn.u, drawn.log_ratio), len(weighed.log_w))
     measured = measure(u, weighed.theta, weighed.log_w, log_ratio)
     evidence = _evidence(posterior, weighed, measured, optima, max_kl)
-    if 4 * num_draws <= max_draws and _only_draws_are_missing(evidence) and not over():
+    enough = _enough_draws(evidence, min(max_draws, _most_draws(u)))
+    if enough > num_draws and not over():
         return judge(
             key,
             model,
             guide,
             params,
             *data,
-            num_draws=4 * num_draws,
+            num_draws=enough,
             max_draws=max_draws,
             optima=optima,
             optimism=optimism,
@@ -237,28 +243,45 @@ def _rulings(evidence: _Evidence) -> tuple[Ruling, Ruling]:
     return by_weights, of_all
 
 
-def _only_draws_are_missing(evidence: _Evidence) -> bool:
-    """Whether it is not good, but would be with four times as many draws: then all errors are half
-    as large, and of a Pareto tail of shape k so many draws leave 4^(k - 1) of what is unseen. The
-    tail is the largest half of what it was then, which is 2^(k - 1) of its share.
+def _most_draws(u: Draw) -> int:
+    """How many draws there may be: of many latents fewer than of few, for memory's sake."""
+    size = sum(leaf[0].size for leaf in jax.tree.leaves(u))
+    return max(_MOST_OF_MANY, _MOST_NUMBERS // max(size, 1))
+
+
+def _enough_draws(evidence: _Evidence, most: int) -> int:
+    """The number of draws with which it would be good; or that which it has, if it is good, or
+    would not be with any number up to `most`.
+    """
+    num = evidence.num_draws
+    _, now = _rulings(evidence)
+    if now.level == "good":
+        return num
+    for factor in _FACTORS:
+        _, then = _rulings(_of_more_draws(evidence, factor))
+        if factor * num <= most and then.level == "good":
+            return factor * num
+    return num
+
+
+def _of_more_draws(evidence: _Evidence, factor: int) -> _Evidence:
+    """What is to be expected of so many times as many draws. Errors fall as the square root of
+    their number, and of a Pareto tail of shape k factor^(k - 1) of what is unseen is left. The tail
+    is the largest sqrt(factor) of what it was, and has factor^((k - 1) / 2) of its share.
     """
     figures = evidence.figures
-    still_unseen = 4 ** (min(figures.khat, 1.0) - 1)
-    of_more = evidence._replace(
-        figures=figures._replace(
-            error_u=figures.error_u / 2,
-            tail=figures.tail * np.sqrt(still_unseen),
-            unseen=figures.unseen * still_unseen,
-        ),
-        moments=[_of_more_draws(moment, still_unseen) for moment in evidence.moments],
+    fewer = factor**-0.5
+    still_unseen = factor ** (min(figures.khat, 1.0) - 1)
+    moments = [
+        moment._replace(error=moment.error * fewer, unseen=moment.unseen * still_unseen)
+        for moment in evidence.moments
+    ]
+    figures = figures._replace(
+        error_u=figures.error_u * fewer,
+        tail=figures.tail * np.sqrt(still_unseen),
+        unseen=figures.unseen * still_unseen,
     )
-    _, now = _rulings(evidence)
-    _, then = _rulings(of_more)
-    return now.level != "good" and then.level == "good"
-
-
-def _of_more_draws(moment: Moment, still_unseen: float) -> Moment:
-    return moment._replace(error=moment.error / 2, unseen=moment.unseen * still_unseen)
+    return evidence._replace(figures=figures, moments=moments)
 
 
 def _verdict(evidence: _Evidence, offset: float, optimism: float | None) -> Verdict:
