@@ -90,8 +90,9 @@ class Draws(NamedTuple):
 
         It serves what is a function of theta and so has a posterior of its own: contrasts such as
         `a[1] - a[0]`, predictions without noise, other units. The mean of a bool, such as
-        `theta["slope"] > 0`, is its probability. Keep `f` at hand: an equal function and equal
-        shapes are not compiled again.
+        `theta["slope"] > 0`, is its probability. All draws are taken at once: where f(theta) is
+        large, `resample` fewer first. Keep `f` at hand: an equal function and equal shapes are not
+        compiled again.
         """
         values = _mapped(f, self.theta, self.log_weights.size)
         return Draws(values, self.log_weights)
