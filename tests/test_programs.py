@@ -5,6 +5,7 @@ from weakref import WeakValueDictionary
 import jax
 import numpy as np
 import pytest
+from conftest import RTOL
 
 from minisvi.running import device
 from minisvi.tools import programs
@@ -44,6 +45,15 @@ def test_too_many_programs_are_forgotten_all_at_once(traced, monkeypatch):
         np.testing.assert_allclose(program(power, x, 1.0), x**power)
     # At the fourth call there were three, so that the others are compiled again, too.
     assert seen == [1, 2, 3, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("num", "in_haste"), [(3, True), (programs.FEW_ROWS + 1, False)])
+def test_of_few_rows_a_function_is_compiled_in_haste(num, in_haste):
+    by_rows = programs.ByRows(lambda power, x: x**power, static_argnames="power")
+    x = np.linspace(0.0, 2.0, num)
+    program = by_rows.of((x, 1.0))
+    np.testing.assert_allclose(program(2, x), x**2, rtol=RTOL)
+    assert program.options == (programs.IN_HASTE if in_haste else programs.FEW_MODULES)
 
 
 def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):

@@ -15,7 +15,7 @@ from minisvi.guides.foreign import member
 from minisvi.model.at_rows import in_blocks, over_chunks, unravel_rows
 from minisvi.model.model import Model
 from minisvi.tools.keys import generator
-from minisvi.tools.programs import BY_DEFAULT, IN_HASTE, HostProgram
+from minisvi.tools.programs import IN_HASTE, HostProgram
 from minisvi.tools.types import Data, Draw, Params
 
 
@@ -54,7 +54,7 @@ def _normals(guide: Guide, params: Params, data: Data) -> Array | None:
     return jnp.zeros(q.noise_size, dtype)
 
 
-@partial(HostProgram, static_argnames="guide", options=BY_DEFAULT)
+@partial(HostProgram, static_argnames="guide", options=IN_HASTE)
 def _draws(
     guide: Guide, params: Params, data: Data, noise: Array, num_chunks: Any
 ) -> tuple[Draw, Array]:

@@ -23,7 +23,7 @@ from minisvi.model.model import Model
 from minisvi.objectives.elbo import ELBO
 from minisvi.svi import SVI, SVIState
 from minisvi.tools.keys import rbg_key
-from minisvi.tools.programs import IN_HASTE, CompilerOptions
+from minisvi.tools.programs import FEW_ROWS, IN_HASTE, CompilerOptions, num_rows
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Params
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     import optax
 
 _B2 = 0.95  # of Adam
-# Compiled in haste a logistic regression takes 1.1 times as long with 1,000 rows, and twice as long
-# with 1e5: from some 4,000 on thousands of steps lose more than compilation gains.
-_FEW_ROWS = 2500
 
 
 def stochastic(
@@ -73,8 +70,8 @@ def stochastic(
     objective = ELBO(num_particles, "sticking_the_landing")
     params = guide.init(key) if params is None else params
     one_vector = OneVector(guide, jax.tree.map(_form, params))
-    rows_a_step = _num_rows(data) if batch_size is None else batch_size
-    engine = _BriefSVI if rows_a_step <= _FEW_ROWS else SVI
+    rows_a_step = num_rows(data) if batch_size is None else batch_size
+    engine = _BriefSVI if rows_a_step <= FEW_ROWS else SVI
     svi = engine(model, one_vector, optimizer, objective, batches)
     state = _start(svi, key, params)
     go_on = partial(
@@ -94,11 +91,6 @@ def stochastic(
         yield state._replace(params=one_vector.tree(vector))
         if int(state.step) < end:
             return
-
-
-def _num_rows(data: Any) -> int:
-    """The longest leading axis of the data."""
-    return max((np.shape(leaf)[0] for leaf in jax.tree.leaves(data) if np.ndim(leaf)), default=0)
 
 
 @dataclass(frozen=True, eq=False)

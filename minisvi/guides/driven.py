@@ -86,7 +86,8 @@ def _log_slope(a: Array, z: Array) -> Array:
     """The log of the slope of sinh(d asinh(z) + c) / d, where a is its argument: log cosh(a) -
     log(1 + z^2) / 2, without an overflow of cosh.
     """
-    log_cosh = jnp.logaddexp(a, -a) - jnp.log(2.0)
+    size = jnp.abs(a)
+    log_cosh = size + jnp.log1p(jnp.exp(-2 * size)) - np.log(2.0)
     return log_cosh - 0.5 * jnp.log1p(z * z)
 
 
@@ -115,8 +116,8 @@ class Response(NamedTuple):
         a = self.gate @ w + self.gate_bias
         opening = jax.nn.softplus(a)
         gate = jax.nn.sigmoid(a)
-        # The root itself has no gradient where a gate is shut or open.
-        middle = jnp.exp(-0.5 * (opening + jax.nn.softplus(-a)))
+        # sqrt(g (1 - g)), which itself has no gradient where a gate is shut or open.
+        middle = jnp.exp(0.5 * a - opening)
         pulled = gate * (self.pull + self.pull_slope @ w)
         mean = self.linear @ w + pulled + 2 * self.bump * middle
         log_scale = self.slope @ w - 0.5 * (opening - jax.nn.softplus(self.gate_bias))

@@ -18,7 +18,7 @@ from minisvi.model.at_rows import in_blocks, over_chunks
 from minisvi.model.model import Model
 from minisvi.second_order.hessian_products import dense, scaled_products
 from minisvi.tools.batching import batched
-from minisvi.tools.programs import HostProgram
+from minisvi.tools.programs import ByRows, HostProgram
 from minisvi.tools.sharding import to_host
 from minisvi.tools.types import Data, Weight
 
@@ -48,7 +48,7 @@ def hessians(
     chunk = max(min(chunk, most), 1)
 
     def compute(block: Any, num_chunks: int) -> Any:
-        return _hessians(model, block, num_chunks, data, weight, chunk)
+        return _hessians.of(data)(model, block, num_chunks, data, weight, chunk)
 
     return _doubles(in_blocks(compute, u, len(u), chunk=chunk, most=most))
 
@@ -59,7 +59,7 @@ def products(
     """The derivatives at each row, with the Hessian's product with the row of v (S, D)."""
 
     def compute(block: Any, num_chunks: int) -> Any:
-        return _products(model, *block, num_chunks, data, weight)
+        return _products.of(data)(model, *block, num_chunks, data, weight)
 
     most = _MOST_CHUNKS * CHUNK
     return _doubles(in_blocks(compute, (u, v), len(u), chunk=CHUNK, most=most))
@@ -84,7 +84,7 @@ def _doubles(found: Derivatives) -> Derivatives:
     return Derivatives(*[part.astype(float) for part in found])
 
 
-@partial(HostProgram, static_argnames=("model", "chunk"))
+@partial(ByRows, static_argnames=("model", "chunk"))
 def _hessians(
     model: Model, u: Array, num_chunks: Any, data: Data, weight: Weight, chunk: int
 ) -> Derivatives:
@@ -95,7 +95,7 @@ def _hessians(
     return over_chunks(batched(one), u, num_chunks, chunk)
 
 
-@partial(HostProgram, static_argnames="model")
+@partial(ByRows, static_argnames="model")
 def _products(
     model: Model, u: Array, v: Array, num_chunks: Any, data: Data, weight: Weight
 ) -> Derivatives:
