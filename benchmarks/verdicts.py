@@ -497,7 +497,7 @@ def main() -> None:
         "--smoke", action="store_true", help="two targets, one seed; no file unless --output"
     )
     parser.add_argument("--targets", help=f"some of {', '.join(CASES)}, by commas")
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument(
         "--first-seed",
         type=int,

@@ -236,12 +236,12 @@ def test_a_batch_size_that_will_not_do_is_found_before_the_first_stage(
 
 
 @pytest.mark.parametrize("num_draws", [2000, 30_000])
-def test_more_draws_are_at_most_four_times_as_many(num_draws, monkeypatch):
+def test_more_draws_are_at_most_sixteen_times_as_many(num_draws, monkeypatch):
     def judge(*_, num_draws, max_draws, **options):
         raise InterruptedError(f"{num_draws} to {max_draws}")
 
     monkeypatch.setattr(fit_file, "judge", judge)
-    with pytest.raises(InterruptedError, match=f"^{num_draws} to {4 * num_draws}$"):
+    with pytest.raises(InterruptedError, match=f"^{num_draws} to {16 * num_draws}$"):
         fitted(10, NO_LATENTS, num_draws=num_draws)
 
 
