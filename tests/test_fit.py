@@ -54,6 +54,24 @@ def test_a_conjugate_gaussian_is_exact_in_its_first_stage():
     assert np.all(np.abs(plain / sd - 1) < 0.03)
 
 
+STAGES = {  # the levels and ELBOs of the stages, and which of these is the best
+    "the level": ([("not trusted", -1.0), ("good", -3.0), ("good", -4.0)], 1),
+    "the ELBO": ([("not trusted", -1.0), ("good", -3.0), ("good", -2.0)], 2),
+    "no ELBO": ([("not trusted", np.nan), ("not trusted", -9.0), ("not trusted", np.inf)], 1),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_best_stage_has_the_highest_level_and_then_the_highest_elbo(name):
+    verdicts, best = STAGES[name]
+    stages = [
+        SimpleNamespace(judged=SimpleNamespace(verdict=SimpleNamespace(level=level, elbo=elbo)))
+        for level, elbo in verdicts
+    ]
+    fit = fit_file.Fit(NO_LATENTS, (), tuple(stages), None)
+    assert fit.best is stages[best]
+
+
 @pytest.mark.whole
 def test_the_gamma_example():
     model = minisvi.Model({"concentration": minisvi.positive()}, gamma_log_joint)

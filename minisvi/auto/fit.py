@@ -45,7 +45,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` comes to. Its figures are those of the best stage, by level and then by ESS.
+    """What `fit` comes to. Its figures are those of the best stage, by level and then by ELBO.
 
     - `draws`: theta with importance weights (`mean`, `sd`, `quantiles`, `resample`, `predictive`).
     - `verdict`: whether to trust them; print it. `log_evidence` and `elbo`, in nats, are among its
@@ -62,11 +62,14 @@ class Fit:
 
     @property
     def best(self) -> Stage:
-        """The stage of the highest level, and among these of the highest ESS."""
+        """The stage of the highest level, and among these of the highest ELBO, whose q is the
+        nearest to the posterior.
+        """
 
         def rank(stage: Stage) -> tuple[int, float]:
             verdict = stage.judged.verdict
-            return LEVELS.index(verdict.level), verdict.ess
+            elbo = verdict.elbo if np.isfinite(verdict.elbo) else -np.inf
+            return LEVELS.index(verdict.level), elbo
 
         return max(self.stages, key=rank)
 
