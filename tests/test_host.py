@@ -43,7 +43,7 @@ def weighted_draws():
 
 
 def a_fit():
-    verdict = SimpleNamespace(level="good", ess=0.5, reason="equal weights", unreached=())
+    verdict = SimpleNamespace(level="good", elbo=-3.0, reason="equal weights", unreached=())
     judged = SimpleNamespace(draws=weighted_draws(), verdict=verdict)
     stages = (SimpleNamespace(judged=judged, name="mean field"),)
     return Fit(Model(real(), lambda x: -(x**2)), (), stages, None)

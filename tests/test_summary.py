@@ -214,7 +214,7 @@ def test_a_posterior_of_an_svi_and_its_result(key):
 def test_the_summary_of_a_fit_is_that_of_its_weighted_draws():
     draws = Draws({"x": X}, LOG_WEIGHTS)
     judged = SimpleNamespace(
-        draws=draws, verdict=SimpleNamespace(level="good", ess=0.5, unreached=())
+        draws=draws, verdict=SimpleNamespace(level="good", elbo=-3.0, unreached=())
     )
     fit = Fit(SVI.model, (), (SimpleNamespace(judged=judged),), None)
     assert fit.summary() == draws.summary()
