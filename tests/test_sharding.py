@@ -194,19 +194,28 @@ def steps_on_disk(directory):
     return sorted(int(path.name) for path in directory.glob("checkpoints/*") if path.name.isdigit())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_of_two_is_killed_then_the_other_ends_and_both_go_on(victim, tmp_path):
-    fit, killed = ("checkpoints", 1000), tmp_path / "killed"
-    with processes(killed, *two(killed, *fit)) as children:
-        while len(steps_on_disk(killed)) < 2:  # then the first is whole
+def kill(victim, directory, fit, last):
+    """One of two processes is killed once there is another checkpoint; then the other ends, too."""
+    with processes(directory, *two(directory, *fit)) as children:
+        # Once there are two the first of them is whole.
+        while sum(step > last for step in steps_on_disk(directory)) < 2:
             assert [child.poll() for child in children] == [None, None]
             time.sleep(0.05)
         children[victim].kill()
         begin = time.monotonic()
-        assert ended(children[1 - victim], killed / f"log{1 - victim}", seconds=60) != 0
+        log = directory / f"log{1 - victim}"
+        assert ended(children[1 - victim], log, seconds=60) != 0
         print(f"ended after {time.monotonic() - begin:.1f} s")
-    assert 0 < steps_on_disk(killed)[-1] < fit[1]
+
+
+@pytest.mark.slow
+def test_one_of_two_is_killed_then_the_other_ends_and_both_go_on(tmp_path):
+    fit, killed = ("checkpoints", 2000), tmp_path / "killed"
+    last = 0
+    for victim in (0, 1):
+        kill(victim, killed, fit, last)
+        assert last < steps_on_disk(killed)[-1] < fit[1]
+        last = steps_on_disk(killed)[-1]
     resumed, whole = fitted(killed, *fit), fitted(tmp_path / "whole", *fit)
     assert "going on from step" in (killed / "log0").read_text()
     for i, expected in whole["checkpoints"].items():
