@@ -300,39 +300,43 @@ def test_more_draws_are_taken_where_they_are_all_that_is_missing():
 
 
 SOUND = {"khat": 0.1, "ess": 0.9, "tail": 0.01, "unseen": 0.001, "error_u": 0.01, "broken": 0}
-# How many draws are enough of 20,000, with up to 320,000.
+# Of 20,000 draws, which of four and sixteen times as many would make it good.
 MORE_DRAWS = {
-    "good already": ({}, 20_000),
-    "the error": ({"error_u": 0.05}, 80_000),
-    "a larger error": ({"error_u": 0.07}, 320_000),
-    "too large an error": ({"error_u": 0.13}, 20_000),
-    "what is unseen": ({"khat": 0.5, "unseen": 0.05}, 80_000),  # 4^(k - 1) of it is 0.025
-    "more that is unseen": ({"khat": 0.5, "unseen": 0.07}, 320_000),  # 16^(k - 1): 0.018
-    "too much is unseen": ({"khat": 0.5, "unseen": 0.13}, 20_000),
-    "a tail without a mean": ({"khat": 1.2, "unseen": 0.04}, 20_000),
-    "q too far from the posterior": ({"error_u": 0.05, "log_evidence": 0.2}, 20_000),
-    "the tail": ({"khat": 0.5, "tail": 0.13}, 80_000),  # 2^(k - 1) of it is 0.092
-    "more in the tail": ({"khat": 0.5, "tail": 0.19}, 320_000),  # 4^(k - 1): 0.095
-    "too much in the tail": ({"khat": 0.5, "tail": 0.21}, 20_000),
+    "good already": ({}, ()),
+    "the error": ({"error_u": 0.05}, (4, 16)),
+    "a larger error": ({"error_u": 0.07}, (16,)),
+    "too large an error": ({"error_u": 0.13}, ()),
+    "what is unseen": ({"khat": 0.5, "unseen": 0.05}, (4, 16)),  # 4^(k - 1) of it is 0.025
+    "too much is unseen": ({"khat": 0.5, "unseen": 0.07}, ()),
+    "a tail without a mean": ({"khat": 1.2, "unseen": 0.04}, ()),
+    "q too far from the posterior": ({"error_u": 0.05, "log_evidence": 0.2}, ()),
+    "the tail": ({"khat": 0.5, "tail": 0.13}, (4, 16)),  # 2^(k - 1) of it is 0.092
+    "too much in the tail": ({"khat": 0.5, "tail": 0.15}, ()),
+    "the error and the tail": ({"error_u": 0.07, "khat": 0.5, "tail": 0.13}, (16,)),
 }
-
-
-def _evidence(changed):
-    known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, **changed}
-    of_moments = [Moment("a", 1, known["error_u"], -np.inf, known["unseen"])]
-    return judging._Evidence(Figures(**known), of_moments, 20_000, 0.0, None, None, max_kl=0.1)
 
 
 @pytest.mark.parametrize("name", MORE_DRAWS)
 def test_more_draws_help_where_errors_and_a_pareto_tail_say_so(name):
-    changed, enough = MORE_DRAWS[name]
-    assert judging._enough_draws(_evidence(changed), 320_000) == enough
+    changed, expected = MORE_DRAWS[name]
+    known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, **changed}
+    of_moments = [Moment("a", 1, known["error_u"], -np.inf, known["unseen"])]
+    evidence = judging._Evidence(Figures(**known), of_moments, 20_000, 0.0, None, None, max_kl=0.1)
+    helps = [n for n in (4, 16) if judging._helps(evidence, n * 20_000, reach=80_000)]
+    assert helps == list(expected)
+
+
+def test_no_farther_tail_is_foretold_once_there_are_as_many_draws_as_it_may_reach():
+    known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, "khat": 0.5, "unseen": 0.05}
+    of_moments = [Moment("a", 1, 0.01, -np.inf, 0.05)]
+    evidence = judging._Evidence(Figures(**known), of_moments, 80_000, 0.0, None, None, max_kl=0.1)
+    assert not judging._helps(evidence, 320_000, reach=80_000)
+    assert judging._helps(evidence, 320_000, reach=320_000)
 
 
 def test_of_many_latents_there_are_no_more_than_80_000_draws():
     few, many = {"x": np.zeros((1, 90))}, {"x": np.zeros((1, 500))}
     assert judging._most_draws(few) > 320_000 > judging._most_draws(many) == 80_000
-    assert judging._enough_draws(_evidence({"error_u": 0.07}), 80_000) == 20_000
 
 
 @pytest.mark.slow

@@ -35,7 +35,10 @@ from minisvi.tools import checks
 from minisvi.tools.interrupts import time_is_up
 from minisvi.tools.types import Draw, Params
 
-_FACTORS = (4, 16)  # by which there may be more draws, if these are not enough
+_FACTORS = (4, 16)  # by which there may be more draws, if the first are not enough
+# How many times as many draws a tail is foretold of. Where the weights of a Gaussian were foretold
+# to be good by 16 times as many, for what these would reach, they had errors of up to 0.09 sd.
+_MOST_REACH = 4
 _MOST_NUMBERS = 2**25  # of all draws
 _MOST_OF_MANY = 80_000  # draws of many latents
 
@@ -54,8 +57,9 @@ def judge(
     deadline: float = np.inf,
 ) -> Judged:
     """The verdict on any fitted guide, from `num_draws` draws of it and their log weights; from
-    four or sixteen times as many, up to `max_draws`, where that alone would make it good. For the
-    sake of memory there are no more than 80,000 of them where these have more than 2^25 numbers.
+    more, up to `max_draws`, where that alone would make it good: four times as many, or 16 where
+    the error is all that is in the way. For the sake of memory there are no more than 80,000 of
+    them where these have more than 2^25 numbers.
 
     Weighted draws err in two ways: by chance, which standard errors tell, and by what no draw has
     reached, which the `tail` of the weights tells: the share of all by which the largest exceed the
@@ -90,33 +94,36 @@ def judge(
     posterior = Posterior(model, guide, params, data)
     data = posterior.data
     key = checks.prng_key(key)
-    drawn = drawing.draw(key, model, guide, params, data, num_draws)
     over = partial(time_is_up, deadline)
-    weighed = _weighed(posterior, drawn, over)
-    u, log_ratio = _first((drawn.u, drawn.log_ratio), len(weighed.log_w))
-    measured = measure(u, weighed.theta, weighed.log_w, log_ratio)
-    evidence = _evidence(posterior, weighed, measured, optima, max_kl)
-    enough = _enough_draws(evidence, min(max_draws, _most_draws(u)))
-    if enough > num_draws and not over():
-        return judge(
-            key,
-            model,
-            guide,
-            params,
-            *data,
-            num_draws=enough,
-            max_draws=max_draws,
-            optima=optima,
-            optimism=optimism,
-            max_kl=max_kl,
-            deadline=deadline,
-        )
-    verdict = _verdict(evidence, weighed.density.offset, optimism)
+
+    def look(num: int) -> _Look:
+        drawn = drawing.draw(key, model, guide, params, data, num)
+        weighed = _weighed(posterior, drawn, over)
+        u, log_ratio = _first((drawn.u, drawn.log_ratio), len(weighed.log_w))
+        measured = measure(u, weighed.theta, weighed.log_w, log_ratio)
+        evidence = _evidence(posterior, weighed, measured, optima, max_kl)
+        return _Look(u, weighed.density, measured, evidence)
+
+    found = look(num_draws)
+    most = min(max_draws, _most_draws(found.u))
+    for num in [factor * num_draws for factor in _FACTORS]:
+        if num <= most and not over() and _helps(found.evidence, num, _MOST_REACH * num_draws):
+            found = look(num)
+    verdict = _verdict(found.evidence, found.density.offset, optimism)
     if verdict.level != "good":
         target = model.over(guide.constrained)
-        advice = advise(target, u, measured.log_w, evidence.moments, verdict)
+        advice = advise(target, found.u, found.measured.log_w, found.evidence.moments, verdict)
         verdict = replace(verdict, advice=advice)
-    return Judged(verdict, measured.draws)
+    return Judged(verdict, found.measured.draws)
+
+
+class _Look(NamedTuple):
+    """Draws u (S, ...), the `density` that their weights are of, and what these show."""
+
+    u: Draw
+    density: Centred
+    measured: Measured
+    evidence: "_Evidence"
 
 
 class _Weighed(NamedTuple):
@@ -249,35 +256,29 @@ def _most_draws(u: Draw) -> int:
     return max(_MOST_OF_MANY, _MOST_NUMBERS // max(size, 1))
 
 
-def _enough_draws(evidence: _Evidence, most: int) -> int:
-    """The number of draws with which it would be good; or that which it has, if it is good, or
-    would not be with any number up to `most`.
-    """
-    num = evidence.num_draws
+def _helps(evidence: _Evidence, num: int, reach: int) -> bool:
+    """Whether it is not good, but would be with `num` draws, as far as `_with_more_draws` tells."""
     _, now = _rulings(evidence)
-    if now.level == "good":
-        return num
-    for factor in _FACTORS:
-        _, then = _rulings(_of_more_draws(evidence, factor))
-        if factor * num <= most and then.level == "good":
-            return factor * num
-    return num
+    _, then = _rulings(_with_more_draws(evidence, num, reach))
+    return now.level != "good" and then.level == "good"
 
 
-def _of_more_draws(evidence: _Evidence, factor: int) -> _Evidence:
-    """What is to be expected of so many times as many draws. Errors fall as the square root of
-    their number, and of a Pareto tail of shape k factor^(k - 1) of what is unseen is left. The tail
-    is the largest sqrt(factor) of what it was, and has factor^((k - 1) / 2) of its share.
+def _with_more_draws(evidence: _Evidence, num: int, reach: int) -> _Evidence:
+    """What is to be expected of `num` draws. Errors fall as the square root of their number. Of n
+    times as many, of a Pareto tail of shape k, n^(k - 1) of what is unseen is left; the tail is the
+    largest sqrt(n) of what it was, and has n^((k - 1) / 2) of its share. That is foretold of up to
+    `reach` draws.
     """
     figures = evidence.figures
-    fewer = factor**-0.5
-    still_unseen = factor ** (min(figures.khat, 1.0) - 1)
+    smaller = np.sqrt(evidence.num_draws / num)
+    farther = max(min(num, reach) / evidence.num_draws, 1.0)
+    still_unseen = farther ** (min(figures.khat, 1.0) - 1)
     moments = [
-        moment._replace(error=moment.error * fewer, unseen=moment.unseen * still_unseen)
+        moment._replace(error=moment.error * smaller, unseen=moment.unseen * still_unseen)
         for moment in evidence.moments
     ]
     figures = figures._replace(
-        error_u=figures.error_u * fewer,
+        error_u=figures.error_u * smaller,
         tail=figures.tail * np.sqrt(still_unseen),
         unseen=figures.unseen * still_unseen,
     )
