@@ -502,7 +502,8 @@ def main() -> None:
         "--first-seed",
         type=int,
         default=700,
-        help="the rule was chosen by what 0 to 12, 100 to 109, 300 to 359, 500 to 504 and 600 to 609 showed",
+        help="the rule was chosen by what 0 to 12, 100 to 109, 300 to 359, 500 to 504 and 600 "
+        "to 609 showed",
     )
     parser.add_argument("--table", action="store_true", help="print the tables of the file")
     parser.add_argument(
