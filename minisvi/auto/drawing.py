@@ -54,6 +54,7 @@ def _normals(guide: Guide, params: Params, data: Data) -> Array | None:
     return jnp.zeros(q.noise_size, dtype)
 
 
+# In haste 20,000 draws take up to 0.1 s longer, and 0.3 s less to compile, or more.
 @partial(HostProgram, static_argnames="guide", options=IN_HASTE)
 def _draws(
     guide: Guide, params: Params, data: Data, noise: Array, num_chunks: Any

@@ -117,15 +117,6 @@ def judge(
     return Judged(verdict, found.measured.draws)
 
 
-class _Look(NamedTuple):
-    """Draws u (S, ...), the `density` that their weights are of, and what these show."""
-
-    u: Draw
-    density: Centred
-    measured: Measured
-    evidence: "_Evidence"
-
-
 class _Weighed(NamedTuple):
     """theta at the draws, their log weights (S,), and the `density` that these are of."""
 
@@ -183,6 +174,15 @@ class _Evidence(NamedTuple):
     optima: int | None
     missed: float | None
     max_kl: float
+
+
+class _Look(NamedTuple):
+    """Draws u (S, ...), the `density` that their weights are of, and what these show."""
+
+    u: Draw
+    density: Centred
+    measured: Measured
+    evidence: _Evidence
 
 
 def _evidence(

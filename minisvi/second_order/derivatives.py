@@ -46,9 +46,10 @@ def hessians(
     """
     most = min(_MOST_CHUNKS * chunk, _MOST_NUMBERS // max(u.shape[1] ** 2, 1))
     chunk = max(min(chunk, most), 1)
+    program = _hessians.of(data)
 
     def compute(block: Any, num_chunks: int) -> Any:
-        return _hessians.of(data)(model, block, num_chunks, data, weight, chunk)
+        return program(model, block, num_chunks, data, weight, chunk)
 
     return _doubles(in_blocks(compute, u, len(u), chunk=chunk, most=most))
 
@@ -57,9 +58,10 @@ def products(
     model: Model, u: np.ndarray, v: np.ndarray, data: Data, weight: Weight = None
 ) -> Derivatives:
     """The derivatives at each row, with the Hessian's product with the row of v (S, D)."""
+    program = _products.of(data)
 
     def compute(block: Any, num_chunks: int) -> Any:
-        return _products.of(data)(model, *block, num_chunks, data, weight)
+        return program(model, *block, num_chunks, data, weight)
 
     most = _MOST_CHUNKS * CHUNK
     return _doubles(in_blocks(compute, (u, v), len(u), chunk=CHUNK, most=most))

@@ -23,9 +23,9 @@ FEW_MODULES: CompilerOptions = {
 # Compiled in 0.6 of the time; small loops take 1.1 to 1.4 times as long. At level 0 it is three
 # times.
 IN_HASTE: CompilerOptions = {**FEW_MODULES, "xla_backend_optimization_level": 1}
-# Of few rows, all of a fit is compiled in haste. The loop of a logistic regression takes 1.1 times
-# as long with 1,000 rows and twice as long with 1e5, and the Hessians of a Poisson regression twice
-# with 1e5: from some 4,000 on that is more than compilation gains.
+# With up to so many rows the loops and derivatives of a fit are compiled in haste. The loop of a
+# logistic regression then takes 1.1 times as long with 1,000 rows and twice as long with 1e5, and
+# so do the Hessians of a Poisson regression: from some 4,000 on that is more than is gained.
 FEW_ROWS = 2500
 
 _MOST = 128  # programs of one function
