@@ -214,6 +214,7 @@ def test_one_of_two_is_killed_then_the_other_ends_and_both_go_on(tmp_path):
     last = 0
     for victim in (0, 1):
         kill(victim, killed, fit, last)
+        assert ("going on from step" in (killed / "log0").read_text()) == (last > 0)
         assert last < steps_on_disk(killed)[-1] < fit[1]
         last = steps_on_disk(killed)[-1]
     resumed, whole = fitted(killed, *fit), fitted(tmp_path / "whole", *fit)

@@ -316,20 +316,22 @@ MORE_DRAWS = {
 }
 
 
+def evidence_of(num_draws, **changed):
+    known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, **changed}
+    of_moments = [Moment("a", 1, known["error_u"], -np.inf, known["unseen"])]
+    return judging._Evidence(Figures(**known), of_moments, num_draws, 0.0, None, None, max_kl=0.1)
+
+
 @pytest.mark.parametrize("name", MORE_DRAWS)
 def test_more_draws_help_where_errors_and_a_pareto_tail_say_so(name):
     changed, expected = MORE_DRAWS[name]
-    known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, **changed}
-    of_moments = [Moment("a", 1, known["error_u"], -np.inf, known["unseen"])]
-    evidence = judging._Evidence(Figures(**known), of_moments, 20_000, 0.0, None, None, max_kl=0.1)
+    evidence = evidence_of(20_000, **changed)
     helps = [n for n in (4, 16) if judging._helps(evidence, n * 20_000, reach=80_000)]
     assert helps == list(expected)
 
 
 def test_no_farther_tail_is_foretold_once_there_are_as_many_draws_as_it_may_reach():
-    known = {**dict.fromkeys(Figures._fields, 0.0), **SOUND, "khat": 0.5, "unseen": 0.05}
-    of_moments = [Moment("a", 1, 0.01, -np.inf, 0.05)]
-    evidence = judging._Evidence(Figures(**known), of_moments, 80_000, 0.0, None, None, max_kl=0.1)
+    evidence = evidence_of(80_000, khat=0.5, unseen=0.05)
     assert not judging._helps(evidence, 320_000, reach=80_000)
     assert judging._helps(evidence, 320_000, reach=320_000)
 
